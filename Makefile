@@ -1,0 +1,52 @@
+# Every target sets up what it needs in .venv (pinned versions, the package built from source and
+# installed editable); nothing has to be done before.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := .venv/bin
+BUILD_DIR := build
+CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+
+.PHONY: help demo test lint format bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: .venv/package.stamp  ## train small deep equilibrium models and show what the kernels give
+	$(BIN)/deq-kernels demo
+
+test: .venv/package.stamp  ## run the C++ and the Python tests; PYTEST_ARGS are passed on
+	$(BIN)/cmake -S . -B $(BUILD_DIR)/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DDEQ_TESTS=ON
+	$(BIN)/cmake --build $(BUILD_DIR)/native --target deq_kernels_test
+	$(BIN)/ctest --test-dir $(BUILD_DIR)/native --output-on-failure
+	DEQ_KERNELS_BACKEND=native $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: .venv/package.stamp  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy deq_kernels benchmarks
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+format: .venv/requirements.stamp  ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+bench: .venv/package.stamp  ## run the benchmarks; BENCH_ARGS are passed on
+	$(BIN)/deq-kernels bench $(BENCH_ARGS)
+
+clean:  ## remove what was built, and caches; .venv stays, its package is built again
+	rm -rf $(BUILD_DIR) dist *.egg-info deq-kernels-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f .venv/package.stamp deq_kernels/_build_record.json deq_kernels/lib/*.so deq_kernels/_build.*.so
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+.venv/requirements.stamp: $(wildcard requirements/*.txt)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -r requirements/dev.txt
+	touch $@
+
+.venv/package.stamp: .venv/requirements.stamp setup.py pyproject.toml CMakeLists.txt $(CXX_SOURCES)
+	DEQ_KERNELS_BUILD_DIR=$(BUILD_DIR) $(BIN)/python -m pip install --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,90 @@
+// When a sample stops, and which iterate it keeps: one rule for every fixed-point solver.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "algebra/macros.h"
+
+namespace deq {
+
+// Mirrors deq_kernels.Status.
+enum Status : int64_t { kRunning = 0, kConverged = 1, kMaxSteps = 2, kStalled = 3, kDiverged = 4 };
+
+// Columns of the per-sample tables; deq_kernels/ops/termination.py names the same.
+enum Norm : int64_t { kResidual, kBestResidual, kFirstResidual, kProgressResidual, kNormColumns };
+enum Counter : int64_t { kStatus, kCount, kSteps, kRejections, kProgressStep, kCounterColumns };
+
+// A residual must fall below this share of the last mark to count as progress.
+constexpr double kProgressShare = 0.99;
+
+struct Limits {
+  double rtol;
+  double atol;
+  int64_t max_steps;         // evaluations of f
+  int64_t stall_steps;       // evaluations without progress; 0: never stalled
+  double divergence_factor;  // a residual above this times the first one is rejected
+  int64_t max_rejections;    // rejected steps that are met by a restart
+};
+
+enum class Action { kAdvance, kStop, kReject };
+
+struct Verdict {
+  Action action;
+  bool improved;  // this iterate is the one to keep
+};
+
+// Judges the evaluation f(z) of one running sample from ||f(z) - z||^2 and ||f(z)||^2, and records
+// it: norms [kNormColumns], counters [kCounterColumns], trace [max_steps].
+//
+// Converged when ||f(z) - z|| <= atol + rtol ||f(z)||. A residual that is not finite, or has grown
+// by divergence_factor, is rejected: back to the best iterate while rejections are left, else
+// diverged. The first evaluation is always kept, so that there is an iterate to return.
+DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limits& limits,
+                                     double* norms, int64_t* counters, double* trace) {
+  const double residual = std::sqrt(residual_sq);
+  const double infinity = HUGE_VAL;
+  const bool finite = residual_sq < infinity && f_sq < infinity;
+  const int64_t step = counters[kSteps]++;
+  const bool first = step == 0;
+  trace[step] = residual;
+  norms[kResidual] = residual;
+  if (first) {
+    norms[kFirstResidual] = residual;
+    norms[kBestResidual] = infinity;
+    norms[kProgressResidual] = infinity;
+  }
+  if (finite && residual <= limits.atol + limits.rtol * std::sqrt(f_sq)) {
+    norms[kBestResidual] = residual;
+    counters[kStatus] = kConverged;
+    return {Action::kStop, true};
+  }
+  const bool rejected = !finite || residual > limits.divergence_factor * norms[kFirstResidual];
+  const bool improved = first || (finite && residual < norms[kBestResidual]);
+  if (improved && finite) {
+    norms[kBestResidual] = residual;
+    if (residual < kProgressShare * norms[kProgressResidual]) {
+      norms[kProgressResidual] = residual;
+      counters[kProgressStep] = step;
+    }
+  }
+  if (rejected && (first || counters[kRejections] >= limits.max_rejections)) {
+    counters[kStatus] = kDiverged;
+    return {Action::kStop, improved};
+  }
+  if (step + 1 >= limits.max_steps) {
+    counters[kStatus] = kMaxSteps;
+    return {Action::kStop, improved};
+  }
+  if (rejected) {
+    ++counters[kRejections];
+    return {Action::kReject, false};
+  }
+  if (limits.stall_steps > 0 && step - counters[kProgressStep] >= limits.stall_steps) {
+    counters[kStatus] = kStalled;
+    return {Action::kStop, improved};
+  }
+  return {Action::kAdvance, improved};
+}
+
+}  // namespace deq

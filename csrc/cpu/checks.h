@@ -1,0 +1,96 @@
+// Argument checks shared by the ops. All run before any parallel region: an error thrown inside
+// one would lose its message.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+
+#include "cpu/types.h"
+
+namespace deq {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
+  STD_TORCH_CHECK(t.dim() == static_cast<int64_t>(shape.size()), name, " must have ", shape.size(),
+                  " dimensions, got ", t.dim());
+  int64_t i = 0;
+  for (int64_t size : shape) {
+    STD_TORCH_CHECK(t.size(i) == size, name, " must have size ", size, " in dimension ", i,
+                    ", got ", t.size(i));
+    ++i;
+  }
+}
+
+inline void check_dtype(const Tensor& t, const char* name, ScalarType dtype) {
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " must have dtype number ",
+                  static_cast<int>(dtype), " (torch.headeronly ScalarType), got ",
+                  static_cast<int>(t.scalar_type()));
+}
+
+inline void check_contiguous(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous; pass ", name, ".contiguous()");
+}
+
+// A matrix or stack of matrices whose last dimension is dense; other strides are free.
+inline void check_dense_rows(const Tensor& t, const char* name) {
+  const int64_t last = t.dim() - 1;
+  STD_TORCH_CHECK(t.size(last) <= 1 || t.stride(last) == 1, name,
+                  " must be dense in its last dimension; pass ", name, ".contiguous()");
+}
+
+// A small table that an op reads and writes in place.
+inline void check_table(const Tensor& t, const char* name, ScalarType dtype,
+                        std::initializer_list<int64_t> shape) {
+  check_shape(t, name, shape);
+  check_dtype(t, name, dtype);
+  check_contiguous(t, name);
+}
+
+template <typename T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+
+// Calls fn with a value of the storage type.
+template <typename Fn>
+void with_state_type(ScalarType dtype, const char* name, const Fn& fn) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return fn(double());
+    case ScalarType::Float:
+      return fn(float());
+    case ScalarType::Half:
+      return fn(float16());
+    case ScalarType::BFloat16:
+      return fn(bfloat16());
+    default:
+      STD_TORCH_CHECK(false, name,
+                      " must be float64, float32, float16 or bfloat16, got dtype number ",
+                      static_cast<int>(dtype));
+  }
+}
+
+// Calls fn with a state value and a history value: the state's own type, bfloat16, or float32.
+template <typename Fn>
+void with_state_and_history_type(ScalarType state, ScalarType history, const Fn& fn) {
+  with_state_type(state, "the state", [&](auto state_value) {
+    if (history == state) {
+      return fn(state_value, state_value);
+    }
+    if (history == ScalarType::BFloat16) {
+      return fn(state_value, bfloat16());
+    }
+    STD_TORCH_CHECK(
+        history == ScalarType::Float,
+        "the history must have the state's dtype, bfloat16 or float32, got dtype number ",
+        static_cast<int>(history));
+    fn(state_value, float());
+  });
+}
+
+}  // namespace deq

@@ -1,0 +1,153 @@
+// The damped fixed-point step, and the accumulation of the damped Neumann series.
+// Formulas: docs/algebra.md, section 3. Reference: deq_kernels/ops/damped/reference.py.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+
+#include "algebra/termination.h"
+#include "cpu/checks.h"
+#include "cpu/samples.h"
+#include "cpu/streaming.h"
+
+namespace deq {
+namespace {
+
+struct Decision {
+  bool keep;     // best_z <- z
+  bool advance;  // z <- z + damping (f(z) - z)
+
+  explicit operator bool() const { return keep || advance; }
+};
+
+void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const Tensor& norms,
+                 const Tensor& counters, const Tensor& trace, const Tensor& active,
+                 const Tensor& scratch, double rtol, double atol, double damping,
+                 int64_t stall_steps, double divergence_factor) {
+  STD_TORCH_CHECK(z.dim() == 2, "z must be [batch, dim], got ", z.dim(), " dimensions");
+  STD_TORCH_CHECK(trace.dim() == 2, "trace must be [batch, max_steps]");
+  const int64_t batch = z.size(0);
+  const int64_t dim = z.size(1);
+  const int64_t max_steps = trace.size(1);
+  const int64_t tiles = tile_count(dim);
+  const ScalarType dtype = z.scalar_type();
+  check_shape(f_z, "f_z", {batch, dim});
+  check_dtype(f_z, "f_z", dtype);
+  check_dense_rows(f_z, "f_z");
+  check_contiguous(z, "z");
+  check_table(best_z, "best_z", dtype, {batch, dim});
+  check_table(norms, "norms", ScalarType::Double, {batch, kNormColumns});
+  check_table(counters, "counters", ScalarType::Long, {batch, kCounterColumns});
+  check_table(trace, "trace", ScalarType::Double, {batch, max_steps});
+  check_table(active, "active", ScalarType::Long, {1});
+  check_table(scratch, "scratch", ScalarType::Double, {batch, tiles + 1, 2});
+
+  int64_t* counter = data<int64_t>(counters);
+  const std::vector<int64_t>& running = running_samples(counter, batch);
+  check_steps_left(running, counter, max_steps);
+  const Limits limits = {rtol,
+                         atol,
+                         max_steps,
+                         stall_steps,
+                         divergence_factor,
+                         /*max_rejections=*/0};
+  double* norm = data<double>(norms);
+  double* residuals = data<double>(trace);
+  double* partials = data<double>(scratch);
+  with_state_type(dtype, "z", [&](auto value) {
+    using state_t = decltype(value);
+    using accum_t = accumulate_t<state_t>;
+    const auto& state = state_tiles<state_t>();
+    const state_t* f_data = data<state_t>(f_z);
+    const int64_t f_stride = f_z.stride(0);
+    state_t* z_data = data<state_t>(z);
+    state_t* best_data = data<state_t>(best_z);
+    const StreamPlan plan =
+        plan_stream(static_cast<int64_t>(running.size()), dim, 0, sizeof(state_t), sizeof(state_t),
+                    torch::stable::get_num_threads());
+    two_passes(
+        plan, running,
+        [&](int64_t sample, int64_t tile) {
+          const auto [begin, size] = tile_range(tile, dim);
+          TileBuffer<accum_t> r;
+          TileBuffer<accum_t> f_tile;
+          double* out = partials + (sample * (tiles + 1) + tile) * 2;
+          state.residual_norms(f_data + sample * f_stride + begin, z_data + sample * dim + begin,
+                               size, r.values, f_tile.values, out, out + 1);
+        },
+        [&](int64_t sample) {
+          double* sums = partials + (sample * (tiles + 1) + tiles) * 2;
+          add_tiles(sums - tiles * 2, tiles, 2, sums);
+          const Verdict verdict =
+              judge(sums[0], sums[1], limits, norm + sample * kNormColumns,
+                    counter + sample * kCounterColumns, residuals + sample * max_steps);
+          return Decision{verdict.improved, verdict.action == Action::kAdvance};
+        },
+        [&](int64_t sample, int64_t tile, const Decision& decision) {
+          const auto [begin, size] = tile_range(tile, dim);
+          state_t* z_tile = z_data + sample * dim + begin;
+          if (decision.keep) {
+            std::copy_n(z_tile, size, best_data + sample * dim + begin);
+          }
+          if (decision.advance) {
+            state.relax(f_data + sample * f_stride + begin, static_cast<accum_t>(damping), size,
+                        z_tile);
+          }
+        });
+  });
+  *data<int64_t>(active) = count_running(counter, batch);
+}
+
+void neumann_step(const Tensor& vjp, const Tensor& cotangent, const Tensor& w, const Tensor& norms,
+                  double damping) {
+  STD_TORCH_CHECK(w.dim() == 2, "w must be [batch, dim], got ", w.dim(), " dimensions");
+  const int64_t batch = w.size(0);
+  const int64_t dim = w.size(1);
+  const int64_t tiles = tile_count(dim);
+  const ScalarType dtype = w.scalar_type();
+  check_contiguous(w, "w");
+  check_shape(vjp, "vjp", {batch, dim});
+  check_dtype(vjp, "vjp", dtype);
+  check_dense_rows(vjp, "vjp");
+  check_shape(cotangent, "cotangent", {batch, dim});
+  check_dtype(cotangent, "cotangent", dtype);
+  check_dense_rows(cotangent, "cotangent");
+  check_table(norms, "norms", ScalarType::Double, {batch, 2});
+  std::vector<double> partials(static_cast<size_t>(batch * tiles * 2));
+  with_state_type(dtype, "w", [&](auto value) {
+    using state_t = decltype(value);
+    using accum_t = accumulate_t<state_t>;
+    const auto& state = state_tiles<state_t>();
+    const StreamPlan plan = plan_stream(batch, dim, 0, sizeof(state_t), sizeof(state_t),
+                                        torch::stable::get_num_threads());
+    const bool parallel = plan.regime != Regime::kSerial;
+    for_each(batch * tiles, parallel, false, [&](int64_t item) {
+      const int64_t sample = item / tiles;
+      const auto [begin, size] = tile_range(item % tiles, dim);
+      TileBuffer<accum_t> changed;
+      TileBuffer<accum_t> updated;
+      double* out = partials.data() + item * 2;
+      state.neumann(data<state_t>(vjp) + sample * vjp.stride(0) + begin,
+                    data<state_t>(cotangent) + sample * cotangent.stride(0) + begin,
+                    static_cast<accum_t>(damping), size, data<state_t>(w) + sample * dim + begin,
+                    changed.values, updated.values, out, out + 1);
+    });
+  });
+  double* norm = data<double>(norms);
+  for (int64_t sample = 0; sample < batch; ++sample) {
+    double sums[2] = {0.0, 0.0};
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      sums[0] += partials[static_cast<size_t>((sample * tiles + tile) * 2)];
+      sums[1] += partials[static_cast<size_t>((sample * tiles + tile) * 2 + 1)];
+    }
+    norm[sample * 2] = std::sqrt(sums[0]);
+    norm[sample * 2 + 1] = std::sqrt(sums[1]);
+  }
+}
+
+}  // namespace
+}  // namespace deq
+
+STABLE_TORCH_LIBRARY_IMPL(deq_kernels, CPU, m) {
+  m.impl("damped_step_", TORCH_BOX(&deq::damped_step));
+  m.impl("neumann_step_", TORCH_BOX(&deq::neumann_step));
+}

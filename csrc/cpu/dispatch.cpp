@@ -1,0 +1,95 @@
+// Chooses the instruction set once, at the first use.
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/tiles.h"
+
+namespace deq {
+namespace {
+
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+Isa detect() {
+#if defined(__x86_64__)
+  Isa best = Isa::kBaseline;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    best = Isa::kAvx2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      best = Isa::kAvx512;
+    }
+  }
+  const char* wanted = std::getenv("DEQ_KERNELS_CPU_ISA");
+  if (wanted != nullptr && std::strcmp(wanted, "baseline") == 0) {
+    return Isa::kBaseline;
+  }
+  if (wanted != nullptr && std::strcmp(wanted, "avx2") == 0 && best == Isa::kAvx512) {
+    return Isa::kAvx2;
+  }
+  return best;
+#else
+  return Isa::kBaseline;
+#endif
+}
+
+Isa isa() {
+  static const Isa chosen = detect();
+  return chosen;
+}
+
+}  // namespace
+
+const char* active_isa() {
+  switch (isa()) {
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    default:
+      return "baseline";
+  }
+}
+
+template <typename state_t>
+const StateTiles<state_t>& state_tiles() {
+#if defined(__x86_64__)
+  if (isa() == Isa::kAvx512) {
+    return avx512::state_tiles<state_t>();
+  }
+  if (isa() == Isa::kAvx2) {
+    return avx2::state_tiles<state_t>();
+  }
+#endif
+  return baseline::state_tiles<state_t>();
+}
+
+template <typename history_t, typename accum_t>
+const HistoryTiles<history_t, accum_t>& history_tiles() {
+#if defined(__x86_64__)
+  if (isa() == Isa::kAvx512) {
+    return avx512::history_tiles<history_t, accum_t>();
+  }
+  if (isa() == Isa::kAvx2) {
+    return avx2::history_tiles<history_t, accum_t>();
+  }
+#endif
+  return baseline::history_tiles<history_t, accum_t>();
+}
+
+template const StateTiles<double>& state_tiles();
+template const StateTiles<float>& state_tiles();
+template const StateTiles<float16>& state_tiles();
+template const StateTiles<bfloat16>& state_tiles();
+template const HistoryTiles<double, double>& history_tiles();
+template const HistoryTiles<float, double>& history_tiles();
+template const HistoryTiles<bfloat16, double>& history_tiles();
+template const HistoryTiles<float, float>& history_tiles();
+template const HistoryTiles<float16, float>& history_tiles();
+template const HistoryTiles<bfloat16, float>& history_tiles();
+
+}  // namespace deq
+
+extern "C" __attribute__((visibility("default"))) const char* deq_kernels_active_isa() {
+  return deq::active_isa();
+}

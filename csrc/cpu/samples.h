@@ -1,0 +1,46 @@
+// Which samples of a batch still run.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "algebra/termination.h"
+
+namespace deq {
+
+inline bool is_running(const int64_t* counters, int64_t sample) {
+  return counters[sample * kCounterColumns + kStatus] == kRunning;
+}
+
+// The list lives in the calling thread and is reused, so that a step allocates nothing.
+inline const std::vector<int64_t>& running_samples(const int64_t* counters, int64_t batch) {
+  static thread_local std::vector<int64_t> samples;
+  samples.clear();
+  for (int64_t sample = 0; sample < batch; ++sample) {
+    if (is_running(counters, sample)) {
+      samples.push_back(sample);
+    }
+  }
+  return samples;
+}
+
+// A running sample writes its residual to the next column of the trace: there must be one.
+inline void check_steps_left(const std::vector<int64_t>& running, const int64_t* counters,
+                             int64_t max_steps) {
+  for (int64_t sample : running) {
+    STD_TORCH_CHECK(counters[sample * kCounterColumns + kSteps] < max_steps, "sample ", sample,
+                    " still runs but has used all ", max_steps, " steps of its trace");
+  }
+}
+
+inline int64_t count_running(const int64_t* counters, int64_t batch) {
+  int64_t count = 0;
+  for (int64_t sample = 0; sample < batch; ++sample) {
+    count += is_running(counters, sample) ? 1 : 0;
+  }
+  return count;
+}
+
+}  // namespace deq

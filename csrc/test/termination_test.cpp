@@ -1,0 +1,93 @@
+// The stopping rule, case by case.
+#include "algebra/termination.h"
+
+#include "test/check.h"
+
+namespace {
+
+struct Sample {
+  double norms[deq::kNormColumns] = {};
+  int64_t counters[deq::kCounterColumns] = {};
+  double trace[10] = {};
+  deq::Limits limits = {1e-3, 0.0, 10, 3, 100.0, 1};
+
+  deq::Verdict judge(double residual, double f_norm) {
+    return deq::judge(residual * residual, f_norm * f_norm, limits, norms, counters, trace);
+  }
+  int64_t status() const { return counters[deq::kStatus]; }
+};
+
+TEST(converges_on_the_relative_or_the_absolute_tolerance) {
+  Sample sample;
+  CHECK(sample.judge(0.01, 1.0).action == deq::Action::kAdvance);
+  const deq::Verdict verdict = sample.judge(0.01, 10.0);
+  CHECK(verdict.action == deq::Action::kStop);
+  CHECK(verdict.improved);
+  CHECK(sample.status() == deq::kConverged);
+  CHECK(sample.counters[deq::kSteps] == 2);
+
+  Sample absolute;
+  absolute.limits.atol = 0.5;
+  CHECK(absolute.judge(0.5, 0.0).action == deq::Action::kStop);
+  CHECK(absolute.status() == deq::kConverged);
+}
+
+TEST(the_best_iterate_is_the_smallest_residual) {
+  Sample sample;
+  CHECK(sample.judge(4.0, 1.0).improved);
+  CHECK(!sample.judge(5.0, 1.0).improved);
+  CHECK(sample.judge(3.0, 1.0).improved);
+  CHECK_NEAR(sample.norms[deq::kBestResidual], 3.0, 1e-15);
+  CHECK_NEAR(sample.norms[deq::kFirstResidual], 4.0, 1e-15);
+  CHECK_NEAR(sample.trace[1], 5.0, 1e-15);
+}
+
+TEST(the_steps_run_out) {
+  Sample sample;
+  sample.limits.max_steps = 2;
+  CHECK(sample.judge(4.0, 1.0).action == deq::Action::kAdvance);
+  CHECK(sample.judge(2.0, 1.0).action == deq::Action::kStop);
+  CHECK(sample.status() == deq::kMaxSteps);
+}
+
+TEST(a_bad_residual_is_rejected_once_then_diverges) {
+  for (double bad : {static_cast<double>(NAN), HUGE_VAL, 401.0}) {
+    Sample sample;
+    sample.judge(4.0, 1.0);
+    const deq::Verdict verdict = sample.judge(bad, 1.0);
+    CHECK(verdict.action == deq::Action::kReject);
+    CHECK(!verdict.improved);
+    CHECK(sample.judge(4.0, 1.0).action == deq::Action::kAdvance);
+    CHECK(sample.judge(bad, 1.0).action == deq::Action::kStop);
+    CHECK(sample.status() == deq::kDiverged);
+    CHECK_NEAR(sample.norms[deq::kBestResidual], 4.0, 1e-15);
+  }
+}
+
+TEST(a_bad_first_residual_diverges_and_keeps_the_start) {
+  Sample sample;
+  const deq::Verdict verdict = sample.judge(NAN, 1.0);
+  CHECK(verdict.action == deq::Action::kStop);
+  CHECK(verdict.improved);
+  CHECK(sample.status() == deq::kDiverged);
+  CHECK(sample.norms[deq::kBestResidual] == HUGE_VAL);
+}
+
+TEST(stalls_after_steps_without_one_percent) {
+  Sample sample;
+  sample.judge(4.0, 1.0);
+  sample.judge(3.999, 1.0);
+  CHECK(sample.judge(3.998, 1.0).action == deq::Action::kAdvance);
+  const deq::Verdict verdict = sample.judge(3.997, 1.0);
+  CHECK(verdict.action == deq::Action::kStop);
+  CHECK(verdict.improved);
+  CHECK(sample.status() == deq::kStalled);
+
+  Sample never;
+  never.limits.stall_steps = 0;
+  for (int i = 0; i < 9; ++i) {
+    CHECK(never.judge(4.0, 1.0).action == deq::Action::kAdvance);
+  }
+}
+
+}  // namespace
