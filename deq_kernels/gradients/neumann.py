@@ -1,0 +1,49 @@
+"""The Neumann-series phantom gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deq_kernels.gradients.base import AdjointGradient, VectorJacobianProduct
+from deq_kernels.inverse import InverseJacobian
+from deq_kernels.ops import damped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neumann(AdjointGradient):
+    """NPG: w ← λ ℓ + λ Jᵀ w + (1 − λ) w, `steps` times from 0 (PG, equation 17).
+
+    Takes steps − 1 VJPs. Tends to the exact gradient as steps grows where (1 − λ) I + λ J is a
+    contraction.
+
+    Args:
+        steps: k, at least 1.
+        damping: λ in (0, 1].
+    """
+
+    steps: int = 5
+    damping: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_phantom_options(self.steps, self.damping)
+
+    def adjoint(
+        self, cotangent: Tensor, vjp: VectorJacobianProduct, inverse: InverseJacobian | None
+    ) -> Tensor:
+        """w after `steps` terms."""
+        w = self.damping * cotangent.contiguous()
+        norms = torch.empty((len(w), 2), dtype=torch.float64, device=w.device)
+        for _ in range(self.steps - 1):
+            damped.neumann_step_(vjp(w), cotangent, w, norms, damping=self.damping)
+        return w
+
+
+def check_phantom_options(steps: int, damping: float) -> None:
+    """Raise ValueError unless k ≥ 1 and 0 < λ ≤ 1."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps!r}.")
+    if not 0 < damping <= 1:
+        raise ValueError(f"damping must be above 0 and at most 1; got {damping!r}.")

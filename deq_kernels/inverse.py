@@ -1,0 +1,159 @@
+"""Estimates of the inverse Jacobian J_r⁻¹ = (J − I)⁻¹ that a solver leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from deq_kernels.ops import broyden, low_rank
+
+
+class InverseJacobian(Protocol):
+    """What gradients need of an inverse estimate H, per sample."""
+
+    @property
+    def rank(self) -> Tensor:
+        """Rank of each sample's correction to H₀, [batch] int64."""
+        ...
+
+    def matvec(self, x: Tensor) -> Tensor:
+        """H x for x [batch, dim] or [batch, columns, dim]."""
+        ...
+
+    def rmatvec(self, x: Tensor) -> Tensor:
+        """Hᵀ x for x [batch, dim] or [batch, columns, dim]."""
+        ...
+
+    def unbind(self) -> tuple[tuple[Tensor, ...], Callable[..., InverseJacobian]]:
+        """The tensors H is made of, and a function that makes it of them and holds none."""
+        ...
+
+
+def _columns(x: Tensor, batch: int, dim: int, dtype: torch.dtype | None) -> Tensor:
+    """x as [batch, columns, dim], checked."""
+    if x.dim() not in (2, 3) or x.shape[0] != batch or x.shape[-1] != dim:
+        raise ValueError(
+            f"A product takes x of shape [{batch}, {dim}] or [{batch}, columns, {dim}]; got "
+            f"{list(x.shape)}. Flatten each sample's state to one row first."
+        )
+    if dtype is not None and x.dtype != dtype:
+        raise TypeError(f"A product takes x in the state's dtype {dtype}; got {x.dtype}.")
+    return x if x.dim() == 3 else x[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class ProductFormInverse:
+    """H = (I + u_{r−1} p_{r−1}ᵀ / N_{r−1}) ⋯ (I + u_0 p_0ᵀ / N_0) H₀ with H₀ = −γ I.
+
+    Good Broyden's inverse from one stored direction p_j per step (docs/algebra.md, section 1).
+
+    Attributes:
+        directions: p_j, [batch, history_length + 1, dim].
+        gram: ⟨p_i, p_j⟩, [batch, history_length + 1, history_length + 1] float64.
+        factors: step length and weight of each factor, [batch, history_length + 1, 2] float64.
+        rank: number of factors of each sample, [batch] int64.
+        gamma: γ.
+        dtype: dtype of the state, and of the vectors multiplied.
+    """
+
+    directions: Tensor
+    gram: Tensor
+    factors: Tensor
+    rank: Tensor
+    gamma: float
+    dtype: torch.dtype
+
+    def _product(self, x: Tensor, scale: float, transpose: bool) -> Tensor:
+        columns = _columns(x, len(self.rank), self.directions.shape[-1], self.dtype)
+        product = broyden.matvec(
+            self.directions,
+            self.gram,
+            self.factors,
+            self.rank,
+            columns,
+            scale=scale,
+            transpose=transpose,
+        )
+        return product.reshape(x.shape)
+
+    def matvec(self, x: Tensor, *, seeded: bool = False) -> Tensor:
+        """H x for x [batch, dim] or [batch, columns, dim], in the state's dtype.
+
+        With `seeded`, x is M x already, for an initial inverse H₀ = M of the caller's.
+        """
+        return self._product(x, 1.0 if seeded else -self.gamma, transpose=False)
+
+    def rmatvec(self, x: Tensor, *, seeded: bool = False) -> Tensor:
+        """Hᵀ x for x [batch, dim] or [batch, columns, dim], in the state's dtype.
+
+        With `seeded`, the caller applies Mᵀ to the result, for an initial inverse H₀ = M.
+        """
+        return self._product(x, 1.0 if seeded else -self.gamma, transpose=True)
+
+    def unbind(self) -> tuple[tuple[Tensor, ...], Callable[..., ProductFormInverse]]:
+        """The tensors H is made of, and a function that makes it of them and holds none."""
+        tensors = (self.directions, self.gram, self.factors, self.rank)
+        return tensors, partial(ProductFormInverse, gamma=self.gamma, dtype=self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankInverse:
+    """H = −γ I + Σ_{i < rank} u_i v_iᵀ.
+
+    Attributes:
+        u: left factors, [batch, history_length, dim].
+        v: right factors, [batch, history_length, dim].
+        rank: valid rows of each sample, [batch] int64.
+        gamma: γ.
+    """
+
+    u: Tensor
+    v: Tensor
+    rank: Tensor
+    gamma: float = 1.0
+
+    @classmethod
+    def empty(
+        cls,
+        batch: int,
+        history_length: int,
+        dim: int,
+        *,
+        gamma: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> LowRankInverse:
+        """H = −γ I with room for `history_length` pairs per sample."""
+        shape = (batch, history_length, dim)
+        rank = torch.zeros(batch, dtype=torch.int64, device=device)
+        u = torch.empty(shape, dtype=dtype, device=device)
+        return cls(u, torch.empty_like(u), rank, gamma)
+
+    def matvec(self, x: Tensor) -> Tensor:
+        """H x for x [batch, dim] or [batch, columns, dim]."""
+        columns = _columns(x, len(self.rank), self.u.shape[-1], None)
+        product = low_rank.matvec(self.u, self.v, self.rank, columns, scale=-self.gamma)
+        return product.reshape(x.shape)
+
+    def rmatvec(self, x: Tensor) -> Tensor:
+        """Hᵀ x for x [batch, dim] or [batch, columns, dim]."""
+        columns = _columns(x, len(self.rank), self.u.shape[-1], None)
+        product = low_rank.rmatvec(self.u, self.v, self.rank, columns, scale=-self.gamma)
+        return product.reshape(x.shape)
+
+    def append_(self, s: Tensor, y: Tensor) -> Tensor:
+        """Update H in place so that H y = s; s and y are [batch, dim].
+
+        Returns:
+            [batch] bool: False where the history is full or the pair degenerate.
+        """
+        return low_rank.append_(self.u, self.v, self.rank, s, y, scale=-self.gamma)
+
+    def unbind(self) -> tuple[tuple[Tensor, ...], Callable[..., LowRankInverse]]:
+        """The tensors H is made of, and a function that makes it of them and holds none."""
+        return (self.u, self.v, self.rank), partial(LowRankInverse, gamma=self.gamma)

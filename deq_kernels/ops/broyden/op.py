@@ -1,0 +1,196 @@
+"""The op family `broyden`: one solver step, and products with the inverse it builds.
+
+The inverse estimate of J_r = J − I is kept in product form, one stored direction per step:
+
+    H = (I + u_{r−1} p_{r−1}ᵀ / N_{r−1}) ⋯ (I + u_0 p_0ᵀ / N_0) H₀,   u_j = p_{j+1} + (α_j − 1) p_j
+
+with H₀ = −γ I and N_j = ⟨p_j, p_j⟩ (docs/algebra.md, section 1; Kelley 1995, chapter 7).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deq_kernels.ops import registry
+from deq_kernels.ops.broyden import reference
+from deq_kernels.ops.dtypes import resolve_history_dtype
+from deq_kernels.ops.memory import advise_huge_pages_
+from deq_kernels.ops.termination import Tables
+from deq_kernels.ops.tiles import tile_count
+
+
+def _step_fake(*args: Any) -> None:
+    """The step only writes to its arguments."""
+
+
+def _matvec_fake(
+    directions: Tensor,
+    gram: Tensor,
+    factors: Tensor,
+    rank: Tensor,
+    x: Tensor,
+    scale: float,
+    transpose: bool,
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+_STEP = registry.define(
+    "broyden_step_(Tensor f_z, Tensor(a!) z, Tensor(b!) best_z, Tensor(c!) directions, "
+    "Tensor(d!) gram, Tensor(e!) factors, Tensor(f!) norms, Tensor(g!) counters, "
+    "Tensor(h!) trace, Tensor(i!) active, Tensor(j!) scratch, float rtol, float atol, "
+    "float damping, float gamma, int stall_steps, float divergence_factor) -> ()",
+    reference=reference.step_,
+    fake=_step_fake,
+)
+_MATVEC = registry.define(
+    "broyden_matvec(Tensor directions, Tensor gram, Tensor factors, Tensor rank, Tensor x, "
+    "float scale, bool transpose) -> Tensor",
+    reference=reference.matvec,
+    fake=_matvec_fake,
+)
+
+
+def _matvec_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *history, _, ctx.scale, ctx.transpose = inputs
+    if any(tensor.requires_grad for tensor in history):
+        raise NotImplementedError(
+            "broyden_matvec is differentiable in x only; the history requires grad. "
+            "Detach the directions, Gram matrix and factors first."
+        )
+    ctx.save_for_backward(*history)
+
+
+def _matvec_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x = _MATVEC.call(*ctx.saved_tensors, grad.contiguous(), ctx.scale, not ctx.transpose)
+    return None, None, None, None, grad_x, None, None
+
+
+torch.library.register_autograd(
+    "deq_kernels::broyden_matvec",
+    _matvec_backward,
+    setup_context=_matvec_setup,
+    lib=registry.LIBRARY,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What one Broyden solve stores: directions and their rank-sized tables.
+
+    Attributes:
+        directions: [batch, history_length + 1, dim], the first `count` rows of a sample valid.
+        gram: [batch, history_length + 1, history_length + 1] float64, ⟨p_i, p_j⟩.
+        factors: [batch, history_length + 1, 2] float64, step length α_j and weight ω_j.
+        scratch: [batch, tiles + 1, 2 + 2 (history_length + 1)] float64, partial sums of a step.
+    """
+
+    directions: Tensor
+    gram: Tensor
+    factors: Tensor
+    scratch: Tensor
+
+    @classmethod
+    def new(cls, z: Tensor, history_length: int, history_dtype: torch.dtype | None) -> History:
+        """An empty history for states like z [batch, dim]."""
+        batch, dim = z.shape
+        capacity = history_length + 1
+        table = partial(torch.zeros, dtype=torch.float64, device=z.device)
+        dtype = resolve_history_dtype(z.dtype, history_dtype)
+        directions = torch.empty((batch, capacity, dim), dtype=dtype, device=z.device)
+        return cls(
+            advise_huge_pages_(directions),
+            table((batch, capacity, capacity)),
+            table((batch, capacity, 2)),
+            table((batch, tile_count(dim) + 1, 2 + 2 * capacity)),
+        )
+
+
+def step_(
+    f_z: Tensor,
+    z: Tensor,
+    best_z: Tensor,
+    history: History,
+    tables: Tables,
+    *,
+    rtol: float,
+    atol: float,
+    damping: float,
+    gamma: float,
+    stall_steps: int,
+    divergence_factor: float,
+) -> None:
+    """One whole step of good Broyden from f(z), for every sample that still runs.
+
+    Forms r = f(z) − z, judges it (`deq_kernels.ops.termination`), keeps z where it is the best
+    so far, finishes the newest factor, computes p = −H r, stores it and moves z ← z + α p. A
+    sample that stops is not moved, and is skipped from then on; nothing of it is read or written.
+
+    Args:
+        f_z: f(z), [batch, dim]; any strides.
+        z: the iterates, [batch, dim], contiguous; updated.
+        best_z: the best iterate of each sample, [batch, dim]; updated.
+        history: stored directions and their tables; updated.
+        tables: norms, counters, trace and the number of running samples; updated.
+        rtol: relative tolerance on ‖f(z) − z‖ against ‖f(z)‖.
+        atol: absolute tolerance on ‖f(z) − z‖.
+        damping: the step length α.
+        gamma: scale of the initial inverse, H₀ = −γ I.
+        stall_steps: evaluations without progress after which a sample has stalled; 0 for never.
+        divergence_factor: growth over the first residual at which a step is rejected.
+
+    Raises:
+        RuntimeError: a tensor has the wrong shape, dtype or layout (the message names it).
+    """
+    _STEP.call(
+        f_z if f_z.stride(1) == 1 else f_z.contiguous(),
+        z,
+        best_z,
+        history.directions,
+        history.gram,
+        history.factors,
+        tables.norms,
+        tables.counters,
+        tables.trace,
+        tables.active,
+        history.scratch,
+        rtol,
+        atol,
+        damping,
+        gamma,
+        stall_steps,
+        divergence_factor,
+    )
+
+
+def matvec(
+    directions: Tensor,
+    gram: Tensor,
+    factors: Tensor,
+    rank: Tensor,
+    x: Tensor,
+    *,
+    scale: float = -1.0,
+    transpose: bool = False,
+) -> Tensor:
+    """H x (or Hᵀ x) with the product-form inverse, in two passes over the directions.
+
+    Args:
+        directions: [batch, history_length + 1, dim].
+        gram: [batch, history_length + 1, history_length + 1] float64.
+        factors: [batch, history_length + 1, 2] float64.
+        rank: factors of each sample, [batch] int64.
+        x: right-hand sides, [batch, columns, dim], in the state's dtype.
+        scale: H₀ = scale · I. A seeded product H₀ = M is had with scale 1: pass M x here for
+            H x, and apply Mᵀ to the result for Hᵀ x.
+        transpose: the left product Hᵀ x, as SHINE needs it (SHINE, equation 4).
+
+    Returns:
+        [batch, columns, dim], dtype of x. Differentiable in x.
+    """
+    return _MATVEC.call(directions, gram, factors, rank, x.contiguous(), scale, transpose)

@@ -1,0 +1,181 @@
+"""The Broyden step and the product-form inverse in PyTorch: the formulas every backend follows.
+
+Source: docs/algebra.md, section 1. The rank-sized recurrences are written as triangular systems.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deq_kernels.ops.dtypes import accumulate_dtype
+from deq_kernels.ops.termination import Counter, Status, Tables, judge_
+
+SINGULAR_SHARE = 1e-8
+"""A denominator π + N below this share of N leaves no digits in the new direction."""
+
+
+def _rows(directions: Tensor, count: Tensor, most: int, dtype: torch.dtype) -> Tensor:
+    """The first `most` directions [batch, most, dim], zero where a sample has fewer."""
+    stored = torch.arange(most, device=count.device) < count[:, None]
+    return torch.where(stored[:, :, None], directions[:, :most].to(dtype), 0.0)
+
+
+def _along(gram: Tensor, factors: Tensor, rank: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """⟨p_j, u_i⟩ for i < j [batch, most, most] and the factor weights ω [batch, most].
+
+    Zero outside the sample's rank; u_i = p_{i+1} + (α_i − 1) p_i.
+    """
+    index = torch.arange(most, device=rank.device)
+    in_rank = index < rank[:, None]
+    step, weight = factors[:, :most, 0], factors[:, :most, 1]
+    table = gram[:, :most, : most + 1]
+    shifted = torch.nn.functional.pad(table, (0, max(0, most + 1 - table.shape[2])))
+    along = shifted[:, :, 1 : most + 1] + (step[:, None, :] - 1.0) * shifted[:, :, :most]
+    lower = (index[:, None] > index) & in_rank[:, None, :] & (index < rank[:, None] + 1)[:, :, None]
+    return torch.where(lower, along, 0.0), torch.where(in_rank, weight, 0.0)
+
+
+def _solve_unit(lower: Tensor, right: Tensor, *, upper: bool = False) -> Tensor:
+    """x with (I − lower) x = right for right [batch, most, columns]."""
+    eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+    return torch.linalg.solve_triangular(eye - lower, right, upper=upper, unitriangular=True)
+
+
+def _expand(c: Tensor, step: Tensor) -> Tensor:
+    """e with Σ c_j u_j = Σ e_j p_j, from c [..., most] to e [..., most + 1]."""
+    pad = torch.nn.functional.pad
+    return pad(c, (1, 0)) + pad((step - 1.0) * c, (0, 1))
+
+
+def matvec(
+    directions: Tensor,
+    gram: Tensor,
+    factors: Tensor,
+    rank: Tensor,
+    x: Tensor,
+    scale: float,
+    transpose: bool,
+) -> Tensor:
+    """H x, or Hᵀ x, for x [batch, columns, dim], with H₀ = scale · I."""
+    accum = accumulate_dtype(x.dtype)
+    most = int(rank.max()) if rank.numel() else 0
+    if most == 0:
+        return (scale * x.to(accum)).to(x.dtype)
+    count = torch.where(rank > 0, rank + 1, 0)
+    rows = _rows(directions, count, most + 1, accum)
+    along, weight = _along(gram, factors, rank, most)
+    step = torch.where(weight != 0.0, factors[:, :most, 0], 1.0)
+    start = x.to(accum) if transpose else scale * x.to(accum)
+    q = torch.einsum("bcd,bjd->bcj", start, rows).double()
+    if transpose:
+        right = weight[:, None] * (q[..., 1:] + (step - 1.0)[:, None] * q[..., :-1])
+        upper = weight[:, :, None] * along.mT
+        d = _solve_unit(upper, right.mT, upper=True).mT
+        product = start + torch.einsum("bcj,bjd->bcd", d.to(accum), rows[:, :-1])
+        return (scale * product).to(x.dtype)
+    c = _solve_unit(weight[:, :, None] * along, (weight[:, None] * q[..., :-1]).mT).mT
+    e = _expand(c, step[:, None])
+    return (start + torch.einsum("bcj,bjd->bcd", e.to(accum), rows)).to(x.dtype)
+
+
+def step_(
+    f_z: Tensor,
+    z: Tensor,
+    best_z: Tensor,
+    directions: Tensor,
+    gram: Tensor,
+    factors: Tensor,
+    norms: Tensor,
+    counters: Tensor,
+    trace: Tensor,
+    active: Tensor,
+    scratch: Tensor,
+    rtol: float,
+    atol: float,
+    damping: float,
+    gamma: float,
+    stall_steps: int,
+    divergence_factor: float,
+) -> None:
+    """One Broyden step of every running sample, in place; see `deq_kernels.ops.broyden.step_`."""
+    capacity = directions.shape[1]
+    verdict = judge_(
+        f_z,
+        z,
+        Tables(norms, counters, trace, active),
+        rtol=rtol,
+        atol=atol,
+        stall_steps=stall_steps,
+        divergence_factor=divergence_factor,
+        max_rejections=1,
+    )
+    status, count = counters[:, Counter.STATUS], counters[:, Counter.COUNT]
+    best_z.copy_(torch.where(verdict.improved[:, None], z, best_z))
+    z.copy_(torch.where(verdict.reject[:, None], best_z, z))
+    count.masked_fill_(verdict.reject | (verdict.advance & (count == capacity)), 0)
+    # The last secant pair of a sample that stops still enters its inverse.
+    finish = verdict.stop & (count > 0) & (count < capacity) & (status != Status.DIVERGED)
+    index = (verdict.advance | finish).nonzero().flatten()
+    if index.numel() == 0:
+        return
+
+    accum = accumulate_dtype(z.dtype)
+    residual = f_z[index].to(accum) - z[index].to(accum)
+    slot = count[index]
+    p = _next_direction(residual, directions, gram, factors, index, slot, gamma)
+    stored = p.to(directions.dtype)
+    directions[index, slot] = stored
+    factors[index, slot] = factors.new_tensor([damping, 0.0])
+    count[index] += 1
+    advanced = (z[index].to(accum) + damping * stored.to(accum)).to(z.dtype)
+    z[index] = torch.where(verdict.advance[index][:, None], advanced, z[index])
+
+
+def _next_direction(
+    residual: Tensor,
+    directions: Tensor,
+    gram: Tensor,
+    factors: Tensor,
+    index: Tensor,
+    count: Tensor,
+    gamma: float,
+) -> Tensor:
+    """p = −H r of the samples `index`, after finishing the newest factor of each.
+
+    With w = H_{k} r over the finished factors k = count − 1, π = ⟨p_k, w⟩, N = ‖p_k‖²:
+    p = −(N w + (α_k − 1) π p_k) / (π + N), or −w where the guard skips the factor.
+    """
+    start = -gamma * residual
+    most = int(count.max())
+    if most == 0:
+        return -start
+    k = (count - 1).clamp(min=0)
+    samples = torch.arange(len(index), device=index.device)
+    rows = _rows(directions[index], count, most, residual.dtype)
+    newest = rows[samples, k]
+    column = torch.einsum("bjd,bd->bj", rows, newest).double()
+    has_factor = count > 0
+    gram[index[has_factor], :most, k[has_factor]] = column[has_factor]
+    gram[index[has_factor], k[has_factor], :most] = column[has_factor]
+
+    along, weight = _along(gram[index], factors[index], k, most)
+    q = torch.einsum("bjd,bd->bj", rows, start).double()
+    c = _solve_unit(weight[:, :, None] * along, (weight * q)[:, :, None])[:, :, 0]
+    pi = q[samples, k] + (along[samples, k] * c).sum(-1)
+    norm_sq = column[samples, k]
+    denominator = pi + norm_sq
+    usable = has_factor & (norm_sq > 0.0) & (denominator.abs() > SINGULAR_SHARE * norm_sq)
+    usable &= (denominator.abs() <= 1e300) & (1.0 / norm_sq <= 1e300)
+    step = torch.where(weight != 0.0, factors[index, :most, 0], 1.0)
+    e = _expand(c, step)[:, :most]
+    scale = torch.where(usable, -norm_sq / denominator, -1.0)
+    newest_step = factors[index, k, 0]
+    coefficients = scale[:, None] * e
+    correction = torch.where(usable, (newest_step - 1.0) * pi / denominator, 0.0)
+    coefficients[samples, k] -= correction
+    factors[index[has_factor], k[has_factor], 1] = torch.where(usable, 1.0 / norm_sq, 0.0)[
+        has_factor
+    ]
+    combined = torch.einsum("bj,bjd->bd", coefficients.to(start.dtype), rows)
+    return scale.to(start.dtype)[:, None] * start + combined

@@ -1,0 +1,158 @@
+"""The per-sample tables of a fixed-point solve, and the stopping rule as PyTorch states it.
+
+The tables are shared by all solver steps (`csrc/algebra/termination.h` names the same columns):
+
+- `norms` [batch, 4] float64: the current, best, first and last progress-marking residual norm;
+- `counters` [batch, 5] int64: status, stored directions, evaluations, rejections, and the
+  evaluation at which progress was last marked;
+- `trace` [batch, max_steps] float64: the residual norm at each evaluation, NaN where none was;
+- `active` [1] int64: how many samples still run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from deq_kernels.ops.dtypes import accumulate_dtype
+
+
+class Status(IntEnum):
+    """What became of one sample."""
+
+    RUNNING = 0
+    CONVERGED = 1
+    """‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖ at the returned iterate."""
+    MAX_STEPS = 2
+    """The evaluations were used up."""
+    STALLED = 3
+    """The best residual has not fallen by 1 % within `stall_steps` evaluations."""
+    DIVERGED = 4
+    """The residual was not finite, or grew by `divergence_factor`, and restarts did not help."""
+
+
+class Norm(IntEnum):
+    """Columns of `norms`."""
+
+    RESIDUAL = 0
+    BEST = 1
+    FIRST = 2
+    PROGRESS = 3
+
+
+class Counter(IntEnum):
+    """Columns of `counters`."""
+
+    STATUS = 0
+    COUNT = 1
+    STEPS = 2
+    REJECTIONS = 3
+    PROGRESS_STEP = 4
+
+
+PROGRESS_SHARE = 0.99
+"""A residual must fall below this share of the last mark to count as progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Termination tables of one solve; every tensor is updated in place by the step ops."""
+
+    norms: Tensor
+    counters: Tensor
+    trace: Tensor
+    active: Tensor
+
+    @classmethod
+    def new(cls, batch: int, max_steps: int, device: torch.device) -> Tables:
+        """Tables of `batch` running samples that have not been evaluated yet."""
+        norms = torch.full((batch, len(Norm)), torch.inf, dtype=torch.float64, device=device)
+        counters = torch.zeros((batch, len(Counter)), dtype=torch.int64, device=device)
+        trace = torch.full((batch, max_steps), torch.nan, dtype=torch.float64, device=device)
+        active = torch.full((1,), batch, dtype=torch.int64, device=device)
+        return cls(norms, counters, trace, active)
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """‖x‖² over the last dimension in float64: no representable state overflows it."""
+    return x.double().square().sum(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Per-sample outcomes of one judgement, boolean [batch]; all False for frozen samples."""
+
+    advance: Tensor
+    stop: Tensor
+    reject: Tensor
+    improved: Tensor
+
+
+def judge_(
+    f_z: Tensor,
+    z: Tensor,
+    tables: Tables,
+    *,
+    rtol: float,
+    atol: float,
+    stall_steps: int,
+    divergence_factor: float,
+    max_rejections: int,
+) -> Verdict:
+    """Judge the evaluation f(z) of every running sample and record it in `tables`.
+
+    A sample converges when ‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖. A residual that is not finite, or
+    exceeds `divergence_factor` times the first one, is rejected: while `max_rejections` are left
+    the sample goes back to its best iterate, after that it has diverged. The first evaluation is
+    always kept, so that there is an iterate to return.
+    """
+    norms, counters, trace = tables.norms, tables.counters, tables.trace
+    accum = accumulate_dtype(z.dtype)
+    running = counters[:, Counter.STATUS] == Status.RUNNING
+    f_accum = f_z.to(accum)
+    residual = squared_norm(f_accum - z.to(accum)).sqrt()
+    f_norm = squared_norm(f_accum).sqrt()
+    finite = residual.isfinite() & f_norm.isfinite()
+    step = counters[:, Counter.STEPS].clone()
+    first = step == 0
+
+    rows = running.nonzero().flatten()
+    trace[rows, step[rows]] = residual[rows]
+    counters[:, Counter.STEPS] += running
+    norms[:, Norm.RESIDUAL] = torch.where(running, residual, norms[:, Norm.RESIDUAL])
+    norms[:, Norm.FIRST] = torch.where(running & first, residual, norms[:, Norm.FIRST])
+
+    converged = running & finite & (residual <= atol + rtol * f_norm)
+    rejected = running & ~(finite & (residual <= divergence_factor * norms[:, Norm.FIRST]))
+    rejected &= ~converged
+    better = finite & (residual < norms[:, Norm.BEST])
+    improved = running & (first | better | converged)
+    record = running & (better | converged)
+    norms[:, Norm.BEST] = torch.where(record, residual, norms[:, Norm.BEST])
+    progress = running & better & (residual < PROGRESS_SHARE * norms[:, Norm.PROGRESS])
+    norms[:, Norm.PROGRESS] = torch.where(progress, residual, norms[:, Norm.PROGRESS])
+    counters[:, Counter.PROGRESS_STEP] = torch.where(
+        progress, step, counters[:, Counter.PROGRESS_STEP]
+    )
+
+    spent = first | (counters[:, Counter.REJECTIONS] >= max_rejections)
+    diverged = rejected & spent
+    exhausted = running & (step + 1 >= trace.shape[1])
+    waited = step - counters[:, Counter.PROGRESS_STEP]
+    stalled = running & ~rejected & (waited >= stall_steps) & (stall_steps > 0)
+    status = counters[:, Counter.STATUS]
+    for mask, value in (
+        (stalled, Status.STALLED),
+        (exhausted, Status.MAX_STEPS),
+        (diverged, Status.DIVERGED),
+        (converged, Status.CONVERGED),
+    ):
+        status.masked_fill_(mask, int(value))
+    stop = running & (status != Status.RUNNING)
+    reject = rejected & ~stop
+    counters[:, Counter.REJECTIONS] += reject
+    tables.active.copy_((status == Status.RUNNING).sum())
+    return Verdict(running & ~stop & ~reject, stop, reject, improved & ~reject)

@@ -1,0 +1,144 @@
+"""States as users write them, tensors or tuples of tensors, and as solvers keep them: [B, d]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+State: TypeAlias = Tensor | tuple[Tensor, ...]
+"""One tensor [B, ...], or a tuple of tensors with equal B."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Shapes of a state, and the way from it to one row per sample and back.
+
+    Attributes:
+        shapes: shape of each tensor, batch included.
+        sizes: elements per sample of each tensor.
+        is_tuple: whether the state is a tuple.
+        batch: B.
+        dtype: common dtype.
+        device: common device.
+    """
+
+    shapes: tuple[torch.Size, ...]
+    sizes: tuple[int, ...]
+    is_tuple: bool
+    batch: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, state: State, name: str) -> Structure:
+        """Structure of `state`; `name` is what errors call it.
+
+        Raises:
+            TypeError: not a tensor or tuple of tensors, or dtypes or devices differ.
+            ValueError: a tensor without a batch dimension, differing batch sizes, an empty tuple.
+        """
+        parts = _parts(state, name)
+        if not parts:
+            raise ValueError(f"{name} must hold at least one tensor; got an empty tuple.")
+        for part in parts:
+            if part.dim() < 1:
+                raise ValueError(
+                    f"{name} must have a batch dimension first; got a tensor without dimensions. "
+                    "Add one with .reshape(1)."
+                )
+        first = parts[0]
+        for part in parts[1:]:
+            if part.shape[0] != first.shape[0]:
+                raise ValueError(
+                    f"The tensors of {name} must have one batch size; got {first.shape[0]} and "
+                    f"{part.shape[0]}."
+                )
+            if part.dtype != first.dtype or part.device != first.device:
+                raise TypeError(
+                    f"The tensors of {name} must share one dtype and device; got {first.dtype} on "
+                    f"{first.device} and {part.dtype} on {part.device}."
+                )
+        sizes = tuple(part.shape[1:].numel() for part in parts)
+        return cls(
+            tuple(part.shape for part in parts),
+            sizes,
+            isinstance(state, tuple),
+            first.shape[0],
+            first.dtype,
+            first.device,
+        )
+
+    @property
+    def dim(self) -> int:
+        """d, elements per sample."""
+        return sum(self.sizes)
+
+    def flatten(self, state: State) -> Tensor:
+        """The state as [B, d]; a view where one tensor allows it. Differentiable."""
+        if isinstance(state, Tensor) and state.dim() == 2:
+            return state
+        parts = state if isinstance(state, tuple) else (state,)
+        rows = [
+            part.reshape(self.batch, size) for part, size in zip(parts, self.sizes, strict=True)
+        ]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+    def unflatten(self, flat: Tensor) -> State:
+        """[B, d] as the user's state; views of it. Differentiable."""
+        if not self.is_tuple:
+            return flat.view(self.shapes[0])
+        pieces = flat.split(self.sizes, dim=1)
+        return tuple(piece.view(s) for piece, s in zip(pieces, self.shapes, strict=True))
+
+    def check_output(self, state: State, *, allow_cast: bool = False) -> None:
+        """Raise unless f returned a state like its input.
+
+        Args:
+            state: what f returned.
+            allow_cast: accept another floating dtype (under autocast, where the caller casts).
+
+        Raises:
+            TypeError: another structure, dtype or device.
+            ValueError: another shape.
+        """
+        if (
+            not self.is_tuple
+            and isinstance(state, Tensor)
+            and state.shape == self.shapes[0]
+            and state.dtype == self.dtype
+            and state.device == self.device
+        ):
+            return  # the common case, on the path of every step
+        parts = _parts(state, "f(z)")
+        if isinstance(state, tuple) != self.is_tuple or len(parts) != len(self.shapes):
+            raise TypeError(
+                f"f must return what it takes, {self._describe()}; got "
+                f"{'a tuple of ' + str(len(parts)) if isinstance(state, tuple) else 'one tensor'}."
+            )
+        for part, shape in zip(parts, self.shapes, strict=True):
+            if part.shape != shape:
+                raise ValueError(
+                    f"f must return the shape it takes, {list(shape)}; got {list(part.shape)}."
+                )
+            cast = allow_cast and part.dtype.is_floating_point
+            if (part.dtype != self.dtype and not cast) or part.device != self.device:
+                raise TypeError(
+                    f"f must return the dtype and device it takes, {self.dtype} on {self.device}; "
+                    f"got {part.dtype} on {part.device}. Convert z0, or the output of f."
+                )
+
+    def _describe(self) -> str:
+        return f"a tuple of {len(self.shapes)}" if self.is_tuple else "one tensor"
+
+
+def _parts(state: State, name: str) -> tuple[Tensor, ...]:
+    parts = state if isinstance(state, tuple) else (state,)
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise TypeError(
+                f"{name} must be a tensor or a tuple of tensors; got {type(part).__name__}."
+            )
+    return parts

@@ -1,0 +1,309 @@
+"""Every estimator against dense linear algebra at the solution."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deq_kernels as dk
+from deq_kernels.ops.broyden import op as broyden_op
+from python_tests.problems import DenseBroyden, Tanh, matrix_of_norm
+
+TIGHT = dk.Broyden(max_steps=120, rtol=1e-13, stall_steps=None)
+ESTIMATORS = (
+    dk.Implicit(solver=TIGHT),
+    dk.JacobianFree(),
+    dk.Shine(),
+    dk.Shine(fallback=1.3),
+    dk.Neumann(steps=5, damping=0.5),
+    dk.Unrolled(steps=5, damping=0.5),
+)
+
+
+class TanhCell(nn.Module):
+    """z = tanh(W z + U x)."""
+
+    def __init__(self, dim: int, norm: float, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(matrix_of_norm(dim, norm, dtype))
+        self.inject = nn.Parameter(torch.randn(dim, 3, dtype=torch.float64).to(dtype))
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(z @ self.weight.T + x @ self.inject.T)
+
+    def jacobians(self, z: Tensor, x: Tensor) -> Tensor:
+        """∂f/∂z of each sample, [batch, dim, dim]."""
+        slope = 1.0 - self(z, x).detach() ** 2
+        return slope[:, :, None] * self.weight.detach()
+
+
+def solved(
+    gradient: dk.Gradient, *, batch: int = 3, dim: int = 12, norm: float = 0.8
+) -> tuple[TanhCell, Tensor, dk.DEQ, Tensor, Tensor]:
+    cell = TanhCell(dim, norm)
+    x = torch.randn(batch, 3, dtype=torch.float64, requires_grad=True)
+    layer = dk.DEQ(cell, solver=TIGHT, gradient=gradient)
+    z0 = torch.zeros(batch, dim, dtype=torch.float64)
+    return cell, x, layer, z0, torch.randn(batch, dim, dtype=torch.float64)
+
+
+def parameter_gradients(cell: TanhCell, z: Tensor, x: Tensor, w: Tensor) -> list[Tensor]:
+    """(∂f/∂θ)ᵀ w for both parameters and x, from the derivative of tanh."""
+    pre = (1.0 - cell(z, x).detach() ** 2) * w
+    return [pre.T @ z.detach(), pre.T @ x.detach(), pre @ cell.inject.detach()]
+
+
+def assert_gradients(cell: TanhCell, x: Tensor, expected: list[Tensor], rtol: float) -> None:
+    for actual, target in zip((cell.weight.grad, cell.inject.grad, x.grad), expected, strict=True):
+        torch.testing.assert_close(actual, target, rtol=rtol, atol=rtol * target.abs().max().item())
+
+
+def test_implicit_equals_a_dense_solve() -> None:
+    cell, x, layer, z0, cotangent = solved(dk.Implicit(solver=TIGHT))
+    z = layer(z0, x)
+    z.backward(cotangent)
+    eye = torch.eye(12, dtype=torch.float64)
+    w = torch.linalg.solve(eye - cell.jacobians(z, x).mT, cotangent[:, :, None])[:, :, 0]
+    assert_gradients(cell, x, parameter_gradients(cell, z, x, w), 1e-9)
+
+
+@pytest.mark.parametrize("adjoint_solver", [TIGHT, dk.FixedPoint(max_steps=400, rtol=1e-13)])
+def test_implicit_passes_gradcheck(adjoint_solver: dk.Solver) -> None:
+    cell, x, layer, z0, _ = solved(dk.Implicit(solver=adjoint_solver), batch=2, dim=5)
+    assert torch.autograd.gradcheck(
+        lambda v, *parameters: layer(z0, v), (x, cell.weight, cell.inject), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 6, 12])
+@pytest.mark.parametrize("damping", [1.0, 0.8])
+def test_shine_equals_a_dense_inverse_of_the_same_steps(steps: int, damping: float) -> None:
+    """w = −Hᵀℓ with H from the textbook update along the same trajectory."""
+    problem = Tanh.random(3, 60, 0.9)
+    solver = dk.Broyden(max_steps=steps + 1, rtol=0.0, damping=damping)
+    z0 = torch.randn(3, 60, dtype=torch.float64)
+    solution = solver(problem, z0)
+    cotangent = torch.randn(3, 60, dtype=torch.float64)
+
+    def no_vjp(w: Tensor) -> Tensor:
+        raise AssertionError("SHINE takes no VJP")
+
+    w = dk.Shine().adjoint(cotangent, no_vjp, solution.inverse_jacobian)
+    for sample in range(3):
+        oracle = DenseBroyden.run(problem.sample(sample), z0[sample], steps, damping=damping)
+        expected = -oracle.inverse.T @ cotangent[sample]
+        torch.testing.assert_close(w[sample], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_shine_gradient_reaches_everything() -> None:
+    cell, x, layer, z0, cotangent = solved(dk.Shine())
+    z = layer(z0, x)
+    solution = TIGHT(lambda v: cell(v, x), z0)
+    z.backward(cotangent)
+    w = -solution.inverse_jacobian.rmatvec(cotangent)
+    assert_gradients(cell, x, parameter_gradients(cell, z, x, w), 1e-9)
+
+
+def test_shine_falls_back_per_sample() -> None:
+    """H scaled so that one sample's w is too long, one is not finite, and one is trusted."""
+    inverse = dk.LowRankInverse.empty(3, 1, 4, dtype=torch.float64)
+    inverse.u.zero_()
+    inverse.v.zero_()
+    inverse.rank.fill_(1)
+    inverse.u[0, 0, 0], inverse.v[0, 0, 0] = -5.0, 1.0
+    inverse.u[1, 0, 0], inverse.v[1, 0, 0] = torch.nan, 1.0
+    inverse.u[2, 0, 0], inverse.v[2, 0, 0] = 0.2, 1.0
+    cotangent = torch.zeros(3, 4, dtype=torch.float64)
+    cotangent[:, 0] = 2.0
+    w = dk.Shine(fallback=1.3).adjoint(cotangent, lambda v: v, inverse)
+    assert w[:, 0].tolist() == [2.0, 2.0, 1.6]
+    w = dk.Shine().adjoint(cotangent, lambda v: v, inverse)
+    assert w[0, 0] == 12.0
+    assert w[1, 0].isnan()
+
+
+def test_jacobian_free_uses_the_cotangent() -> None:
+    cell, x, layer, z0, cotangent = solved(dk.JacobianFree())
+    z = layer(z0, x)
+    z.backward(cotangent)
+    assert_gradients(cell, x, parameter_gradients(cell, z, x, cotangent), 1e-12)
+
+
+@pytest.mark.parametrize("damping", [1.0, 0.5])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_neumann_is_the_truncated_series(steps: int, damping: float) -> None:
+    cell, x, layer, z0, cotangent = solved(dk.Neumann(steps=steps, damping=damping))
+    z = layer(z0, x)
+    z.backward(cotangent)
+    jacobian = cell.jacobians(z, x)
+    w = torch.zeros_like(cotangent)
+    for _ in range(steps):
+        vjp = torch.einsum("bij,bi->bj", jacobian, w)
+        w = damping * (cotangent + vjp) + (1.0 - damping) * w
+    assert_gradients(cell, x, parameter_gradients(cell, z, x, w), 1e-10)
+
+
+@pytest.mark.parametrize("damping", [1.0, 0.5])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_unrolled_agrees_with_neumann_at_a_fixed_point(steps: int, damping: float) -> None:
+    gradients = []
+    for gradient in (
+        dk.Neumann(steps=steps, damping=damping),
+        dk.Unrolled(steps=steps, damping=damping),
+    ):
+        torch.manual_seed(3)
+        cell, x, layer, z0, cotangent = solved(gradient)
+        z = layer(z0, x)
+        z.backward(cotangent)
+        gradients.append((z.detach(), cell.weight.grad, cell.inject.grad, x.grad))
+    for neumann, unrolled in zip(*gradients, strict=True):
+        torch.testing.assert_close(unrolled, neumann, rtol=1e-9, atol=1e-9)
+
+
+def test_unrolled_output_is_the_last_unrolled_state() -> None:
+    """Away from a fixed point: two damped steps from z*, seen by the loss and differentiated."""
+    cell = TanhCell(6, 0.9)
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    z_star = torch.randn(2, 6, dtype=torch.float64)
+    h = dk.Unrolled(steps=2, damping=0.3).attach(lambda z: cell(z, x), z_star, None)
+    expected = z_star
+    for _ in range(2):
+        expected = 0.7 * expected + 0.3 * cell(expected, x)
+    torch.testing.assert_close(h, expected)
+    grads = torch.autograd.grad(h.sum(), (cell.weight, x))
+    for actual, target in zip(
+        grads, torch.autograd.grad(expected.sum(), (cell.weight, x)), strict=True
+    ):
+        torch.testing.assert_close(actual, target)
+
+
+@pytest.mark.parametrize("kind", [dk.Neumann, dk.Unrolled])
+@pytest.mark.parametrize("damping", [1.0, 0.5, 0.25])
+def test_phantom_gradients_tend_to_the_exact_one(kind: type, damping: float) -> None:
+    """The synthetic setting of PG, figure 1: cosine to the exact gradient rises with k, to 1."""
+    torch.manual_seed(5)
+    reference_cell, x, layer, z0, cotangent = solved(dk.Implicit(solver=TIGHT), dim=40, norm=0.9)
+    layer(z0, x).backward(cotangent)
+    exact = reference_cell.weight.grad.flatten()
+    cosines = []
+    for steps in (1, 5, 20, 80):
+        cell = TanhCell(40, 0.9)
+        cell.load_state_dict(reference_cell.state_dict())
+        approximate = dk.DEQ(cell, solver=TIGHT, gradient=kind(steps=steps, damping=damping))
+        approximate(z0, x.detach()).backward(cotangent)
+        cosines.append(torch.cosine_similarity(cell.weight.grad.flatten(), exact, dim=0).item())
+    assert cosines == sorted(cosines)
+    assert cosines[0] < 0.99
+    assert cosines[-1] > 0.9999
+
+
+@pytest.mark.parametrize("gradient", ESTIMATORS, ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_flow_in_both_modes(gradient: dk.Gradient, training: bool) -> None:
+    cell, x, layer, z0, cotangent = solved(gradient)
+    layer.train(training)
+    layer(z0, x).backward(cotangent)
+    for tensor in (cell.weight, cell.inject, x):
+        assert tensor.grad is not None
+        assert tensor.grad.abs().sum() > 0
+
+
+def test_the_history_is_freed_by_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While loss, output and layer live on, and no sooner than the backward pass."""
+    histories: list[weakref.ref[np.ndarray]] = []
+
+    def watched(memory: Tensor) -> Tensor:
+        array = np.zeros(tuple(memory.shape))
+        histories.append(weakref.ref(array))
+        return torch.from_numpy(array)
+
+    monkeypatch.setattr(broyden_op, "advise_huge_pages_", watched)
+    _, x, layer, z0, cotangent = solved(dk.Shine())
+    z = layer(z0, x)
+    loss = (z * cotangent).sum()
+    assert [history() is None for history in histories] == [False]
+    loss.backward()
+    assert [history() is None for history in histories] == [True]
+    assert layer.last_solution is not None
+    assert z.grad_fn is not None
+
+
+@pytest.mark.parametrize("gradient", ESTIMATORS, ids=lambda g: type(g).__name__)
+def test_a_second_backward_says_that_the_graph_is_freed(gradient: dk.Gradient) -> None:
+    _, x, layer, z0, cotangent = solved(gradient, batch=2, dim=7)
+    loss = (layer(z0, x) * cotangent).sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("gradient", ESTIMATORS, ids=lambda g: type(g).__name__)
+def test_repeated_backward_with_retain_graph(gradient: dk.Gradient) -> None:
+    cell, x, layer, z0, cotangent = solved(gradient)
+    z = layer(z0, x)
+    z.backward(cotangent, retain_graph=True)
+    first = cell.weight.grad.clone()
+    z.backward(cotangent)
+    torch.testing.assert_close(cell.weight.grad, 2 * first, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gradient", ESTIMATORS[:5], ids=lambda g: type(g).__name__)
+def test_second_derivatives_are_refused_not_wrong(gradient: dk.Gradient) -> None:
+    cell, x, layer, z0, _ = solved(gradient)
+    z = layer(z0, x)
+    (grad_x,) = torch.autograd.grad(z.sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="gives first derivatives only"):
+        torch.autograd.grad(grad_x.sum(), cell.weight)
+
+
+def test_unrolled_has_second_derivatives() -> None:
+    cell = TanhCell(4, 0.8)
+    z_star = torch.randn(2, 4, dtype=torch.float64)
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    unrolled = dk.Unrolled(steps=3, damping=0.7)
+    assert torch.autograd.gradgradcheck(
+        lambda v: unrolled.attach(lambda z: cell(z, v), z_star, None), (x,)
+    )
+
+
+def test_implicit_reports_its_adjoint_solve() -> None:
+    seen: list[dk.Solution] = []
+    gradient = dk.Implicit(solver=dk.Broyden(max_steps=2, rtol=1e-12), on_solve=seen.append)
+    _, x, layer, z0, cotangent = solved(gradient)
+    layer(z0, x).backward(cotangent)
+    assert len(seen) == 1
+    assert (seen[0].status == dk.Status.MAX_STEPS).all()
+
+
+def test_a_cell_without_dependence_on_z() -> None:
+    """J = 0: every estimator gives the plain gradient."""
+    weight = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3, dtype=torch.float64)
+    for gradient in ESTIMATORS[:4]:
+        layer = dk.DEQ(lambda z, v: v @ weight.T, solver=TIGHT, gradient=gradient)
+        (grad,) = torch.autograd.grad(layer(torch.zeros(2, 4).double(), x).sum(), weight)
+        torch.testing.assert_close(grad, x.sum(0).expand(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: dk.Shine(fallback=0.0), "fallback must be None or above 0"),
+        (lambda: dk.Neumann(steps=0), "steps must be at least 1"),
+        (lambda: dk.Unrolled(damping=0.0), "damping must be above 0 and at most 1"),
+        (lambda: dk.Unrolled(damping=1.5), "damping must be above 0 and at most 1"),
+    ],
+)
+def test_options_out_of_range(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("kind", [dk.Implicit, dk.JacobianFree, dk.Shine, dk.Neumann, dk.Unrolled])
+def test_unknown_options_are_rejected(kind: type) -> None:
+    with pytest.raises(TypeError, match="tau"):
+        kind(tau=0.5)

@@ -1,0 +1,263 @@
+"""The op family `broyden` against dense float64 algebra, on every backend present."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import deq_kernels as dk
+from deq_kernels.ops import OPS, broyden
+from deq_kernels.ops.termination import Counter, Tables
+from python_tests.problems import DenseBroyden, Tanh, chained_product, dense_product_form
+from python_tests.tolerances import assert_close
+
+BACKENDS = ("native", "reference")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+ODD_DIMS = (1, 3, 15, 17, 2047, 2048, 2049, 5000)
+
+
+def random_history(
+    batch: int, capacity: int, dim: int, dtype: torch.dtype, damping: float = 0.7
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Directions with their tables, every sample of another rank, unused rows NaN."""
+    directions = torch.randn(batch, capacity, dim).to(dtype)
+    rank = torch.arange(batch) % capacity
+    used = torch.arange(capacity) <= rank[:, None]
+    directions[~used] = torch.nan
+    full = torch.where(used[:, :, None], directions.double(), 0.0)
+    gram = full @ full.mT
+    weight = torch.where(used, 1.0 / gram.diagonal(dim1=1, dim2=2), 0.0)
+    factors = torch.stack((torch.full_like(weight, damping), weight), dim=-1)
+    return directions, gram, factors, rank
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", ODD_DIMS)
+def test_products_equal_dense_factors(backend: str, dtype: torch.dtype, dim: int) -> None:
+    directions, gram, factors, rank = random_history(5, 4, dim, dtype)
+    x = torch.randn(5, 2, dim).to(dtype)
+    for transpose in (False, True):
+        product = broyden.matvec(
+            directions, gram, factors, rank, x, scale=-0.5, transpose=transpose
+        )
+        for sample in range(5):
+            used = directions[sample, : int(rank[sample]) + 1]
+            steps = factors[sample, :, 0]
+            for column in range(2):
+                right = x[sample, column]
+                expected = chained_product(used, steps, 0.5, right, transpose=transpose)
+                assert_close(product[sample, column], expected, dtype)
+
+
+def test_the_chain_is_the_dense_product() -> None:
+    """The test's own formula for large dimensions equals explicit matrices."""
+    directions, steps = torch.randn(4, 9).double(), torch.rand(4).double()
+    dense = dense_product_form(directions, steps, 0.5)
+    x = torch.randn(9).double()
+    for transpose, expected in ((False, dense @ x), (True, dense.T @ x)):
+        chained = chained_product(directions, steps, 0.5, x, transpose=transpose)
+        torch.testing.assert_close(chained, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "history_dtype"),
+    [
+        (torch.float64, torch.float32),
+        (torch.float64, torch.bfloat16),
+        (torch.float32, torch.bfloat16),
+        (torch.float16, torch.bfloat16),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ],
+)
+def test_products_with_another_history_dtype(
+    backend: str, dtype: torch.dtype, history_dtype: torch.dtype
+) -> None:
+    directions, gram, factors, rank = random_history(4, 4, 77, history_dtype)
+    x = torch.randn(4, 1, 77).to(dtype)
+    product = broyden.matvec(directions, gram, factors, rank, x)
+    for sample in range(4):
+        dense = dense_product_form(
+            directions[sample, : int(rank[sample]) + 1], factors[sample, :, 0], 1.0
+        )
+        assert_close(product[sample], (dense @ x[sample].double().T).T, dtype)
+
+
+def test_seeded_product_replaces_the_initial_inverse(backend: str) -> None:
+    directions, gram, factors, rank = random_history(3, 4, 9, torch.float64)
+    seed = torch.randn(9, 9, dtype=torch.float64)
+    inverse = dk.ProductFormInverse(directions, gram, factors, rank, 1.0, torch.float64)
+    x = torch.randn(3, 9, dtype=torch.float64)
+    for sample in range(3):
+        r = int(rank[sample])
+        factor = dense_product_form(directions[sample, : r + 1], factors[sample, :, 0], -1.0)
+        expected = factor @ seed @ x[sample]
+        seeded = inverse.matvec(x @ seed.T, seeded=True)[sample]
+        torch.testing.assert_close(seeded, expected, rtol=1e-12, atol=1e-12)
+        expected = (factor @ seed).T @ x[sample]
+        seeded = (inverse.rmatvec(x, seeded=True) @ seed)[sample]
+        torch.testing.assert_close(seeded, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dim", "norm", "damping"),
+    [(5, 0.9, 1.0), (5, 1.4, 0.7), (31, 0.9, 0.7), (31, 1.4, 1.0), (31, 1.4, 0.7), (2060, 0.9, 1)],
+)
+def test_trajectory_equals_dense_broyden(
+    backend: str, dim: int, norm: float, damping: float
+) -> None:
+    steps = 5
+    problem = Tanh.random(2, dim, norm)
+    z0 = torch.randn(2, dim, dtype=torch.float64)
+    solution = dk.Broyden(max_steps=steps + 1, rtol=0.0, damping=damping, gamma=0.8)(problem, z0)
+    assert solution.inverse_jacobian is not None
+    x = torch.randn(2, dim, dtype=torch.float64)
+    for sample in range(2):
+        oracle = DenseBroyden.run(
+            problem.sample(sample), z0[sample], steps, damping=damping, gamma=0.8
+        )
+        residuals = torch.stack([r.norm() for r in oracle.residuals])
+        torch.testing.assert_close(solution.trace[sample], residuals, rtol=1e-7, atol=1e-12)
+        best = int(residuals.argmin())
+        torch.testing.assert_close(solution.z[sample], oracle.iterates[best], rtol=1e-8, atol=1e-10)
+        for product, dense in (
+            (solution.inverse_jacobian.matvec(x), oracle.inverse),
+            (solution.inverse_jacobian.rmatvec(x), oracle.inverse.T),
+        ):
+            torch.testing.assert_close(product[sample], dense @ x[sample], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_step_agrees_with_the_reference(dtype: torch.dtype) -> None:
+    """The same few steps on both backends, from the same f, to the accuracy of the dtype."""
+    problem = Tanh.random(4, 300, 0.8)
+    weight, bias = problem.weight.to(dtype), problem.bias.to(dtype)
+
+    def f(z: Tensor) -> Tensor:
+        return torch.tanh(z @ weight.T + bias)
+
+    z0 = torch.zeros(4, 300, dtype=dtype)
+    solutions = {}
+    for name in BACKENDS:
+        with dk.use_backend(name):
+            solutions[name] = dk.Broyden(max_steps=4, rtol=0.0)(f, z0)
+    native, reference = solutions["native"], solutions["reference"]
+    assert_close(native.trace, reference.trace, dtype)
+    assert_close(native.z, reference.z, dtype)
+    assert torch.equal(native.status, reference.status)
+
+
+def state_of(batch: int, dim: int, history_length: int) -> tuple[Tensor, broyden.History, Tables]:
+    z = torch.randn(batch, dim, dtype=torch.float64)
+    history = broyden.History.new(z, history_length, None)
+    return z, history, Tables.new(batch, 10, z.device)
+
+
+OPTIONS = {
+    "rtol": 0.0,
+    "atol": 0.0,
+    "damping": 1.0,
+    "gamma": 1.0,
+    "stall_steps": 0,
+    "divergence_factor": 1e6,
+}
+
+
+def test_guard_skips_a_singular_factor(backend: str) -> None:
+    """f(z1) chosen so that r1 − r0 has H y = 0: the factor is skipped and p = −w = γ r."""
+    z, history, tables = state_of(1, 4, 3)
+    best = torch.empty_like(z)
+    r0 = torch.randn(1, 4, dtype=torch.float64)
+    broyden.step_(z + r0, z, best, history, tables, **OPTIONS)
+    # With H₀ = −I: π = −⟨p, r1⟩, N = ‖p‖², and r1 = r0 = p makes π + N = 0.
+    before = z.clone()
+    broyden.step_(z + r0, z, best, history, tables, **OPTIONS)
+    torch.testing.assert_close(z, before + r0, rtol=1e-14, atol=1e-14)
+    assert history.factors[0, 0, 1] == 0.0
+
+
+def test_frozen_sample_is_neither_read_nor_written(backend: str) -> None:
+    z, history, tables = state_of(2, 6, 3)
+    best = torch.randn_like(z)
+    tables.counters[1, Counter.STATUS] = dk.Status.CONVERGED
+    z[1] = torch.nan
+    kept = [t.clone() for t in (z, best, history.directions, history.gram, tables.norms)]
+    f_z = z + 1.0
+    broyden.step_(f_z, z, best, history, tables, **OPTIONS)
+    after = (z, best, history.directions, history.gram, tables.norms)
+    for now, before in zip(after, kept, strict=True):
+        assert torch.equal(now[1].nan_to_num(7.0), before[1].nan_to_num(7.0))
+    assert tables.active.item() == 1
+
+
+def test_strided_f_is_taken_as_it_is(backend: str) -> None:
+    expected = None
+    for layout in ("contiguous", "columns", "padded rows", "expanded"):
+        torch.manual_seed(1)
+        z, history, tables = state_of(3, 40, 2)
+        best = torch.empty_like(z)
+        row = torch.randn(1, 40, dtype=torch.float64)
+        f_z = {
+            "contiguous": row.repeat(3, 1),
+            "columns": row.repeat(3, 1).T.contiguous().T,
+            "padded rows": torch.cat((row.repeat(3, 1), torch.zeros(3, 5)), dim=1)[:, :40],
+            "expanded": row.expand(3, 40),
+        }[layout]
+        broyden.step_(f_z, z, best, history, tables, **OPTIONS)
+        expected = z if expected is None else expected
+        assert torch.equal(z, expected)
+
+
+@pytest.mark.parametrize(("batch", "dim"), [(0, 4), (3, 0), (0, 0)])
+def test_empty_sizes(backend: str, batch: int, dim: int) -> None:
+    z = torch.zeros(batch, dim)
+    history = broyden.History.new(z, 2, None)
+    rank = torch.zeros(batch, dtype=torch.int64)
+    x = torch.randn(batch, 2, dim)
+    product = broyden.matvec(history.directions, history.gram, history.factors, rank, x)
+    assert product.shape == x.shape
+    tables = Tables.new(batch, 10, z.device)
+    broyden.step_(z.clone(), z, z.clone(), history, tables, **OPTIONS)
+    assert tables.active.item() == 0
+
+
+def test_native_rejects_wrong_arguments_by_name() -> None:
+    z, history, tables = state_of(2, 6, 3)
+    with pytest.raises(RuntimeError, match="f_z must have size 6 in dimension 1, got 5"):
+        broyden.step_(z[:, :5].clone(), z, z.clone(), history, tables, **OPTIONS)
+    with pytest.raises(RuntimeError, match="best_z must have dtype"):
+        broyden.step_(z.clone(), z, z.float(), history, tables, **OPTIONS)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_matvec_gradient(backend: str, transpose: bool) -> None:
+    history = random_history(3, 4, 6, torch.float64)
+    x = torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda v: broyden.matvec(*history, v, transpose=transpose), x, check_undefined_grad=False
+    )
+
+
+def test_matvec_refuses_a_history_that_requires_grad() -> None:
+    directions, *tables = random_history(3, 4, 6, torch.float64)
+    directions.requires_grad_()
+    x = torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="differentiable in x only"):
+        broyden.matvec(directions, *tables, x)
+
+
+def test_opcheck() -> None:
+    z, history, tables = state_of(2, 7, 3)
+    best = z.clone()
+    f_z = torch.randn_like(z)
+    state = (f_z, z, best, history.directions.zero_(), history.gram, history.factors)
+    record = (tables.norms, tables.counters, tables.trace, tables.active, history.scratch)
+    options = (1e-3, 0.0, 1.0, 1.0, 0, 1e6)
+    torch.library.opcheck(OPS["broyden_step_"].overload, (*state, *record, *options))
+    directions, gram, factors, rank = random_history(3, 4, 6, torch.float64)
+    directions = directions.nan_to_num(0.0)
+    x = torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(
+        OPS["broyden_matvec"].overload, (directions, gram, factors, rank, x, -1.0, False)
+    )
