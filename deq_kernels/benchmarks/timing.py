@@ -1,0 +1,78 @@
+"""Interleaved rounds of timed calls, and their medians and quartiles."""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+_SAMPLE_SECONDS = 5e-3
+_MAX_REPEATS = 1000
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with its quartiles, and the samples they come from."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    samples: tuple[float, ...]
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    """Summarise at least one sample; quartiles are interpolated linearly between the samples."""
+    if len(samples) == 1:
+        return Spread(samples[0], samples[0], samples[0], tuple(samples))
+    lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
+    return Spread(median, lower, upper, tuple(samples))
+
+
+def time_interleaved(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, say: Callable[[str], None]
+) -> dict[str, tuple[float, ...]]:
+    """Time every call once per round and return the seconds of one call, per round.
+
+    Going round the calls (ABC, BCA, CAB, ...) spreads whatever disturbs the machine over all of
+    them, so samples of the same round may be divided by each other. A sample of a short call
+    repeats it for about 5 ms after one untimed call that brings its data back into the caches.
+    """
+    names = list(calls)
+    repeats = {name: _repeats(call) for name, call in calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with _without_garbage_collection():
+        for index in range(rounds):
+            say(f"round {index + 1} of {rounds}")
+            start = index % len(names)
+            for name in names[start:] + names[:start]:
+                if repeats[name] > 1:
+                    calls[name]()
+                seconds[name].append(_seconds_per_call(calls[name], repeats[name]))
+    return {name: tuple(samples) for name, samples in seconds.items()}
+
+
+def _repeats(call: Callable[[], object]) -> int:
+    call()
+    once = _seconds_per_call(call, 1)
+    return min(_MAX_REPEATS, max(1, math.ceil(_SAMPLE_SECONDS / max(once, 1e-9))))
+
+
+def _seconds_per_call(call: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter_ns()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter_ns() - start) / repeats * 1e-9
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,250 @@
+"""``deq-kernels bench``: time whole Broyden solves against the solvers people use today."""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deq_kernels.benchmarks.cases import CASES, MEMORY_CASE, QUICK_CASES, Case, parse_case
+from deq_kernels.benchmarks.providers import (
+    PROVIDERS,
+    Provider,
+    ProviderAbsentError,
+    find_provider,
+)
+
+if TYPE_CHECKING:
+    from deq_kernels.benchmarks.report import Report
+
+_ROUNDS = 9
+_QUICK_ROUNDS = 3
+_SUMMARY = "time whole Broyden solves against torchdeq and plain PyTorch"
+_DESCRIPTION = """\
+Time whole Broyden solves against torchdeq and plain PyTorch.
+
+All providers solve the same problem from the same start with the same number of evaluations of a
+cheap map, so that the solver is what is measured. Before anything is timed, every provider's
+evaluations are counted and its iterates are compared with float64 ones; a provider that did other
+work is refused, and the command exits with 1. Timed rounds are interleaved, and the memory
+bandwidth that shares refer to is measured in the same rounds.
+"""
+_EPILOG = """\
+examples:
+  deq-kernels bench --quick
+  deq-kernels bench --cases 8x61440x18 --providers ours,torchdeq --threads 1
+  deq-kernels bench --memory --json result.json --plot result.png
+  deq-kernels bench --render result.json
+
+The table goes to standard output, progress to standard error. Run on an idle machine: only ratios
+within one run mean something on a shared one.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand ``bench``."""
+    parser = subparsers.add_parser(
+        "bench",
+        help=_SUMMARY,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_arguments(parser)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark as a program of its own, with the options of the subcommand."""
+    parser = argparse.ArgumentParser(
+        description=_DESCRIPTION,
+        epilog=_EPILOG.replace("deq-kernels bench", "python benchmarks/run.py"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the parsed options ask for and return the exit status."""
+    if args.list:
+        _print_list()
+        return 0
+    if args.render is not None:
+        return _render(args.render)
+    if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        return _fail("--plot needs matplotlib, which is not installed: pip install matplotlib")
+
+    from deq_kernels.benchmarks.harness import run_benchmark
+    from deq_kernels.benchmarks.table import format_table
+
+    cases = args.cases or (QUICK_CASES if args.quick else CASES)
+    rounds = args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS)
+    try:
+        report = run_benchmark(
+            cases,
+            args.providers,
+            dtype=args.dtype,
+            rounds=rounds,
+            threads=args.threads,
+            memory_case=args.memory,
+            say=_say,
+        )
+    except ValueError as error:
+        return _fail(str(error))
+    print(format_table(report))
+    _save(report, json_path=args.json, plot_path=args.plot)
+    return 1 if report.refusals else 0
+
+
+def quick(out_dir: Path) -> "Report":
+    """Measure one small and one large case in well under 30 s.
+
+    Prints the table and writes ``bench.json`` and ``bench.png`` (needs matplotlib) into
+    ``out_dir``.
+
+    Returns:
+        The report; its ``refusals`` name the providers that did not do the same work.
+    """
+    from deq_kernels.benchmarks.harness import run_benchmark
+    from deq_kernels.benchmarks.table import format_table
+
+    report = run_benchmark(QUICK_CASES, PROVIDERS, rounds=_QUICK_ROUNDS, say=_say)
+    print(format_table(report))
+    _save(report, json_path=out_dir / "bench.json", plot_path=out_dir / "bench.png")
+    return report
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cases",
+        type=_parse_cases,
+        metavar="CASE,...",
+        help="cases as BATCHxDIMxSTEPS, separated by commas; any sizes are allowed "
+        f"(default: {', '.join(case.name for case in CASES)})",
+    )
+    parser.add_argument(
+        "--providers",
+        type=_parse_providers,
+        default=PROVIDERS,
+        metavar="NAME,...",
+        help="providers, separated by commas "
+        f"(default: {', '.join(provider.name for provider in PROVIDERS)})",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_positive_integer,
+        metavar="N",
+        help=f"timed samples per provider and case (default: {_ROUNDS}, with --quick "
+        f"{_QUICK_ROUNDS})",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="dtype of the state (default: float32)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_positive_integer,
+        metavar="N",
+        help="threads torch uses (default: torch's own choice)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=_case,
+        nargs="?",
+        const=MEMORY_CASE,
+        metavar="CASE",
+        help="also measure the peak memory of a solve, each provider in a process of its own "
+        f"(case: {MEMORY_CASE.name} if none is given; Linux only)",
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all numbers as JSON")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PATH", help="draw a chart (PNG or SVG; needs matplotlib)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"only {' and '.join(case.name for case in QUICK_CASES)}, few rounds: under 30 s",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="list the cases and providers, and measure nothing"
+    )
+    parser.add_argument(
+        "--render",
+        type=Path,
+        metavar="JSON",
+        help="print the Markdown table of an earlier result, and measure nothing",
+    )
+
+
+def _print_list() -> None:
+    print("cases (BATCHxDIMxSTEPS):")
+    for case in CASES:
+        print(f"  {case.name}")
+    print("providers:")
+    for provider in PROVIDERS:
+        try:
+            provider.load()
+        except ProviderAbsentError as error:
+            print(f"  {provider.name}: {provider.description}; absent: {error}")
+        else:
+            print(f"  {provider.name}: {provider.description}")
+
+
+def _render(path: Path) -> int:
+    from deq_kernels.benchmarks.report import load_report
+    from deq_kernels.benchmarks.table import format_markdown
+
+    try:
+        report = load_report(path)
+    except (OSError, ValueError) as error:
+        return _fail(f"cannot render {path}: {error}")
+    print(format_markdown(report, f"benchmarks/results/{path.name}"))
+    return 0
+
+
+def _save(report: "Report", *, json_path: Path | None, plot_path: Path | None) -> None:
+    from deq_kernels.benchmarks.plot import save_plot
+    from deq_kernels.benchmarks.report import save_report
+
+    if json_path is not None:
+        save_report(report, json_path)
+        _say(f"wrote {json_path}")
+    if plot_path is not None:
+        save_plot(report, plot_path)
+        _say(f"wrote {plot_path}")
+
+
+def _case(text: str) -> Case:
+    try:
+        return parse_case(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _parse_cases(text: str) -> tuple[Case, ...]:
+    return tuple(_case(part) for part in text.split(","))
+
+
+def _parse_providers(text: str) -> tuple[Provider, ...]:
+    try:
+        return tuple(find_provider(name.strip()) for name in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _positive_integer(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, but got {text!r}")
+    return int(text)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _fail(message: str) -> int:
+    _say(f"error: {message}")
+    return 2

@@ -1,0 +1,1 @@
+"""Training a model on a dataset, with checkpoints, metrics and plots in one folder."""

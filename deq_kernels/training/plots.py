@@ -1,0 +1,43 @@
+"""Pictures of a training run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deq_kernels.data.optional import optional_import
+from deq_kernels.training.metrics import EpochMetrics
+
+
+def plot_training(epochs: Sequence[EpochMetrics], path: Path) -> None:
+    """Draw loss, accuracy and solver steps over the epochs into one PNG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    with optional_import(extra="train"):
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    loss, accuracy, steps = figure.subplots(1, 3)
+    numbers = [metrics.epoch for metrics in epochs]
+    for part in ("train", "validation"):
+        averages = [getattr(metrics, part) for metrics in epochs]
+        loss.plot(numbers, [average.loss for average in averages], label=part)
+        accuracy.plot(numbers, [100 * average.accuracy for average in averages], label=part)
+        solved = [
+            (number, average.solver_steps)
+            for number, average in zip(numbers, averages, strict=True)
+            if average.solver_steps is not None
+        ]
+        steps.plot([number for number, _ in solved], [mean for _, mean in solved], label=part)
+    loss.set(ylabel="cross entropy", yscale="log")
+    accuracy.set(ylabel="accuracy (%)")
+    steps.set(ylabel="cell evaluations per solve")
+    pretraining = [metrics.epoch for metrics in epochs if metrics.phase == "pretrain"]
+    for axes in (loss, accuracy, steps):
+        axes.set(xlabel="epoch", xlim=(0.5, max(numbers) + 0.5))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if pretraining:
+            axes.axvspan(0.5, max(pretraining) + 0.5, color="0.9", label="pretraining")
+    loss.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,103 @@
+"""The command line, and the table in the README that it renders."""
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from deq_kernels.benchmarks.cases import CASES, Case
+from deq_kernels.benchmarks.providers import PROVIDERS, find_provider
+from deq_kernels.benchmarks.report import load_report
+from deq_kernels.benchmarks.table import format_markdown
+from deq_kernels.commands import bench
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        bench.main(["--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--cases", "--providers", "--rounds", "--dtype", "--threads", "--memory"):
+        assert option in text
+    for option in ("--json", "--plot", "--quick", "--list", "--render"):
+        assert option in text
+    assert "examples:" in text
+    assert all(case.name in text for case in CASES)
+
+
+def test_list_names_cases_and_providers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--list"]) == 0
+    text = capsys.readouterr().out
+    assert all(case.name in text for case in CASES)
+    assert all(f"  {provider.name}: {provider.description}" in text for provider in PROVIDERS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cases", "8x61440"], "BATCHxDIMxSTEPS"),
+        (["--providers", "ours,jax"], "unknown provider 'jax'"),
+        (["--rounds", "0"], "must be a positive integer"),
+        (["--dtype", "float16"], "invalid choice"),
+        (["--fast"], "unrecognized arguments"),
+    ],
+)
+def test_bad_arguments_are_rejected(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        bench.main(arguments)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_prints_the_table_and_writes_what_render_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "result.json"
+    arguments = ["--cases", "2x300x8", "--providers", "plain", "--rounds", "2"]
+    assert bench.main([*arguments, "--json", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert "2x300x8 float32" in captured.out
+    assert "round 2 of 2" in captured.err
+    assert [case["name"] for case in json.loads(path.read_text())["cases"]] == ["2x300x8"]
+
+    assert bench.main(["--render", str(path)]) == 0
+    rendered = capsys.readouterr().out
+    assert rendered.startswith("| batch × dim, steps | plain |")
+    assert "benchmarks/results/result.json" in rendered
+
+
+def test_a_case_that_reaches_rounding_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--cases", "1x8x30", "--providers", "plain"]) == 2
+    assert "take fewer steps" in capsys.readouterr().err
+
+
+def test_render_of_a_missing_file_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--render", "nowhere.json"]) == 2
+    assert "cannot render nowhere.json" in capsys.readouterr().err
+
+
+def test_readme_table_is_the_rendering_of_its_committed_result() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- bench:begin -->\n(.*?)\n<!-- bench:end -->", readme, re.DOTALL)
+    assert len(blocks) == 1, "README.md must hold one table between the bench markers"
+    sources = re.findall(r"\]\((benchmarks/results/[^)]+\.json)\)", blocks[0])
+    assert len(sources) == 1, "the table must link the one JSON it was rendered from"
+    assert blocks[0].strip() == format_markdown(load_report(ROOT / sources[0]), sources[0])
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="charts need matplotlib")
+def test_quick_prints_the_table_and_writes_json_and_chart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "QUICK_CASES", (Case(2, 300, 8),))
+    monkeypatch.setattr(bench, "PROVIDERS", (find_provider("plain"),))
+    report = bench.quick(tmp_path)
+    assert "2x300x8 float32" in capsys.readouterr().out
+    assert load_report(tmp_path / "bench.json") == report
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,57 @@
+"""The plain PyTorch baseline against Broyden's method with a dense matrix."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from deq_kernels.benchmarks import plain_pytorch
+from deq_kernels.benchmarks.cases import Case
+from deq_kernels.benchmarks.problem import make_problem
+
+
+def _dense_broyden(f: Callable[[np.ndarray], np.ndarray], z0: np.ndarray, steps: int) -> np.ndarray:
+    """Good Broyden for one sample, H updated as a matrix by the textbook formula."""
+    z = z0.copy()
+    h = -np.eye(z.size)
+    r = f(z) - z
+    iterates, norms = [z], [np.linalg.norm(r)]
+    for _ in range(steps):
+        s = -h @ r
+        z = z + s
+        r_new = f(z) - z
+        y = r_new - r
+        h = h + np.outer(s - h @ y, s @ h) / (s @ h @ y)
+        r = r_new
+        iterates.append(z)
+        norms.append(np.linalg.norm(r))
+    return iterates[int(np.argmin(norms))]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_agrees_with_dense_broyden(steps: int) -> None:
+    problem = make_problem(Case(3, 24, steps), dtype=torch.float64)
+
+    def f_of_one(z: np.ndarray) -> np.ndarray:
+        row = torch.from_numpy(z).expand(3, -1)
+        return problem.f(row)[0].numpy().copy()
+
+    expected = np.stack([_dense_broyden(f_of_one, z0.numpy(), steps) for z0 in problem.z0])
+    actual = plain_pytorch.solve(problem.f, problem.z0, steps)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_leaves_the_start_alone_and_counts_evaluations() -> None:
+    problem = make_problem(Case(2, 24, 7), dtype=torch.float64)
+    before = problem.z0.clone()
+    plain_pytorch.solve(problem.f, problem.z0, 7)
+    torch.testing.assert_close(problem.z0, before, rtol=0, atol=0)
+    assert problem.f.evaluations == 8
+
+
+def test_stops_at_the_tolerance() -> None:
+    problem = make_problem(Case(2, 24, 60), dtype=torch.float64)
+    z = plain_pytorch.solve(problem.f, problem.z0, 60, rtol=1e-6)
+    assert problem.f.evaluations < 61
+    assert bool((problem.f.residual_norm(z) <= 1e-5 * torch.linalg.vector_norm(z, dim=1)).all())

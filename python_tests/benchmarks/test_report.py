@@ -1,0 +1,159 @@
+"""A whole small run: rows, JSON, table, Markdown, chart."""
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deq_kernels.benchmarks import plain_pytorch
+from deq_kernels.benchmarks.cases import Case
+from deq_kernels.benchmarks.harness import run_benchmark
+from deq_kernels.benchmarks.plot import save_plot
+from deq_kernels.benchmarks.providers import OURS, Provider, ProviderAbsentError
+from deq_kernels.benchmarks.report import SCHEMA, Report, load_report, save_report
+from deq_kernels.benchmarks.table import format_markdown, format_table
+
+if TYPE_CHECKING:
+    from deq_kernels.benchmarks.providers import Solve
+
+CASE = Case(2, 300, 8)
+
+
+def _load_absent() -> "Solve":
+    raise ProviderAbsentError("not installed: pip install nothing")
+
+
+def _load_wrong() -> "Solve":
+    return lambda f, z0, steps: plain_pytorch.solve(f, z0, steps) * 1.01
+
+
+# Stand-ins keep this independent of what is installed: the first plays the part of ours.
+PROVIDERS = (
+    Provider(OURS, "stand-in", lambda: plain_pytorch.solve),
+    Provider("wrong", "returns other iterates", _load_wrong),
+    Provider("missing", "is not there", _load_absent),
+)
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return run_benchmark([CASE], PROVIDERS, dtype="float64", rounds=2, say=lambda line: None)
+
+
+def test_rows_say_what_was_done(report: Report) -> None:
+    timed, refused, absent = report.cases[0].rows
+    assert (timed.status, refused.status, absent.status) == ("timed", "refused", "absent")
+    assert timed.evaluations == refused.evaluations == 9
+    assert timed.milliseconds is not None
+    assert len(timed.milliseconds.samples) == 2
+    assert timed.time_over_ours is not None
+    assert timed.time_over_ours.samples == (1.0, 1.0)
+    assert timed.floor_bytes == CASE.floor_bytes(8)
+    assert timed.gigabytes_per_second == pytest.approx(
+        timed.floor_bytes / timed.milliseconds.median / 1e6
+    )
+    triad = report.cases[0].triad_gigabytes_per_second.median
+    assert timed.gigabytes_per_second is not None
+    assert timed.floor_share == pytest.approx(timed.gigabytes_per_second / triad)
+    assert refused.milliseconds is None
+    assert "iterates differ" in (refused.reason or "")
+    assert absent.reason == "not installed: pip install nothing"
+    assert report.refusals == (f"{CASE.name}: wrong {refused.reason}",)
+
+
+def test_json_has_the_documented_fields(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.json"
+    save_report(report, path)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["schema"] == SCHEMA
+    assert set(data) == {
+        *("schema", "date", "commit", "machine", "versions", "dtype", "rounds"),
+        *("providers", "cases", "memory"),
+    }
+    assert {"device", "cpu", "threads"} <= set(data["machine"])
+    assert set(data["versions"]) == {"deq_kernels", "torch", "torchdeq", "python"}
+    assert load_report(path) == report
+
+
+def test_json_of_a_provider_that_returns_nan_is_strict(tmp_path: Path) -> None:
+    def load() -> "Solve":
+        return lambda f, z0, steps: plain_pytorch.solve(f, z0, steps) * float("nan")
+
+    provider = Provider("nan", "returns no numbers", load)
+    report = run_benchmark([CASE], [provider], rounds=1, say=lambda line: None)
+    row = report.cases[0].rows[0]
+    assert (row.status, row.iterate_difference, row.residual_ratio) == ("refused", None, None)
+    save_report(report, tmp_path / "report.json")
+    assert "NaN" not in (tmp_path / "report.json").read_text(encoding="utf-8")
+    assert "nan: refused: iterates differ by nan" in format_table(report)
+
+
+def test_json_of_another_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text('{"schema": 0}', encoding="utf-8")
+    with pytest.raises(ValueError, match="has schema 1, but"):
+        load_report(path)
+
+
+def test_json_with_an_unknown_field_is_refused(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    save_report(report, path)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["cases"][0]["rows"][0]["speed"] = 1
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"Row has no \['speed'\]"):
+        load_report(path)
+
+
+def test_table_shows_every_provider(report: Report) -> None:
+    table = format_table(report)
+    assert f"{CASE.name} float64" in table
+    assert "missing: absent: not installed: pip install nothing" in table
+    assert "wrong: refused: iterates differ" in table
+    assert "refused, and therefore not timed:" in table
+    lines = table.splitlines()
+    header = next(line for line in lines if line.startswith("  provider"))
+    row = next(line for line in lines if line.startswith("  ours"))
+    assert len(header) == len(row)
+
+
+def test_markdown_has_a_column_per_provider_and_names_its_source(report: Report) -> None:
+    text = format_markdown(report, "benchmarks/results/x.json")
+    header, rule, row = text.splitlines()[:3]
+    assert header.count("|") == rule.count("|") == row.count("|") == len(PROVIDERS) + 3
+    assert row.split("|")[3:5] == [" refused ", " absent "]
+    assert "[benchmarks/results/x.json](benchmarks/results/x.json)" in text
+
+
+def test_bad_settings_are_rejected() -> None:
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        run_benchmark([CASE], PROVIDERS, dtype="float16", say=print)
+    with pytest.raises(ValueError, match="at least one case"):
+        run_benchmark([], PROVIDERS, say=print)
+    with pytest.raises(ValueError, match="rounds must be at least 1"):
+        run_benchmark([CASE], PROVIDERS, rounds=0, say=print)
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        run_benchmark([CASE], PROVIDERS, threads=0, say=print)
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="charts need matplotlib")
+def test_chart_is_written(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "chart.png"
+    save_plot(report, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_disturbed_cases_are_pointed_out(report: Report) -> None:
+    quiet, busy = (
+        replace(report, cases=(replace(report.cases[0], other_load_cores=cores),))
+        for cores in (0.01, 0.9)
+    )
+    assert quiet.disturbed_cases == ()
+    assert busy.disturbed_cases == (CASE.name,)
+    assert "do not trust these times" in format_table(busy)
+    assert "do not trust these times" not in format_table(quiet)
+    assert CASE.name in format_markdown(busy, "x.json")
+    assert CASE.name not in format_markdown(quiet, "x.json")

@@ -1,0 +1,184 @@
+"""The command line: help, training, the demo, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from deq_kernels.cli import COMMANDS, main
+from deq_kernels.commands import bench, demo
+from deq_kernels.data import Digits, load_digits
+from deq_kernels.training.config import TrainingConfig
+from deq_kernels.training.metrics import read_metrics
+
+pytestmark = pytest.mark.skipif(
+    not all(map(find_spec, ("sklearn", "safetensors", "matplotlib", "tqdm"))),
+    reason="training needs the packages of the extra train",
+)
+
+FAST = ["--epochs", "1", "--pretrain-epochs", "1", "--pretrain-steps", "2", "--steps", "4"]
+
+
+def _few_digits(config: TrainingConfig) -> Digits:
+    digits = load_digits(seed=config.seed)
+    return Digits(train=digits.train.head(96), validation=digits.validation.head(32))
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deq_kernels.training.run.load_data", _few_digits)
+    monkeypatch.setattr("deq_kernels.training.choices.load_data", _few_digits)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main([command, "--help"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: deq-kernels {command}")
+
+
+def test_help_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["--help"])
+    assert raised.value.code == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+
+
+def test_train_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "(default: shine)",
+        "(default: 64)",
+        "the preset's, 30 for digits",
+        "training.png",
+    ):
+        assert text in out
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    command = ["train", "mdeq", "--gradient", "jfb", "--seed", "1", "--out", str(out), *FAST]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "54,362 parameters, state of 1,280 numbers per image" in printed
+    assert "epoch   1/2 pretrain" in printed
+    assert "epoch   2/2 equilibrium" in printed
+    assert sorted(entry.name for entry in out.iterdir()) == [
+        "checkpoint.safetensors",
+        "config.json",
+        "metrics.jsonl",
+        "training.png",
+    ]
+    assert len(read_metrics(out / "metrics.jsonl")) == 2
+    assert main(command) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert main([*command, "--resume", "--lr", "0.1"]) == 2
+    assert "learning_rate: 0.003 in the checkpoint, 0.1 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "cifar10"], "argument --data: invalid choice: 'cifar10'"),
+        (["--gradient", "exact"], "argument --gradient: invalid choice: 'exact'"),
+        (["--epochs", "-1"], "must be a whole number, at least 0, got '-1'"),
+        (["--batch-size", "0"], "must be at least 1, got 0"),
+        (["--lr", "0"], "must be above 0, got 0"),
+        (["--rtol", "nan"], "must be finite and at least 0, got 'nan'"),
+        (["--weight-decay", "much"], "must be a number, got 'much'"),
+    ],
+)
+def test_options_that_cannot_be(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["train", "mdeq", "--out", str(tmp_path / "run"), *options])
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--damping", "0.5"], "error: damping applies to neumann and unrolled"),
+        (["--lr", "1e-7"], "error: learning_rate must be at least 1e-06"),
+        (["--preset", "imagenet_small"], "error: both sides of image_size must be multiples of 32"),
+        (["--resume"], "error: there is no checkpoint at"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "mdeq", "--out", str(tmp_path / "run"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_found_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert main(["train", "mdeq", "--out", str(tmp_path / "run")]) == 2
+    assert "safetensors is not installed; it comes with the extra 'train'" in (
+        capsys.readouterr().err
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def _quick(refusals: list[str]) -> Callable[[Path], SimpleNamespace]:
+    return lambda out: SimpleNamespace(refusals=refusals)
+
+
+@pytest.mark.usefixtures("few_digits")
+@pytest.mark.parametrize(
+    ("required", "refusals", "status", "message"),
+    [
+        (0.0, [], 0, ""),
+        (1.01, [], 1, "error: the accuracy is below 101%"),
+        (0.0, ["torchdeq"], 1, "error: the benchmark refused a solver"),
+    ],
+)
+def test_demo(
+    required: float,
+    refusals: list[str],
+    status: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bench, "quick", _quick(refusals))
+    monkeypatch.setattr(demo, "REQUIRED_ACCURACY", required)
+    short = replace(demo.CONFIG, pretrain_epochs=0, epochs=1, solver_steps=4)
+    monkeypatch.setattr(demo, "CONFIG", short)
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out)]) == status
+    captured = capsys.readouterr()
+    assert message in captured.err
+    for gradient in ("implicit", "jfb", "shine", "neumann", "unrolled"):
+        assert f"\n{gradient} " in captured.out
+    assert "accuracy on 32 held-out digits" in captured.out
+    assert "mean solver steps per image: 4.0" in captured.out
+    assert str(out / "training.png") in captured.out
+    assert (out / "training.png").exists()
+
+
+def test_demo_refuses_a_used_folder_before_it_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").touch()
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert "already holds a run" in capsys.readouterr().err

@@ -1,0 +1,173 @@
+"""A run and its folder: resuming gives the same bits, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from deq_kernels.data import Digits, Split
+from deq_kernels.training.checkpoint import CheckpointError, load_checkpoint
+from deq_kernels.training.config import TrainingConfig
+from deq_kernels.training.loop import Trainer
+from deq_kernels.training.metrics import EpochMetrics, read_metrics
+from deq_kernels.training.run import RunFolderError, run_training
+
+pytestmark = pytest.mark.skipif(
+    find_spec("safetensors") is None or find_spec("matplotlib") is None,
+    reason="a run writes safetensors and a matplotlib plot",
+)
+
+CONFIG = TrainingConfig(
+    solver_steps=4, pretrain_epochs=1, pretrain_steps=2, epochs=3, batch_size=8, seed=3
+)
+
+
+class InterruptedRunError(Exception):
+    """Stands for whatever ends a run early."""
+
+
+def _data() -> Digits:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(28, 1, 8, 8, generator=generator)
+    labels = torch.arange(28) % 10
+    return Digits(train=Split(images[:20], labels[:20]), validation=Split(images[20:], labels[20:]))
+
+
+def _run(config: TrainingConfig, out: Path, *, resume: bool = False, every: int = 1) -> Trainer:
+    return run_training(config, out, resume=resume, checkpoint_every=every, data=_data())
+
+
+def _without_time(path: Path) -> list[EpochMetrics]:
+    return [replace(metrics, seconds=0.0) for metrics in read_metrics(path)]
+
+
+def test_what_a_run_writes(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "run"
+    trainer = _run(CONFIG, out)
+    assert sorted(entry.name for entry in out.iterdir()) == [
+        "checkpoint.safetensors",
+        "config.json",
+        "metrics.jsonl",
+        "training.png",
+    ]
+    assert json.loads((out / "config.json").read_text(encoding="utf-8")) == asdict(CONFIG)
+    assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+    epochs = read_metrics(out / "metrics.jsonl")
+    assert epochs == trainer.history
+    assert [metrics.epoch for metrics in epochs] == [1, 2, 3, 4]
+    assert [metrics.step for metrics in epochs] == [3, 6, 9, 12]
+    assert [metrics.phase for metrics in epochs] == ["pretrain"] + 3 * ["equilibrium"]
+    assert epochs[0].train.solver_steps is None
+    for metrics in epochs[1:]:
+        for part in (metrics.train, metrics.validation):
+            assert part.solver_steps is not None
+            assert 1 <= part.solver_steps <= 4
+            assert 0 <= part.accuracy <= 1
+
+
+def test_learning_lowers_the_loss(tmp_path: Path) -> None:
+    trainer = _run(replace(CONFIG, epochs=6, solver_steps=8), tmp_path / "run")
+    losses = [metrics.train.loss for metrics in trainer.history]
+    assert losses[-1] < 0.85 * losses[0]
+
+
+@pytest.mark.parametrize(("every", "stop_after"), [(1, 1), (1, 3), (2, 3)])
+def test_a_resumed_run_gives_the_same_bits(tmp_path: Path, every: int, stop_after: int) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    _run(CONFIG, whole)
+
+    def stop(metrics: EpochMetrics) -> None:
+        if metrics.epoch == stop_after:
+            raise InterruptedRunError
+
+    with pytest.raises(InterruptedRunError):
+        run_training(CONFIG, parts, checkpoint_every=every, data=_data(), on_epoch=stop)
+    torch.rand(17)
+    resumed_at = []
+    trainer = run_training(
+        CONFIG,
+        parts,
+        resume=True,
+        data=_data(),
+        on_start=lambda trainer: resumed_at.append(trainer.epoch),
+    )
+    assert resumed_at == [stop_after // every * every]
+    assert trainer.epoch == 4
+    name = "checkpoint.safetensors"
+    assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    assert _without_time(parts / "metrics.jsonl") == _without_time(whole / "metrics.jsonl")
+
+
+def test_the_seed_decides_the_result(tmp_path: Path) -> None:
+    weights = []
+    for number, seed in enumerate((1, 1, 2)):
+        out = tmp_path / str(number)
+        _run(replace(CONFIG, epochs=1, seed=seed), out)
+        weights.append(load_checkpoint(out / "checkpoint.safetensors").model)
+    first, again, other = (torch.cat([v.flatten() for v in w.values()]) for w in weights)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    config = replace(CONFIG, pretrain_epochs=0, epochs=1)
+    _run(config, tmp_path)
+    before = {entry: entry.read_bytes() for entry in tmp_path.iterdir()}
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        _run(config, tmp_path)
+    assert {entry: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+
+def test_resuming_with_other_options(tmp_path: Path) -> None:
+    config = replace(CONFIG, pretrain_epochs=0, epochs=1)
+    _run(config, tmp_path)
+    with pytest.raises(CheckpointError, match="epochs: 1 in the checkpoint, 2 now"):
+        _run(replace(config, epochs=2), tmp_path, resume=True)
+
+
+def test_resuming_into_a_model_of_another_shape(tmp_path: Path) -> None:
+    trainer = _run(replace(CONFIG, pretrain_epochs=0, epochs=1), tmp_path)
+    checkpoint = trainer.checkpoint()
+    weights = {**checkpoint.model, "head.classifier.bias": torch.zeros(11)}
+    with pytest.raises(CheckpointError, match=r"(?s)does not fit the model.*classifier\.bias"):
+        trainer.restore(replace(checkpoint, model=weights))
+
+
+def test_resuming_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no checkpoint at"):
+        _run(CONFIG, tmp_path / "nothing", resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_are_set_for_the_run_only(
+    tmp_path: Path, set_threads: Callable[[int], None]
+) -> None:
+    set_threads(1)
+    seen = []
+    run_training(
+        replace(CONFIG, epochs=1, threads=2),
+        tmp_path,
+        data=_data(),
+        on_step=lambda: seen.append(torch.get_num_threads()),
+    )
+    assert set(seen) == {2}
+    assert torch.get_num_threads() == 1
+
+
+def test_checkpoints_at_least_every_epoch(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint_every must be at least 1, got 0"):
+        _run(CONFIG, tmp_path, every=0)
+
+
+def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    data = _data()
+    data.train.images[3] = float("nan")
+    config = replace(CONFIG, pretrain_epochs=1)
+    with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1, step"):
+        run_training(config, tmp_path, data=data)
