@@ -4,7 +4,7 @@ solution = Broyden(max_steps=30, rtol=1e-4)(f, z0)
 layer = DEQ(cell, solver=Broyden(max_steps=18, rtol=1e-3), gradient=Shine(fallback=1.3))
 """
 
-from deq_kernels._native import backend_info
+from deq_kernels._native import backend_info, empty_cache
 from deq_kernels._version import __version__
 from deq_kernels.gradients import Gradient, Implicit, JacobianFree, Neumann, Shine, Unrolled
 from deq_kernels.inverse import InverseJacobian, LowRankInverse, ProductFormInverse
@@ -30,5 +30,6 @@ __all__ = [
     "Unrolled",
     "__version__",
     "backend_info",
+    "empty_cache",
     "use_backend",
 ]

@@ -170,6 +170,24 @@ def _active_isa(path: Path) -> str:
     return active_isa().decode()
 
 
+def empty_cache() -> int:
+    """Give the memory of finished solves back to the operating system.
+
+    The CPU library keeps the buffers of finished solver histories for the next solve, never more
+    than were once in use together.
+
+    Returns:
+        How many bytes were given back; 0 where there is no CPU library.
+    """
+    path = load().path
+    if path is None:
+        return 0
+    release = ctypes.CDLL(str(path)).deq_kernels_empty_cache
+    release.restype = ctypes.c_int64
+    released: int = release()
+    return released
+
+
 def _build_facts() -> tuple[BuildFacts | None, str | None]:
     """Return the build facts, or None and the reason."""
     if importlib.util.find_spec("deq_kernels._build") is not None:

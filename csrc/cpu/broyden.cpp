@@ -213,8 +213,10 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
     const StreamPlan plan =
         plan_stream(static_cast<int64_t>(running.size()), dim, most, sizeof(state_t),
                     sizeof(history_t), torch::stable::get_num_threads());
+    const bool backwards =
+        !running.empty() && counter[running[0] * kCounterColumns + kSteps] % 2 == 1;
     two_passes(
-        plan, running, [&](int64_t sample, int64_t tile) { step.measure(sample, tile); },
+        plan, running, backwards, [&](int64_t sample, int64_t tile) { step.measure(sample, tile); },
         [&](int64_t sample) { return step.conclude(sample); },
         [&](int64_t sample, int64_t tile, const Decision& decision) {
           step.apply(sample, tile, decision);

@@ -16,12 +16,13 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 inline void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
-  STD_TORCH_CHECK(t.dim() == static_cast<int64_t>(shape.size()), name, " must have ", shape.size(),
-                  " dimensions, got ", t.dim());
-  int64_t i = 0;
+  const auto sizes = t.sizes();
+  STD_TORCH_CHECK(sizes.size() == shape.size(), name, " must have ", shape.size(),
+                  " dimensions, got ", sizes.size());
+  size_t i = 0;
   for (int64_t size : shape) {
-    STD_TORCH_CHECK(t.size(i) == size, name, " must have size ", size, " in dimension ", i,
-                    ", got ", t.size(i));
+    STD_TORCH_CHECK(sizes[i] == size, name, " must have size ", size, " in dimension ", i, ", got ",
+                    sizes[i]);
     ++i;
   }
 }

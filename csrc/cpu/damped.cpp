@@ -65,7 +65,7 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
         plan_stream(static_cast<int64_t>(running.size()), dim, 0, sizeof(state_t), sizeof(state_t),
                     torch::stable::get_num_threads());
     two_passes(
-        plan, running,
+        plan, running, /*backwards=*/false,
         [&](int64_t sample, int64_t tile) {
           const auto [begin, size] = tile_range(tile, dim);
           TileBuffer<accum_t> r;

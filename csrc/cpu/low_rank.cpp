@@ -153,7 +153,8 @@ Tensor low_rank_append(const Tensor& u, const Tensor& v, const Tensor& rank, con
     const StreamPlan plan = plan_stream(batch, dim, 2 * most, sizeof(state_t), sizeof(history_t),
                                         torch::stable::get_num_threads());
     two_passes(
-        plan, samples, [&](int64_t sample, int64_t tile) { append.measure(sample, tile); },
+        plan, samples, /*backwards=*/false,
+        [&](int64_t sample, int64_t tile) { append.measure(sample, tile); },
         [&](int64_t sample) { return append.conclude(sample); },
         [&](int64_t sample, int64_t tile, double inverse) { append.apply(sample, tile, inverse); });
   });

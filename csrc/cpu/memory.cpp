@@ -1,40 +1,44 @@
-// Advice to the operating system about large buffers.
+// Buffers for solver histories, drawn from the pool.
 #include <torch/csrc/stable/library.h>
 
-#include <cstdint>
-
 #include "cpu/checks.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
+#include "cpu/history_pool.h"
 
 namespace deq {
 namespace {
 
-// A fresh history is written row by row, and the first touch of every page traps into the kernel:
-// on small pages that costs more than the solver step itself. Where the system grants large pages
-// on request, request them. Advice that is refused changes nothing but speed, so its result does
-// not matter.
-void advise_huge_pages(const Tensor& memory) {
-#if defined(MADV_HUGEPAGE)
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(memory.data_ptr());
-  const uintptr_t end = begin + memory.numel() * memory.element_size();
-  const uintptr_t first = (begin + page - 1) / page * page;
-  const uintptr_t last = end / page * page;
-  if (first < last) {
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+// Never destroyed: tensors may outlive every static object.
+HistoryPool& pool() {
+  static HistoryPool* const instance = new HistoryPool();
+  return *instance;
+}
+
+// `like` only chooses the device.
+Tensor history_memory(const Tensor& like, int64_t bytes) {
+  (void)like;
+  STD_TORCH_CHECK(bytes > 0, "history_memory must be asked for at least one byte, got ", bytes);
+  void* buffer = nullptr;
+  try {
+    buffer = pool().take(bytes);
+  } catch (const std::bad_alloc&) {
+    STD_TORCH_CHECK(false, "there is no room for a solver history of ", bytes,
+                    " bytes; lower history_length or the batch size, or store it in bfloat16");
   }
-#else
-  (void)memory;
-#endif
+  const int64_t sizes[] = {bytes};
+  const int64_t strides[] = {1};
+  return torch::stable::from_blob(buffer, {sizes, 1}, {strides, 1},
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU),
+                                  ScalarType::Byte, [](void* freed) { pool().give_back(freed); });
 }
 
 }  // namespace
 }  // namespace deq
 
 STABLE_TORCH_LIBRARY_IMPL(deq_kernels, CPU, m) {
-  m.impl("advise_huge_pages_", TORCH_BOX(&deq::advise_huge_pages));
+  m.impl("history_memory", TORCH_BOX(&deq::history_memory));
+}
+
+// Called through ctypes: there is no tensor from which an op could take its device.
+extern "C" __attribute__((visibility("default"))) int64_t deq_kernels_empty_cache() {
+  return deq::pool().release();
 }

@@ -71,7 +71,7 @@ Tensor two_pass_product(const ProductShape& shape, const Tensor& dot_rows,
     const StreamPlan plan = plan_stream(shape.batch, shape.dim, most, sizeof(state_t),
                                         sizeof(history_t), torch::stable::get_num_threads());
     two_passes(
-        plan, samples,
+        plan, samples, /*backwards=*/false,
         [&](int64_t sample, int64_t tile) {
           const auto [begin, size] = tile_range(tile, shape.dim);
           TileBuffer<accum_t> x_tile;

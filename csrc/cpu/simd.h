@@ -205,13 +205,22 @@ inline void for_each_vector(int64_t n, const Body& body) {
   }
 }
 
-template <typename vector_t>
-inline double sum_lanes(vector_t v) {
-  double sum = 0.0;
-  for (unsigned long i = 0; i < sizeof(v) / sizeof(v[0]); ++i) {
-    sum += v[i];
+// Sums of all lanes in double, halves first: few operations, and always the same ones.
+inline double sum_lanes(Vector<double> v) {
+  double lanes[kLanes<double>];
+  store(v, lanes);
+  for (int half = kLanes<double> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      lanes[i] += lanes[i + half];
+    }
   }
-  return sum;
+  return lanes[0];
+}
+
+inline double sum_lanes(Vector<float> v) {
+  float lanes[kLanes<float>];
+  store(v, lanes);
+  return sum_lanes(load(lanes, double()) + load(lanes + kLanes<double>, double()));
 }
 
 }  // namespace DEQ_ISA

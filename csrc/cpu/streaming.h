@@ -45,10 +45,11 @@ void for_each(int64_t count, bool parallel, bool backwards, const Body& body) {
 
 // A pass over every sample's tiles, a decision per sample, and a second pass over the same tiles.
 // first(sample, tile); conclude(sample) -> decision, false where there is no second pass;
-// second(sample, tile, decision).
+// second(sample, tile, decision). A solver passes `backwards` on every other step: it then begins
+// with the samples whose history the step before has left in the cache.
 template <typename First, typename Conclude, typename Second>
-void two_passes(const StreamPlan& plan, const std::vector<int64_t>& samples, const First& first,
-                const Conclude& conclude, const Second& second) {
+void two_passes(const StreamPlan& plan, const std::vector<int64_t>& samples, bool backwards,
+                const First& first, const Conclude& conclude, const Second& second) {
   const bool split_tiles = plan.regime == Regime::kTiles;
   auto sample_passes = [&](int64_t i) {
     const int64_t sample = samples[static_cast<size_t>(i)];
@@ -59,7 +60,7 @@ void two_passes(const StreamPlan& plan, const std::vector<int64_t>& samples, con
                [&](int64_t tile) { second(sample, tile, decision); });
     }
   };
-  for_each(static_cast<int64_t>(samples.size()), plan.regime == Regime::kSamples, false,
+  for_each(static_cast<int64_t>(samples.size()), plan.regime == Regime::kSamples, backwards,
            sample_passes);
 }
 

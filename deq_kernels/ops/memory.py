@@ -1,29 +1,43 @@
-"""Large buffers: how they are asked for."""
+"""Memory for solver histories: the one large buffer of a solve."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from deq_kernels.ops import registry
 
-HUGE_PAGE_BYTES = 2 << 20
+POOLED_BYTES = 4 << 20
+"""Smaller buffers come from torch's allocator, which keeps them itself."""
 
 
-def _no_advice(memory: Tensor) -> None:
-    """Memory works without advice."""
+def _plain_memory(like: Tensor, size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=like.device)
 
 
-_ADVISE = registry.define(
-    "advise_huge_pages_(Tensor(a!) memory) -> ()", reference=_no_advice, fake=_no_advice
+_MEMORY = registry.define(
+    "history_memory(Tensor like, int bytes) -> Tensor",
+    reference=_plain_memory,
+    fake=_plain_memory,
 )
 
 
-def advise_huge_pages_(memory: Tensor) -> Tensor:
-    """Ask for large pages under a buffer that spans several of them; returns it.
+def new_history(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor on the device of `like`, for the stored vectors of one solve.
 
-    The first touch of a fresh page traps into the operating system, and for a history written once
-    per solve those traps cost more than the arithmetic. Contents do not change.
+    On the CPU a large one is drawn from a pool that keeps freed histories for the next solve
+    (never more than were once alive together; `deq_kernels.empty_cache` lets go of them), because
+    mapping fresh pages can cost more than the solve. Where torch was told to fill uninitialised
+    memory, this memory is torch's own and filled.
     """
-    if memory.device.type == "cpu" and memory.nbytes >= 2 * HUGE_PAGE_BYTES:
-        _ADVISE.call(memory)
-    return memory
+    size = math.prod(shape) * dtype.itemsize
+    filled = (
+        torch.are_deterministic_algorithms_enabled()
+        and torch._C._get_deterministic_fill_uninitialized_memory()
+    )
+    if like.device.type != "cpu" or size < POOLED_BYTES or filled:
+        return torch.empty(shape, dtype=dtype, device=like.device)
+    memory: Tensor = _MEMORY.call(like, size)
+    return memory.view(dtype).view(shape)

@@ -69,10 +69,11 @@ class Tables:
     @classmethod
     def new(cls, batch: int, max_steps: int, device: torch.device) -> Tables:
         """Tables of `batch` running samples that have not been evaluated yet."""
-        norms = torch.full((batch, len(Norm)), torch.inf, dtype=torch.float64, device=device)
+        # Norms and the number of active samples are written by the first step.
+        norms = torch.empty((batch, len(Norm)), dtype=torch.float64, device=device)
         counters = torch.zeros((batch, len(Counter)), dtype=torch.int64, device=device)
         trace = torch.full((batch, max_steps), torch.nan, dtype=torch.float64, device=device)
-        active = torch.full((1,), batch, dtype=torch.int64, device=device)
+        active = torch.empty(1, dtype=torch.int64, device=device)
         return cls(norms, counters, trace, active)
 
 
@@ -118,6 +119,8 @@ def judge_(
     finite = residual.isfinite() & f_norm.isfinite()
     step = counters[:, Counter.STEPS].clone()
     first = step == 0
+    unmarked = (running & first)[:, None]
+    norms.copy_(torch.where(unmarked, norms.new_tensor(torch.inf), norms))
 
     rows = running.nonzero().flatten()
     trace[rows, step[rows]] = residual[rows]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from deq_kernels.inverse import ProductFormInverse
 from deq_kernels.ops import broyden
@@ -56,22 +55,18 @@ class Broyden(Solver):
         needed = max(1, self.max_steps - 1)
         length = needed if self.history_length is None else min(self.history_length, needed)
         history = broyden.History.new(z, length, self.history_dtype)
-        stall_steps = self.stall_steps or 0
-
-        def step(f_z: Tensor) -> None:
-            broyden.step_(
-                f_z,
-                z,
-                best_z,
-                history,
-                tables,
-                rtol=self.rtol,
-                atol=self.atol,
-                damping=self.damping,
-                gamma=self.gamma,
-                stall_steps=stall_steps,
-                divergence_factor=self.divergence_factor,
-            )
+        step = broyden.bind_step(
+            z,
+            best_z,
+            history,
+            tables,
+            rtol=self.rtol,
+            atol=self.atol,
+            damping=self.damping,
+            gamma=self.gamma,
+            stall_steps=self.stall_steps or 0,
+            divergence_factor=self.divergence_factor,
+        )
 
         def finish() -> ProductFormInverse:
             count = tables.counters[:, Counter.COUNT]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from deq_kernels.ops import damped
 from deq_kernels.solvers.base import Iteration, Solver, StepFunction, check_option
 
@@ -27,22 +25,15 @@ class FixedPoint(Solver):
         check_option("damping", self.damping, 0 < self.damping <= 2, "above 0 and at most 2")
 
     def _prepare(self, iteration: Iteration) -> tuple[StepFunction, Callable[[], None]]:
-        scratch = damped.new_scratch(iteration.z)
-        z, best_z, tables = iteration.z, iteration.best_z, iteration.tables
-        stall_steps = self.stall_steps or 0
-
-        def step(f_z: Tensor) -> None:
-            damped.step_(
-                f_z,
-                z,
-                best_z,
-                tables,
-                scratch,
-                rtol=self.rtol,
-                atol=self.atol,
-                damping=self.damping,
-                stall_steps=stall_steps,
-                divergence_factor=self.divergence_factor,
-            )
-
+        step = damped.bind_step(
+            iteration.z,
+            iteration.best_z,
+            iteration.tables,
+            damped.new_scratch(iteration.z),
+            rtol=self.rtol,
+            atol=self.atol,
+            damping=self.damping,
+            stall_steps=self.stall_steps or 0,
+            divergence_factor=self.divergence_factor,
+        )
         return step, lambda: None

@@ -216,12 +216,12 @@ def test_the_history_is_freed_by_the_backward_pass(monkeypatch: pytest.MonkeyPat
     """While loss, output and layer live on, and no sooner than the backward pass."""
     histories: list[weakref.ref[np.ndarray]] = []
 
-    def watched(memory: Tensor) -> Tensor:
-        array = np.zeros(tuple(memory.shape))
+    def watched(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        array = np.zeros(shape)
         histories.append(weakref.ref(array))
         return torch.from_numpy(array)
 
-    monkeypatch.setattr(broyden_op, "advise_huge_pages_", watched)
+    monkeypatch.setattr(broyden_op, "new_history", watched)
     _, x, layer, z0, cotangent = solved(dk.Shine())
     z = layer(z0, x)
     loss = (z * cotangent).sum()

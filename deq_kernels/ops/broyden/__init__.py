@@ -1,5 +1,5 @@
 """Good Broyden with one stored vector per step."""
 
-from deq_kernels.ops.broyden.op import History, matvec, step_
+from deq_kernels.ops.broyden.op import History, bind_step, matvec, step_
 
-__all__ = ["History", "matvec", "step_"]
+__all__ = ["History", "bind_step", "matvec", "step_"]

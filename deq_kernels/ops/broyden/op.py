@@ -9,6 +9,7 @@ with H₀ = −γ I and N_j = ⟨p_j, p_j⟩ (docs/algebra.md, section 1; Kelley
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from deq_kernels.ops import registry
 from deq_kernels.ops.broyden import reference
 from deq_kernels.ops.dtypes import resolve_history_dtype
-from deq_kernels.ops.memory import advise_huge_pages_
+from deq_kernels.ops.memory import new_history
 from deq_kernels.ops.termination import Tables
 from deq_kernels.ops.tiles import tile_count
 
@@ -100,19 +101,17 @@ class History:
         """An empty history for states like z [batch, dim]."""
         batch, dim = z.shape
         capacity = history_length + 1
-        table = partial(torch.zeros, dtype=torch.float64, device=z.device)
+        table = partial(torch.empty, dtype=torch.float64, device=z.device)
         dtype = resolve_history_dtype(z.dtype, history_dtype)
-        directions = torch.empty((batch, capacity, dim), dtype=dtype, device=z.device)
         return cls(
-            advise_huge_pages_(directions),
+            new_history(z, (batch, capacity, dim), dtype),
             table((batch, capacity, capacity)),
             table((batch, capacity, 2)),
             table((batch, tile_count(dim) + 1, 2 + 2 * capacity)),
         )
 
 
-def step_(
-    f_z: Tensor,
+def bind_step(
     z: Tensor,
     best_z: Tensor,
     history: History,
@@ -124,6 +123,22 @@ def step_(
     gamma: float,
     stall_steps: int,
     divergence_factor: float,
+) -> Callable[[Tensor], None]:
+    """`step_` as a function of f(z) alone, for a solver's loop; arguments as there."""
+    call = _STEP.call
+    state = (z, best_z, history.directions, history.gram, history.factors)
+    record = (tables.norms, tables.counters, tables.trace, tables.active, history.scratch)
+    options = (rtol, atol, damping, gamma, stall_steps, divergence_factor)
+    arguments = (*state, *record, *options)
+
+    def step(f_z: Tensor) -> None:
+        call(f_z if f_z.stride(1) == 1 else f_z.contiguous(), *arguments)
+
+    return step
+
+
+def step_(
+    f_z: Tensor, z: Tensor, best_z: Tensor, history: History, tables: Tables, **options: Any
 ) -> None:
     """One whole step of good Broyden from f(z), for every sample that still runs.
 
@@ -137,35 +152,19 @@ def step_(
         best_z: the best iterate of each sample, [batch, dim]; updated.
         history: stored directions and their tables; updated.
         tables: norms, counters, trace and the number of running samples; updated.
-        rtol: relative tolerance on ‖f(z) − z‖ against ‖f(z)‖.
-        atol: absolute tolerance on ‖f(z) − z‖.
-        damping: the step length α.
-        gamma: scale of the initial inverse, H₀ = −γ I.
-        stall_steps: evaluations without progress after which a sample has stalled; 0 for never.
-        divergence_factor: growth over the first residual at which a step is rejected.
+        **options: those of `bind_step`, all of them:
+            rtol, relative tolerance on ‖f(z) − z‖ against ‖f(z)‖;
+            atol, absolute tolerance on ‖f(z) − z‖;
+            damping, the step length α;
+            gamma, scale of the initial inverse, H₀ = −γ I;
+            stall_steps, evaluations without progress after which a sample has stalled, 0: never;
+            divergence_factor, growth over the first residual at which a step is rejected.
 
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or layout (the message names it).
+        TypeError: an option is missing or unknown.
     """
-    _STEP.call(
-        f_z if f_z.stride(1) == 1 else f_z.contiguous(),
-        z,
-        best_z,
-        history.directions,
-        history.gram,
-        history.factors,
-        tables.norms,
-        tables.counters,
-        tables.trace,
-        tables.active,
-        history.scratch,
-        rtol,
-        atol,
-        damping,
-        gamma,
-        stall_steps,
-        divergence_factor,
-    )
+    bind_step(z, best_z, history, tables, **options)(f_z)
 
 
 def matvec(

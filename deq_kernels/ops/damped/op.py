@@ -5,6 +5,7 @@ Source: docs/algebra.md, section 3; PG, equations 16 and 17.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,8 +43,7 @@ def new_scratch(z: Tensor) -> Tensor:
     return torch.empty(shape, dtype=torch.float64, device=z.device)
 
 
-def step_(
-    f_z: Tensor,
+def bind_step(
     z: Tensor,
     best_z: Tensor,
     tables: Tables,
@@ -54,6 +54,20 @@ def step_(
     damping: float,
     stall_steps: int,
     divergence_factor: float,
+) -> Callable[[Tensor], None]:
+    """`step_` as a function of f(z) alone, for a solver's loop; arguments as there."""
+    call = _STEP.call
+    record = (tables.norms, tables.counters, tables.trace, tables.active, scratch)
+    arguments = (z, best_z, *record, rtol, atol, damping, stall_steps, divergence_factor)
+
+    def step(f_z: Tensor) -> None:
+        call(f_z if f_z.stride(1) == 1 else f_z.contiguous(), *arguments)
+
+    return step
+
+
+def step_(
+    f_z: Tensor, z: Tensor, best_z: Tensor, tables: Tables, scratch: Tensor, **options: Any
 ) -> None:
     """z ← z + λ (f(z) − z) for every sample that still runs, with norms, status and best iterate.
 
@@ -63,30 +77,18 @@ def step_(
         best_z: the best iterate of each sample, [batch, dim]; updated.
         tables: norms, counters, trace and the number of running samples; updated.
         scratch: from `new_scratch`.
-        rtol: relative tolerance on ‖f(z) − z‖ against ‖f(z)‖.
-        atol: absolute tolerance on ‖f(z) − z‖.
-        damping: λ.
-        stall_steps: evaluations without progress after which a sample has stalled; 0 for never.
-        divergence_factor: growth over the first residual at which a sample has diverged.
+        **options: those of `bind_step`, all of them:
+            rtol, relative tolerance on ‖f(z) − z‖ against ‖f(z)‖;
+            atol, absolute tolerance on ‖f(z) − z‖;
+            damping, λ;
+            stall_steps, evaluations without progress after which a sample has stalled, 0: never;
+            divergence_factor, growth over the first residual at which a sample has diverged.
 
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or layout (the message names it).
+        TypeError: an option is missing or unknown.
     """
-    _STEP.call(
-        f_z if f_z.stride(1) == 1 else f_z.contiguous(),
-        z,
-        best_z,
-        tables.norms,
-        tables.counters,
-        tables.trace,
-        tables.active,
-        scratch,
-        rtol,
-        atol,
-        damping,
-        stall_steps,
-        divergence_factor,
-    )
+    bind_step(z, best_z, tables, scratch, **options)(f_z)
 
 
 def neumann_step_(

@@ -1,0 +1,100 @@
+// Memory for solver histories, kept from one solve to the next.
+//
+// A history is the one large buffer of a solve, and a training loop asks for the same one again and
+// again. Given back to the operating system in between, its pages are zeroed and mapped anew each
+// time, which can cost more than the solve. The pool keeps what is freed, but never holds more
+// than the histories that were once alive together: it does not raise the peak of its own memory.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <new>
+#include <unordered_map>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace deq {
+
+class HistoryPool {
+ public:
+  static constexpr int64_t kHugePage = 2 << 20;
+
+  // A buffer of at least `bytes` bytes, aligned to a large page; contents are arbitrary.
+  void* take(int64_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const int64_t wanted = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    auto kept = free_.lower_bound(wanted);
+    if (kept != free_.end() && kept->first <= 2 * wanted) {
+      void* const buffer = kept->second;
+      live_bytes_ += kept->first;
+      live_[buffer] = kept->first;
+      kept_bytes_ -= kept->first;
+      free_.erase(kept);
+      return buffer;
+    }
+    live_bytes_ += wanted;
+    peak_bytes_ = live_bytes_ > peak_bytes_ ? live_bytes_ : peak_bytes_;
+    trim();
+    void* const buffer = allocate(wanted);
+    live_[buffer] = wanted;
+    return buffer;
+  }
+
+  void give_back(void* buffer) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = live_.find(buffer);
+    const int64_t bytes = found->second;
+    live_.erase(found);
+    live_bytes_ -= bytes;
+    kept_bytes_ += bytes;
+    free_.emplace(bytes, buffer);
+  }
+
+  // Returns everything that is not in use to the operating system; how many bytes that was.
+  int64_t release() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const int64_t released = kept_bytes_;
+    peak_bytes_ = live_bytes_;
+    trim();
+    return released;
+  }
+
+  int64_t kept_bytes() const { return kept_bytes_; }
+
+ private:
+  // Frees kept buffers, largest first, until live and kept together fit the peak of the live ones.
+  void trim() {
+    while (!free_.empty() && live_bytes_ + kept_bytes_ > peak_bytes_) {
+      const auto largest = std::prev(free_.end());
+      kept_bytes_ -= largest->first;
+      std::free(largest->second);
+      free_.erase(largest);
+    }
+  }
+
+  static void* allocate(int64_t bytes) {
+    void* const buffer = std::aligned_alloc(kHugePage, static_cast<size_t>(bytes));
+    if (buffer == nullptr) {
+      throw std::bad_alloc();
+    }
+#if defined(MADV_HUGEPAGE)
+    // Only advice: refused, it changes nothing but speed.
+    madvise(buffer, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+#endif
+    return buffer;
+  }
+
+  std::mutex mutex_;
+  std::multimap<int64_t, void*> free_;
+  std::unordered_map<void*, int64_t> live_;
+  int64_t live_bytes_ = 0;
+  int64_t kept_bytes_ = 0;
+  int64_t peak_bytes_ = 0;
+};
+
+}  // namespace deq
