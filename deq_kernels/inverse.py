@@ -54,26 +54,30 @@ class ProductFormInverse:
 
     Attributes:
         directions: p_j, [batch, history_length + 1, dim].
-        gram: ⟨p_i, p_j⟩, [batch, history_length + 1, history_length + 1] float64.
-        factors: step length and weight of each factor, [batch, history_length + 1, 2] float64.
-        rank: number of factors of each sample, [batch] int64.
+        algebra: rank-sized table, [batch, history_length + 1, history_length + 3] float64; row j
+            holds ⟨p_j, p_i⟩ for all i, then step length and weight of factor j.
+        count: directions of each sample, one more than its factors, or none, [batch] int64.
         gamma: γ.
         dtype: dtype of the state, and of the vectors multiplied.
     """
 
     directions: Tensor
-    gram: Tensor
-    factors: Tensor
-    rank: Tensor
+    algebra: Tensor
+    count: Tensor
     gamma: float
     dtype: torch.dtype
 
+    @property
+    def rank(self) -> Tensor:
+        """Number of factors of each sample, [batch] int64."""
+        return (self.count - 1).clamp_(min=0)
+
     def _product(self, x: Tensor, scale: float, transpose: bool) -> Tensor:
-        columns = _columns(x, len(self.rank), self.directions.shape[-1], self.dtype)
+        batch, _, dim = self.directions.shape
+        columns = _columns(x, batch, dim, self.dtype)
         product = broyden.matvec(
             self.directions,
-            self.gram,
-            self.factors,
+            self.algebra,
             self.rank,
             columns,
             scale=scale,
@@ -97,7 +101,7 @@ class ProductFormInverse:
 
     def unbind(self) -> tuple[tuple[Tensor, ...], Callable[..., ProductFormInverse]]:
         """The tensors H is made of, and a function that makes it of them and holds none."""
-        tensors = (self.directions, self.gram, self.factors, self.rank)
+        tensors = (self.directions, self.algebra, self.count)
         return tensors, partial(ProductFormInverse, gamma=self.gamma, dtype=self.dtype)
 
 

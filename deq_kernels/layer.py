@@ -76,9 +76,8 @@ class DEQ(nn.Module):
             return self.cell(z, *args, **kwargs)
 
         def flat_f(z: Tensor) -> Tensor:
-            f_z = f(structure.unflatten(z))
-            structure.check_output(f_z, allow_cast=torch.is_autocast_enabled(z.device.type))
-            return structure.flatten(f_z).to(structure.dtype)
+            allow_cast = torch.is_autocast_enabled(z.device.type)
+            return structure.flatten(f(structure.unflatten(z)), allow_cast=allow_cast)
 
         solver = self.solver if self.training else self.eval_solver
         solution = solver(f, self._start(z0, structure))

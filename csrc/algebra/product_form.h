@@ -17,23 +17,32 @@
 
 namespace deq {
 
-struct Factor {
-  double step;    // alpha_j: z_{j+1} = z_j + alpha_j p_j
-  double weight;  // omega_j: 1 / N_j, or 0 where the guard skipped the factor
-};
-
 // A denominator below this share of N_k leaves no digits in the new direction.
 constexpr double kSingularShare = 1e-8;
 
+// One sample's rank-sized table: row j holds G_j0 ... G_j,capacity-1, alpha_j, omega_j.
 struct ProductForm {
-  const double* gram;     // [capacity, capacity], G_ij = <p_i, p_j> of the stored directions
-  const Factor* factors;  // [capacity]
+  double* table;  // [capacity, capacity + 2]
   int64_t capacity;
 
-  DEQ_HOST_DEVICE double gram_at(int64_t i, int64_t j) const { return gram[i * capacity + j]; }
+  DEQ_HOST_DEVICE static int64_t table_size(int64_t capacity) { return capacity * (capacity + 2); }
+  DEQ_HOST_DEVICE double* row(int64_t j) const { return table + j * (capacity + 2); }
+  // G_ij = <p_i, p_j> of the directions as stored.
+  DEQ_HOST_DEVICE double gram(int64_t i, int64_t j) const { return row(i)[j]; }
+  // alpha_j: z_{j+1} = z_j + alpha_j p_j.
+  DEQ_HOST_DEVICE double& step(int64_t j) const { return row(j)[capacity]; }
+  // omega_j: 1 / N_j, or 0 where the guard skipped the factor.
+  DEQ_HOST_DEVICE double& weight(int64_t j) const { return row(j)[capacity + 1]; }
+  // Takes <p_i, p_j>, i <= j, in as the newest column and row of G.
+  DEQ_HOST_DEVICE void set_newest(int64_t j, const double* column) const {
+    for (int64_t i = 0; i <= j; ++i) {
+      row(i)[j] = column[i];
+      row(j)[i] = column[i];
+    }
+  }
   // <p_j, u_i>; by the symmetry of G also what the transposed recurrence needs.
   DEQ_HOST_DEVICE double along(int64_t j, int64_t i) const {
-    return gram_at(j, i + 1) + (factors[i].step - 1.0) * gram_at(j, i);
+    return gram(j, i + 1) + (step(i) - 1.0) * gram(j, i);
   }
 };
 
@@ -50,7 +59,7 @@ DEQ_HOST_DEVICE inline double forward_dot(const ProductForm& form, int64_t j, co
 // c_j = omega_j <p_j, w_j> for j < rank, in place of q_j = <p_j, H_0 x>.
 DEQ_HOST_DEVICE inline void forward_substitution(const ProductForm& form, int64_t rank, double* q) {
   for (int64_t j = 0; j < rank; ++j) {
-    q[j] = form.factors[j].weight * forward_dot(form, j, q, q[j]);
+    q[j] = form.weight(j) * forward_dot(form, j, q, q[j]);
   }
 }
 
@@ -62,9 +71,9 @@ DEQ_HOST_DEVICE inline void expand_in_directions(const ProductForm& form, int64_
   }
   c[rank] = c[rank - 1];
   for (int64_t j = rank - 1; j > 0; --j) {
-    c[j] = c[j - 1] + (form.factors[j].step - 1.0) * c[j];
+    c[j] = c[j - 1] + (form.step(j) - 1.0) * c[j];
   }
-  c[0] *= form.factors[0].step - 1.0;
+  c[0] *= form.step(0) - 1.0;
 }
 
 // H x = H_0 x + sum_{j <= rank} e_j p_j: from q_j = <p_j, H_0 x>, j < rank, to e, in place.
@@ -77,13 +86,13 @@ DEQ_HOST_DEVICE inline void matvec_coefficients(const ProductForm& form, int64_t
 DEQ_HOST_DEVICE inline void rmatvec_coefficients(const ProductForm& form, int64_t rank, double* q) {
   double q_next = q[rank];
   for (int64_t j = rank - 1; j >= 0; --j) {
-    const double shift = form.factors[j].step - 1.0;
+    const double shift = form.step(j) - 1.0;
     double u_dot_y = q_next + shift * q[j];
     for (int64_t i = j + 1; i < rank; ++i) {
       u_dot_y += q[i] * form.along(i, j);
     }
     q_next = q[j];
-    q[j] = form.factors[j].weight * u_dot_y;
+    q[j] = form.weight(j) * u_dot_y;
   }
 }
 
@@ -94,14 +103,14 @@ DEQ_HOST_DEVICE inline void rmatvec_coefficients(const ProductForm& form, int64_
 // Guard: a vanishing or non-finite denominator skips the factor, p_count = -w.
 // Writes a over q and returns scale.
 DEQ_HOST_DEVICE inline double direction_coefficients(const ProductForm& form, int64_t count,
-                                                     Factor* newest, double* q) {
+                                                     double* q) {
   if (count == 0) {
     return -1.0;
   }
   const int64_t k = count - 1;
   forward_substitution(form, k, q);
   const double pi = forward_dot(form, k, q, q[k]);
-  const double norm_sq = form.gram_at(k, k);
+  const double norm_sq = form.gram(k, k);
   const double denominator = pi + norm_sq;
   // Written so that NaN fails every comparison and lands in the guard.
   const bool usable = norm_sq > 0.0 && std::fabs(denominator) > kSingularShare * norm_sq &&
@@ -112,9 +121,9 @@ DEQ_HOST_DEVICE inline double direction_coefficients(const ProductForm& form, in
     q[j] *= scale;
   }
   if (usable) {
-    q[k] -= (newest->step - 1.0) * pi / denominator;
+    q[k] -= (form.step(k) - 1.0) * pi / denominator;
   }
-  newest->weight = usable ? 1.0 / norm_sq : 0.0;
+  form.weight(k) = usable ? 1.0 / norm_sq : 0.0;
   return scale;
 }
 

@@ -35,13 +35,16 @@ struct Verdict {
 };
 
 // Judges the evaluation f(z) of one running sample from ||f(z) - z||^2 and ||f(z)||^2, and records
-// it: norms [kNormColumns], counters [kCounterColumns], trace [max_steps].
+// it: `record` holds kNormColumns norms and then the trace [max_steps], counters
+// [kCounterColumns].
 //
 // Converged when ||f(z) - z|| <= atol + rtol ||f(z)||. A residual that is not finite, or has grown
 // by divergence_factor, is rejected: back to the best iterate while rejections are left, else
 // diverged. The first evaluation is always kept, so that there is an iterate to return.
 DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limits& limits,
-                                     double* norms, int64_t* counters, double* trace) {
+                                     double* record, int64_t* counters) {
+  double* const norms = record;
+  double* const trace = record + kNormColumns;
   const double residual = std::sqrt(residual_sq);
   const double infinity = HUGE_VAL;
   const bool finite = residual_sq < infinity && f_sq < infinity;

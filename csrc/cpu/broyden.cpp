@@ -37,12 +37,11 @@ struct Step {
   history_t* directions;  // [batch, capacity, dim], rows row_stride apart
   int64_t sample_stride;
   int64_t row_stride;
-  double* gram;       // [batch, capacity, capacity]
-  Factor* factors;    // [batch, capacity]
-  double* norms;      // [batch, kNormColumns]
+  double* algebra;    // [batch, capacity, capacity + 2]
+  double* record;     // [batch, kNormColumns + max_steps]
   int64_t* counters;  // [batch, kCounterColumns]
-  double* trace;      // [batch, max_steps]
-  double* scratch;    // [batch, tiles + 1, width]
+
+  double* scratch;  // [batch, tiles + 1, width]
   int64_t dim;
   int64_t capacity;
   int64_t tiles;
@@ -61,6 +60,10 @@ struct Step {
   int64_t count(int64_t sample) const { return counters[sample * kCounterColumns + kCount]; }
   history_t* row(int64_t sample, int64_t j) const {
     return directions + sample * sample_stride + j * row_stride;
+  }
+
+  ProductForm form(int64_t sample) const {
+    return {algebra + sample * ProductForm::table_size(capacity), capacity};
   }
 
   void measure(int64_t sample, int64_t tile) const {
@@ -82,8 +85,9 @@ struct Step {
     double* sums = totals(sample);
     add_tiles(partials(sample), tiles, width(), sums);
     int64_t* counter = counters + sample * kCounterColumns;
-    const Verdict verdict = judge(sums[0], sums[1], limits, norms + sample * kNormColumns, counter,
-                                  trace + sample * limits.max_steps);
+    const Verdict verdict =
+        judge(sums[0], sums[1], limits, sample_record(record, sample, limits.max_steps), counter);
+
     Decision decision = {verdict.improved, false, false, false, counter[kCount], -1.0};
     if (verdict.action == Action::kReject) {
       counter[kCount] = 0;
@@ -101,8 +105,8 @@ struct Step {
     }
     if (decision.extend) {
       decision.scale = finish_factor(sample, decision.count, sums);
-      Factor& next = factors[sample * capacity + decision.count];
-      next = {damping, 0.0};
+      form(sample).step(decision.count) = damping;
+
       counter[kCount] = decision.count + 1;
     }
     return decision;
@@ -112,15 +116,11 @@ struct Step {
   double finish_factor(int64_t sample, int64_t k, double* sums) const {
     double* q = sums + kDots;
     const double* column = q + capacity;
-    double* sample_gram = gram + sample * capacity * capacity;
-    for (int64_t j = 0; j < k; ++j) {
-      q[j] *= -gamma;
-      sample_gram[j * capacity + k - 1] = column[j];
-      sample_gram[(k - 1) * capacity + j] = column[j];
+    std::for_each_n(q, k, [&](double& dot) { dot *= -gamma; });
+    if (k > 0) {
+      form(sample).set_newest(k - 1, column);
     }
-    Factor* sample_factors = factors + sample * capacity;
-    const ProductForm form = {sample_gram, sample_factors, capacity};
-    return direction_coefficients(form, k, sample_factors + (k > 0 ? k - 1 : 0), q);
+    return direction_coefficients(form(sample), k, q);
   }
 
   void apply(int64_t sample, int64_t tile, const Decision& decision) const {
@@ -149,17 +149,18 @@ struct Step {
 };
 
 void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
-                  const Tensor& directions, const Tensor& gram, const Tensor& factors,
-                  const Tensor& norms, const Tensor& counters, const Tensor& trace,
-                  const Tensor& active, const Tensor& scratch, double rtol, double atol,
-                  double damping, double gamma, int64_t stall_steps, double divergence_factor) {
+                  const Tensor& directions, const Tensor& algebra, const Tensor& record,
+                  const Tensor& counters, const Tensor& active, const Tensor& scratch, double rtol,
+                  double atol, double damping, double gamma, int64_t stall_steps,
+                  double divergence_factor) {
   STD_TORCH_CHECK(z.dim() == 2, "z must be [batch, dim], got ", z.dim(), " dimensions");
   STD_TORCH_CHECK(directions.dim() == 3, "directions must be [batch, history_length + 1, dim]");
-  STD_TORCH_CHECK(trace.dim() == 2, "trace must be [batch, max_steps]");
+
   const int64_t batch = z.size(0);
   const int64_t dim = z.size(1);
   const int64_t capacity = directions.size(1);
-  const int64_t max_steps = trace.size(1);
+  const int64_t max_steps = record_steps(record);
+
   const int64_t tiles = tile_count(dim);
   STD_TORCH_CHECK(capacity >= 1, "directions must have room for at least one direction");
   const ScalarType dtype = z.scalar_type();
@@ -172,11 +173,11 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
   check_contiguous(best_z, "best_z");
   check_shape(directions, "directions", {batch, capacity, dim});
   check_dense_rows(directions, "directions");
-  check_table(gram, "gram", ScalarType::Double, {batch, capacity, capacity});
-  check_table(factors, "factors", ScalarType::Double, {batch, capacity, 2});
-  check_table(norms, "norms", ScalarType::Double, {batch, kNormColumns});
+  check_table(algebra, "algebra", ScalarType::Double, {batch, capacity, capacity + 2});
+  check_table(record, "record", ScalarType::Double, {batch, kNormColumns + max_steps});
+
   check_table(counters, "counters", ScalarType::Long, {batch, kCounterColumns});
-  check_table(trace, "trace", ScalarType::Double, {batch, max_steps});
+
   check_table(active, "active", ScalarType::Long, {1});
   check_table(scratch, "scratch", ScalarType::Double, {batch, tiles + 1, 2 + 2 * capacity});
 
@@ -198,11 +199,10 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
         data<history_t>(directions),
         directions.stride(0),
         directions.stride(1),
-        data<double>(gram),
-        data<Factor>(factors),
-        data<double>(norms),
+        data<double>(algebra),
+        data<double>(record),
         counter,
-        data<double>(trace),
+
         data<double>(scratch),
         dim,
         capacity,
@@ -225,17 +225,15 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
   *data<int64_t>(active) = count_running(counter, batch);
 }
 
-Tensor broyden_matvec(const Tensor& directions, const Tensor& gram, const Tensor& factors,
-                      const Tensor& rank, const Tensor& x, double scale, bool transpose) {
+Tensor broyden_matvec(const Tensor& directions, const Tensor& algebra, const Tensor& rank,
+                      const Tensor& x, double scale, bool transpose) {
   const ProductShape shape = check_product(directions, "directions", rank, x);
   const int64_t capacity = shape.capacity;
-  check_table(gram, "gram", ScalarType::Double, {shape.batch, capacity, capacity});
-  check_table(factors, "factors", ScalarType::Double, {shape.batch, capacity, 2});
-  const double* gram_data = data<double>(gram);
-  const Factor* factor_data = data<Factor>(factors);
+  check_table(algebra, "algebra", ScalarType::Double, {shape.batch, capacity, capacity + 2});
+  double* tables = data<double>(algebra);
+
   auto coefficients = [&](int64_t sample, int64_t r, double* q) {
-    const ProductForm form = {gram_data + sample * capacity * capacity,
-                              factor_data + sample * capacity, capacity};
+    const ProductForm form = {tables + sample * ProductForm::table_size(capacity), capacity};
     if (transpose) {
       rmatvec_coefficients(form, r, q);
       std::for_each_n(q, r, [&](double& d) { d *= scale; });

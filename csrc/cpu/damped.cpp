@@ -19,15 +19,15 @@ struct Decision {
   explicit operator bool() const { return keep || advance; }
 };
 
-void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const Tensor& norms,
-                 const Tensor& counters, const Tensor& trace, const Tensor& active,
-                 const Tensor& scratch, double rtol, double atol, double damping,
-                 int64_t stall_steps, double divergence_factor) {
+void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const Tensor& record,
+                 const Tensor& counters, const Tensor& active, const Tensor& scratch, double rtol,
+                 double atol, double damping, int64_t stall_steps, double divergence_factor) {
   STD_TORCH_CHECK(z.dim() == 2, "z must be [batch, dim], got ", z.dim(), " dimensions");
-  STD_TORCH_CHECK(trace.dim() == 2, "trace must be [batch, max_steps]");
+
   const int64_t batch = z.size(0);
   const int64_t dim = z.size(1);
-  const int64_t max_steps = trace.size(1);
+  const int64_t max_steps = record_steps(record);
+
   const int64_t tiles = tile_count(dim);
   const ScalarType dtype = z.scalar_type();
   check_shape(f_z, "f_z", {batch, dim});
@@ -35,9 +35,9 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
   check_dense_rows(f_z, "f_z");
   check_contiguous(z, "z");
   check_table(best_z, "best_z", dtype, {batch, dim});
-  check_table(norms, "norms", ScalarType::Double, {batch, kNormColumns});
+  check_table(record, "record", ScalarType::Double, {batch, kNormColumns + max_steps});
   check_table(counters, "counters", ScalarType::Long, {batch, kCounterColumns});
-  check_table(trace, "trace", ScalarType::Double, {batch, max_steps});
+
   check_table(active, "active", ScalarType::Long, {1});
   check_table(scratch, "scratch", ScalarType::Double, {batch, tiles + 1, 2});
 
@@ -50,8 +50,7 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
                          stall_steps,
                          divergence_factor,
                          /*max_rejections=*/0};
-  double* norm = data<double>(norms);
-  double* residuals = data<double>(trace);
+  double* records = data<double>(record);
   double* partials = data<double>(scratch);
   with_state_type(dtype, "z", [&](auto value) {
     using state_t = decltype(value);
@@ -78,8 +77,8 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
           double* sums = partials + (sample * (tiles + 1) + tiles) * 2;
           add_tiles(sums - tiles * 2, tiles, 2, sums);
           const Verdict verdict =
-              judge(sums[0], sums[1], limits, norm + sample * kNormColumns,
-                    counter + sample * kCounterColumns, residuals + sample * max_steps);
+              judge(sums[0], sums[1], limits, sample_record(records, sample, max_steps),
+                    counter + sample * kCounterColumns);
           return Decision{verdict.improved, verdict.action == Action::kAdvance};
         },
         [&](int64_t sample, int64_t tile, const Decision& decision) {

@@ -1,12 +1,11 @@
 // Which samples of a batch still run.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <cstdint>
 #include <vector>
 
 #include "algebra/termination.h"
+#include "cpu/checks.h"
 
 namespace deq {
 
@@ -33,6 +32,17 @@ inline void check_steps_left(const std::vector<int64_t>& running, const int64_t*
     STD_TORCH_CHECK(counters[sample * kCounterColumns + kSteps] < max_steps, "sample ", sample,
                     " still runs but has used all ", max_steps, " steps of its trace");
   }
+}
+
+// The max_steps of a record [batch, kNormColumns + max_steps]: norms, then the trace.
+inline int64_t record_steps(const Tensor& record) {
+  STD_TORCH_CHECK(record.dim() == 2 && record.size(1) > kNormColumns, "record must be [batch, ",
+                  static_cast<int64_t>(kNormColumns), " + max_steps]");
+  return record.size(1) - kNormColumns;
+}
+
+inline double* sample_record(double* record, int64_t sample, int64_t max_steps) {
+  return record + sample * (kNormColumns + max_steps);
 }
 
 inline int64_t count_running(const int64_t* counters, int64_t batch) {

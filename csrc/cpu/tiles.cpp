@@ -143,9 +143,18 @@ inline void dot_rows(const history_t* rows, int64_t stride, int64_t count, const
   for (; j + group <= count; j += group) {
     dot_group<group, pair>(rows + j * stride, stride, x, y, n, out_x + j, out_y + j);
   }
-  for (; j < count; ++j) {
-    dot_group<1, pair>(rows + j * stride, stride, x, y, n, out_x + j, out_y + j);
+    const history_t* rest = rows + j * stride;
+  switch (count - j) {
+    case 3:
+      return dot_group<3, pair>(rest, stride, x, y, n, out_x + j, out_y + j);
+    case 2:
+      return dot_group<2, pair>(rest, stride, x, y, n, out_x + j, out_y + j);
+    case 1:
+      return dot_group<1, pair>(rest, stride, x, y, n, out_x + j, out_y + j);
+    default:
+      return;
   }
+
 }
 
 template <typename history_t, typename accum_t>
@@ -187,13 +196,20 @@ void combine(const history_t* rows, int64_t stride, int64_t count, const double*
     combine_group<group>(rows + j * stride, stride, coefficients + j, factor, n, accum);
     factor = accum_t(1);
   }
-  for (; j < count; ++j) {
-    combine_group<1>(rows + j * stride, stride, coefficients + j, factor, n, accum);
-    factor = accum_t(1);
+    const history_t* rest = rows + j * stride;
+  switch (count - j) {
+    case 3:
+      return combine_group<3>(rest, stride, coefficients + j, factor, n, accum);
+    case 2:
+      return combine_group<2>(rest, stride, coefficients + j, factor, n, accum);
+    case 1:
+      return combine_group<1>(rest, stride, coefficients + j, factor, n, accum);
+    default:
+      return factor == accum_t(1)
+                 ? void()
+                 : combine_group<0>(rest, stride, coefficients + j, factor, n, accum);
   }
-  if (count == 0) {
-    combine_group<0>(rows, stride, coefficients, factor, n, accum);
-  }
+
 }
 
 template <typename history_t, typename accum_t>

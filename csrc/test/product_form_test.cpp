@@ -21,27 +21,30 @@ struct Example {
   static constexpr double kGamma = 0.6;
   int64_t count;
   std::vector<Vector> p;
-  Vector gram;
-  std::vector<deq::Factor> factors;
+  mutable Vector table;
 
   Example(int64_t count_, double step, int64_t skipped = -1) : count(count_) {
     for (int64_t j = 0; j < count; ++j) {
       p.push_back(deq_test::random_vector(kDim, static_cast<unsigned>(10 + j)));
     }
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t j = 0; j < count; ++j) {
-        gram.push_back(dot(p[i], p[j]));
+    table.resize(static_cast<size_t>(deq::ProductForm::table_size(count)));
+    for (int64_t j = 0; j < count; ++j) {
+      Vector column;
+      for (int64_t i = 0; i <= j; ++i) {
+        column.push_back(dot(p[i], p[j]));
       }
-      factors.push_back({step, i == skipped ? 0.0 : 1.0 / dot(p[i], p[i])});
+      form().set_newest(j, column.data());
+      form().step(j) = step;
+      form().weight(j) = j == skipped ? 0.0 : 1.0 / column[j];
     }
   }
 
-  deq::ProductForm form() const { return {gram.data(), factors.data(), count}; }
+  deq::ProductForm form() const { return {table.data(), count}; }
 
   Vector u(int64_t j) const {
     Vector out(kDim);
     for (int64_t i = 0; i < kDim; ++i) {
-      out[i] = p[j + 1][i] + (factors[j].step - 1.0) * p[j][i];
+      out[i] = p[j + 1][i] + (form().step(j) - 1.0) * p[j][i];
     }
     return out;
   }
@@ -56,7 +59,7 @@ struct Example {
       const int64_t j = transpose ? rank - 1 - step : step;
       const Vector left = transpose ? p[j] : u(j);
       const Vector right = transpose ? u(j) : p[j];
-      const double weight = factors[j].weight * dot(right, y);
+      const double weight = form().weight(j) * dot(right, y);
       for (int64_t i = 0; i < kDim; ++i) {
         y[i] += weight * left[i];
       }
@@ -119,48 +122,43 @@ TEST(direction_solves_its_own_equation) {
   // p = -H_count r where H_count holds the factor that p itself enters.
   for (int64_t count : {1, 2, 5}) {
     for (double step : {1.0, 0.7}) {
-      Example example(count, step);
+      const Example before(count, step);
       const Vector r = deq_test::random_vector(Example::kDim, 4);
       Vector q;
       for (int64_t j = 0; j < count; ++j) {
-        q.push_back(-Example::kGamma * dot(example.p[j], r));
+        q.push_back(-Example::kGamma * dot(before.p[j], r));
       }
-      deq::Factor* newest = &example.factors[count - 1];
-      newest->weight = 123.0;
-      const double scale = deq::direction_coefficients(example.form(), count, newest, q.data());
-      CHECK_NEAR(newest->weight, 1.0 / dot(example.p[count - 1], example.p[count - 1]), 1e-14);
-      const Vector next = example.combine(r, -Example::kGamma * scale, q);
-      example.p.push_back(next);
-      example.factors.push_back({step, 0.0});
-      example.count = count + 1;
-      const Vector h_r = example.product(r, count, false);
+      before.form().weight(count - 1) = 123.0;
+      const double scale = deq::direction_coefficients(before.form(), count, q.data());
+      const Vector& newest = before.p[count - 1];
+      CHECK_NEAR(before.form().weight(count - 1), 1.0 / dot(newest, newest), 1e-14);
+      Example after(count + 1, step);
+      after.p[count] = before.combine(r, -Example::kGamma * scale, q);
+      const Vector h_r = after.product(r, count, false);
       for (int64_t i = 0; i < Example::kDim; ++i) {
-        CHECK_NEAR(next[i], -h_r[i], 1e-8);
+        CHECK_NEAR(after.p[count][i], -h_r[i], 1e-8);
       }
     }
   }
 }
 
 TEST(first_direction_is_the_damped_fixed_point_step) {
-  const double scale = deq::direction_coefficients({nullptr, nullptr, 4}, 0, nullptr, nullptr);
-  CHECK(scale == -1.0);
+  CHECK(deq::direction_coefficients({nullptr, 4}, 0, nullptr) == -1.0);
 }
 
 TEST(guard_skips_what_has_no_digits) {
   // pi + N = 0, pi + N not finite, N = 0: p = -w, weight 0.
   for (double q_value : {-2.0, static_cast<double>(NAN), HUGE_VAL}) {
-    const double gram = 2.0;
-    deq::Factor factor = {1.0, 5.0};
+    double table[] = {2.0, 1.0, 5.0};
     double q = q_value;
-    CHECK(deq::direction_coefficients({&gram, &factor, 1}, 1, &factor, &q) == -1.0);
-    CHECK(factor.weight == 0.0);
+    CHECK(deq::direction_coefficients({table, 1}, 1, &q) == -1.0);
+    CHECK(table[2] == 0.0);
     CHECK(q == 0.0);
   }
-  const double zero = 0.0;
-  deq::Factor factor = {1.0, 5.0};
+  double table[] = {0.0, 1.0, 5.0};
   double q = 0.0;
-  CHECK(deq::direction_coefficients({&zero, &factor, 1}, 1, &factor, &q) == -1.0);
-  CHECK(factor.weight == 0.0);
+  CHECK(deq::direction_coefficients({table, 1}, 1, &q) == -1.0);
+  CHECK(table[2] == 0.0);
 }
 
 }  // namespace

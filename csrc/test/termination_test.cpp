@@ -6,13 +6,15 @@
 namespace {
 
 struct Sample {
-  double norms[deq::kNormColumns] = {};
+  double norms[deq::kNormColumns + 10] = {};
+
   int64_t counters[deq::kCounterColumns] = {};
-  double trace[10] = {};
+  const double* trace = norms + deq::kNormColumns;
+
   deq::Limits limits = {1e-3, 0.0, 10, 3, 100.0, 1};
 
   deq::Verdict judge(double residual, double f_norm) {
-    return deq::judge(residual * residual, f_norm * f_norm, limits, norms, counters, trace);
+    return deq::judge(residual * residual, f_norm * f_norm, limits, norms, counters);
   }
   int64_t status() const { return counters[deq::kStatus]; }
 };

@@ -2,10 +2,11 @@
 
 The tables are shared by all solver steps (`csrc/algebra/termination.h` names the same columns):
 
-- `norms` [batch, 4] float64: the current, best, first and last progress-marking residual norm;
+- `record` [batch, 4 + max_steps] float64: the current, best, first and last progress-marking
+  residual norm, then the trace, the residual norm at each evaluation, NaN where none was;
 - `counters` [batch, 5] int64: status, stored directions, evaluations, rejections, and the
   evaluation at which progress was last marked;
-- `trace` [batch, max_steps] float64: the residual norm at each evaluation, NaN where none was;
+
 - `active` [1] int64: how many samples still run.
 """
 
@@ -35,7 +36,7 @@ class Status(IntEnum):
 
 
 class Norm(IntEnum):
-    """Columns of `norms`."""
+    """The first columns of `record`."""
 
     RESIDUAL = 0
     BEST = 1
@@ -61,20 +62,28 @@ PROGRESS_SHARE = 0.99
 class Tables:
     """Termination tables of one solve; every tensor is updated in place by the step ops."""
 
-    norms: Tensor
+    record: Tensor
     counters: Tensor
-    trace: Tensor
     active: Tensor
+
+    @property
+    def norms(self) -> Tensor:
+        """The norms in `record`, [batch, 4]; a view."""
+        return self.record[:, : len(Norm)]
+
+    @property
+    def trace(self) -> Tensor:
+        """The trace in `record`, [batch, max_steps]; a view."""
+        return self.record[:, len(Norm) :]
 
     @classmethod
     def new(cls, batch: int, max_steps: int, device: torch.device) -> Tables:
         """Tables of `batch` running samples that have not been evaluated yet."""
-        # Norms and the number of active samples are written by the first step.
-        norms = torch.empty((batch, len(Norm)), dtype=torch.float64, device=device)
+        shape = (batch, len(Norm) + max_steps)
+        record = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
         counters = torch.zeros((batch, len(Counter)), dtype=torch.int64, device=device)
-        trace = torch.full((batch, max_steps), torch.nan, dtype=torch.float64, device=device)
         active = torch.empty(1, dtype=torch.int64, device=device)
-        return cls(norms, counters, trace, active)
+        return cls(record, counters, active)
 
 
 def squared_norm(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops.dtypes import check_state_dtype
-from deq_kernels.ops.termination import Counter, Norm, Tables
+from deq_kernels.ops.termination import Tables
 from deq_kernels.solvers.solution import Solution
 from deq_kernels.solvers.structure import State, Structure
 
@@ -91,14 +91,7 @@ class Solver:
             iteration = Iteration(z, torch.empty_like(z), tables)
             step, finish = self._prepare(iteration)
             iterate(f, structure, iteration, step, self.max_steps)
-            return Solution(
-                z=structure.unflatten(iteration.best_z),
-                status=tables.counters[:, Counter.STATUS],
-                steps=tables.counters[:, Counter.STEPS],
-                residual=tables.norms[:, Norm.BEST],
-                trace=tables.trace,
-                inverse_jacobian=finish(),
-            )
+            return Solution(structure.unflatten(iteration.best_z), tables, finish())
 
     def _prepare(
         self, iteration: Iteration
@@ -121,15 +114,12 @@ def iterate(
     max_steps: int,
 ) -> None:
     """Evaluate f and take a step until no sample runs any more."""
-    z, active = iteration.z, iteration.tables.active
     if structure.batch == 0:
         return
-    state = structure.unflatten(z)
+    state = structure.unflatten(iteration.z)
+    active = iteration.tables.active
     allow_cast = torch.is_autocast_enabled(structure.device.type)
     for _ in range(max_steps):
-        f_z = f(state)
-        structure.check_output(f_z, allow_cast=allow_cast)
-        flat = structure.flatten(f_z)
-        step(flat.to(structure.dtype) if allow_cast else flat)
+        step(structure.flatten(f(state), allow_cast=allow_cast))
         if not active.item():
             return

@@ -70,9 +70,8 @@ class Broyden(Solver):
 
         def finish() -> ProductFormInverse:
             count = tables.counters[:, Counter.COUNT]
-            rank = (count - 1).clamp_(min=0)
             return ProductFormInverse(
-                history.directions, history.gram, history.factors, rank, self.gamma, z.dtype
+                history.directions, history.algebra, count, self.gamma, z.dtype
             )
 
         return step, finish

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops import Status
+from deq_kernels.ops.termination import Counter, Norm, Tables
 from deq_kernels.solvers.structure import State
 
 
@@ -17,21 +18,34 @@ class Solution:
 
     Attributes:
         z: the best iterate of each sample, in the structure of z0. Detached.
-        status: [B] int64, values of `Status`.
-        steps: [B] int64, evaluations of f that the sample used.
-        residual: [B] float64, ‖f(z) − z‖₂ at the returned z.
-        trace: [B, max_steps] float64, ‖f(z) − z‖₂ at each evaluation, NaN after the sample
-            stopped.
+        tables: the solve's own record, from which the properties below are read.
         inverse_jacobian: estimate of (J − I)⁻¹ at the end of the solve, for solvers that build
             one, else None.
     """
 
     z: State
-    status: Tensor
-    steps: Tensor
-    residual: Tensor
-    trace: Tensor
+    tables: Tables = field(repr=False)
     inverse_jacobian: InverseJacobian | None = field(default=None, repr=False)
+
+    @property
+    def status(self) -> Tensor:
+        """[B] int64, values of `Status`."""
+        return self.tables.counters[:, Counter.STATUS]
+
+    @property
+    def steps(self) -> Tensor:
+        """[B] int64, evaluations of f that the sample used."""
+        return self.tables.counters[:, Counter.STEPS]
+
+    @property
+    def residual(self) -> Tensor:
+        """[B] float64, ‖f(z) − z‖₂ at the returned z."""
+        return self.tables.norms[:, Norm.BEST]
+
+    @property
+    def trace(self) -> Tensor:
+        """[B, max_steps] float64, ‖f(z) − z‖₂ at each evaluation, NaN after the sample stopped."""
+        return self.tables.trace
 
     @property
     def converged(self) -> Tensor:

@@ -20,6 +20,7 @@ class Structure:
         shapes: shape of each tensor, batch included.
         sizes: elements per sample of each tensor.
         is_tuple: whether the state is a tuple.
+        is_flat: whether the state is one tensor [B, d] already.
         batch: B.
         dtype: common dtype.
         device: common device.
@@ -28,6 +29,7 @@ class Structure:
     shapes: tuple[torch.Size, ...]
     sizes: tuple[int, ...]
     is_tuple: bool
+    is_flat: bool
     batch: int
     dtype: torch.dtype
     device: torch.device
@@ -66,6 +68,7 @@ class Structure:
             tuple(part.shape for part in parts),
             sizes,
             isinstance(state, tuple),
+            len(parts) == 1 and not isinstance(state, tuple) and first.dim() == 2,
             first.shape[0],
             first.dtype,
             first.device,
@@ -76,42 +79,42 @@ class Structure:
         """d, elements per sample."""
         return sum(self.sizes)
 
-    def flatten(self, state: State) -> Tensor:
-        """The state as [B, d]; a view where one tensor allows it. Differentiable."""
-        if isinstance(state, Tensor) and state.dim() == 2:
-            return state
-        parts = state if isinstance(state, tuple) else (state,)
-        rows = [
-            part.reshape(self.batch, size) for part, size in zip(parts, self.sizes, strict=True)
-        ]
-        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
-
-    def unflatten(self, flat: Tensor) -> State:
-        """[B, d] as the user's state; views of it. Differentiable."""
-        if not self.is_tuple:
-            return flat.view(self.shapes[0])
-        pieces = flat.split(self.sizes, dim=1)
-        return tuple(piece.view(s) for piece, s in zip(pieces, self.shapes, strict=True))
-
-    def check_output(self, state: State, *, allow_cast: bool = False) -> None:
-        """Raise unless f returned a state like its input.
+    def flatten(self, state: State, *, allow_cast: bool = False) -> Tensor:
+        """The state as rows [B, d], checked; a view where one tensor allows it. Differentiable.
 
         Args:
-            state: what f returned.
-            allow_cast: accept another floating dtype (under autocast, where the caller casts).
+            state: what f returned, or another state of this structure.
+            allow_cast: take another floating dtype and convert it, as under autocast.
 
         Raises:
             TypeError: another structure, dtype or device.
             ValueError: another shape.
         """
         if (
-            not self.is_tuple
-            and isinstance(state, Tensor)
+            isinstance(state, Tensor)
             and state.shape == self.shapes[0]
             and state.dtype == self.dtype
             and state.device == self.device
-        ):
-            return  # the common case, on the path of every step
+            and not self.is_tuple
+        ):  # the common case, on the path of every step
+            return state if self.is_flat else state.reshape(self.batch, self.sizes[0])
+        self._check(state, allow_cast)
+        rows = [
+            part.to(self.dtype).reshape(self.batch, size)
+            for part, size in zip(_parts(state, "f(z)"), self.sizes, strict=True)
+        ]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+    def unflatten(self, flat: Tensor) -> State:
+        """[B, d] as the user's state; views of it. Differentiable."""
+        if self.is_flat:
+            return flat
+        if not self.is_tuple:
+            return flat.view(self.shapes[0])
+        pieces = flat.split(self.sizes, dim=1)
+        return tuple(piece.view(s) for piece, s in zip(pieces, self.shapes, strict=True))
+
+    def _check(self, state: State, allow_cast: bool) -> None:
         parts = _parts(state, "f(z)")
         if isinstance(state, tuple) != self.is_tuple or len(parts) != len(self.shapes):
             raise TypeError(

@@ -19,8 +19,8 @@ ODD_DIMS = (1, 3, 15, 17, 2047, 2048, 2049, 5000)
 
 def random_history(
     batch: int, capacity: int, dim: int, dtype: torch.dtype, damping: float = 0.7
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Directions with their tables, every sample of another rank, unused rows NaN."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions with their table, every sample of another rank, unused rows NaN."""
     directions = torch.randn(batch, capacity, dim).to(dtype)
     rank = torch.arange(batch) % capacity
     used = torch.arange(capacity) <= rank[:, None]
@@ -29,21 +29,19 @@ def random_history(
     gram = full @ full.mT
     weight = torch.where(used, 1.0 / gram.diagonal(dim1=1, dim2=2), 0.0)
     factors = torch.stack((torch.full_like(weight, damping), weight), dim=-1)
-    return directions, gram, factors, rank
+    return directions, torch.cat((gram, factors), dim=-1), rank
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", ODD_DIMS)
 def test_products_equal_dense_factors(backend: str, dtype: torch.dtype, dim: int) -> None:
-    directions, gram, factors, rank = random_history(5, 4, dim, dtype)
+    directions, algebra, rank = random_history(5, 4, dim, dtype)
     x = torch.randn(5, 2, dim).to(dtype)
     for transpose in (False, True):
-        product = broyden.matvec(
-            directions, gram, factors, rank, x, scale=-0.5, transpose=transpose
-        )
+        product = broyden.matvec(directions, algebra, rank, x, scale=-0.5, transpose=transpose)
         for sample in range(5):
             used = directions[sample, : int(rank[sample]) + 1]
-            steps = factors[sample, :, 0]
+            steps = algebra[sample, :, -2]
             for column in range(2):
                 right = x[sample, column]
                 expected = chained_product(used, steps, 0.5, right, transpose=transpose)
@@ -74,24 +72,24 @@ def test_the_chain_is_the_dense_product() -> None:
 def test_products_with_another_history_dtype(
     backend: str, dtype: torch.dtype, history_dtype: torch.dtype
 ) -> None:
-    directions, gram, factors, rank = random_history(4, 4, 77, history_dtype)
+    directions, algebra, rank = random_history(4, 4, 77, history_dtype)
     x = torch.randn(4, 1, 77).to(dtype)
-    product = broyden.matvec(directions, gram, factors, rank, x)
+    product = broyden.matvec(directions, algebra, rank, x)
     for sample in range(4):
         dense = dense_product_form(
-            directions[sample, : int(rank[sample]) + 1], factors[sample, :, 0], 1.0
+            directions[sample, : int(rank[sample]) + 1], algebra[sample, :, -2], 1.0
         )
         assert_close(product[sample], (dense @ x[sample].double().T).T, dtype)
 
 
 def test_seeded_product_replaces_the_initial_inverse(backend: str) -> None:
-    directions, gram, factors, rank = random_history(3, 4, 9, torch.float64)
+    directions, algebra, rank = random_history(3, 4, 9, torch.float64)
     seed = torch.randn(9, 9, dtype=torch.float64)
-    inverse = dk.ProductFormInverse(directions, gram, factors, rank, 1.0, torch.float64)
+    inverse = dk.ProductFormInverse(directions, algebra, rank + 1, 1.0, torch.float64)
     x = torch.randn(3, 9, dtype=torch.float64)
     for sample in range(3):
         r = int(rank[sample])
-        factor = dense_product_form(directions[sample, : r + 1], factors[sample, :, 0], -1.0)
+        factor = dense_product_form(directions[sample, : r + 1], algebra[sample, :, -2], -1.0)
         expected = factor @ seed @ x[sample]
         seeded = inverse.matvec(x @ seed.T, seeded=True)[sample]
         torch.testing.assert_close(seeded, expected, rtol=1e-12, atol=1e-12)
@@ -174,7 +172,7 @@ def test_guard_skips_a_singular_factor(backend: str) -> None:
     before = z.clone()
     broyden.step_(z + r0, z, best, history, tables, **OPTIONS)
     torch.testing.assert_close(z, before + r0, rtol=1e-14, atol=1e-14)
-    assert history.factors[0, 0, 1] == 0.0
+    assert history.algebra[0, 0, -1] == 0.0
 
 
 def test_frozen_sample_is_neither_read_nor_written(backend: str) -> None:
@@ -182,10 +180,10 @@ def test_frozen_sample_is_neither_read_nor_written(backend: str) -> None:
     best = torch.randn_like(z)
     tables.counters[1, Counter.STATUS] = dk.Status.CONVERGED
     z[1] = torch.nan
-    kept = [t.clone() for t in (z, best, history.directions, history.gram, tables.norms)]
+    kept = [t.clone() for t in (z, best, history.directions, history.algebra, tables.record)]
     f_z = z + 1.0
     broyden.step_(f_z, z, best, history, tables, **OPTIONS)
-    after = (z, best, history.directions, history.gram, tables.norms)
+    after = (z, best, history.directions, history.algebra, tables.record)
     for now, before in zip(after, kept, strict=True):
         assert torch.equal(now[1].nan_to_num(7.0), before[1].nan_to_num(7.0))
     assert tables.active.item() == 1
@@ -215,7 +213,7 @@ def test_empty_sizes(backend: str, batch: int, dim: int) -> None:
     history = broyden.History.new(z, 2, None)
     rank = torch.zeros(batch, dtype=torch.int64)
     x = torch.randn(batch, 2, dim)
-    product = broyden.matvec(history.directions, history.gram, history.factors, rank, x)
+    product = broyden.matvec(history.directions, history.algebra, rank, x)
     assert product.shape == x.shape
     tables = Tables.new(batch, 10, z.device)
     broyden.step_(z.clone(), z, z.clone(), history, tables, **OPTIONS)
@@ -251,13 +249,13 @@ def test_opcheck() -> None:
     z, history, tables = state_of(2, 7, 3)
     best = z.clone()
     f_z = torch.randn_like(z)
-    state = (f_z, z, best, history.directions.zero_(), history.gram, history.factors)
-    record = (tables.norms, tables.counters, tables.trace, tables.active, history.scratch)
+    state = (f_z, z, best, history.directions.zero_(), history.algebra.zero_())
+    record = (tables.record, tables.counters, tables.active, history.scratch.zero_())
     options = (1e-3, 0.0, 1.0, 1.0, 0, 1e6)
     torch.library.opcheck(OPS["broyden_step_"].overload, (*state, *record, *options))
-    directions, gram, factors, rank = random_history(3, 4, 6, torch.float64)
+    directions, algebra, rank = random_history(3, 4, 6, torch.float64)
     directions = directions.nan_to_num(0.0)
     x = torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True)
     torch.library.opcheck(
-        OPS["broyden_matvec"].overload, (directions, gram, factors, rank, x, -1.0, False)
+        OPS["broyden_matvec"].overload, (directions, algebra, rank, x, -1.0, False)
     )

@@ -98,7 +98,7 @@ def test_empty_sizes(backend: str, batch: int, dim: int) -> None:
 def test_opcheck() -> None:
     z = torch.randn(2, 7)
     tables = Tables.new(2, 5, z.device)
-    state = (z + 1.0, z, z.clone(), tables.norms, tables.counters, tables.trace, tables.active)
+    state = (z + 1.0, z, z.clone(), tables.record, tables.counters, tables.active)
     scratch = damped.new_scratch(z).zero_()
     torch.library.opcheck(OPS["damped_step_"].overload, (*state, scratch, 1e-3, 0.0, 1.0, 0, 1e6))
     norms = torch.zeros(2, 2, dtype=torch.float64)

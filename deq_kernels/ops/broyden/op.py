@@ -31,8 +31,7 @@ def _step_fake(*args: Any) -> None:
 
 def _matvec_fake(
     directions: Tensor,
-    gram: Tensor,
-    factors: Tensor,
+    algebra: Tensor,
     rank: Tensor,
     x: Tensor,
     scale: float,
@@ -43,15 +42,15 @@ def _matvec_fake(
 
 _STEP = registry.define(
     "broyden_step_(Tensor f_z, Tensor(a!) z, Tensor(b!) best_z, Tensor(c!) directions, "
-    "Tensor(d!) gram, Tensor(e!) factors, Tensor(f!) norms, Tensor(g!) counters, "
-    "Tensor(h!) trace, Tensor(i!) active, Tensor(j!) scratch, float rtol, float atol, "
-    "float damping, float gamma, int stall_steps, float divergence_factor) -> ()",
+    "Tensor(d!) algebra, Tensor(e!) record, Tensor(f!) counters, Tensor(g!) active, "
+    "Tensor(h!) scratch, float rtol, float atol, float damping, float gamma, int stall_steps, "
+    "float divergence_factor) -> ()",
     reference=reference.step_,
     fake=_step_fake,
 )
 _MATVEC = registry.define(
-    "broyden_matvec(Tensor directions, Tensor gram, Tensor factors, Tensor rank, Tensor x, "
-    "float scale, bool transpose) -> Tensor",
+    "broyden_matvec(Tensor directions, Tensor algebra, Tensor rank, Tensor x, float scale, "
+    "bool transpose) -> Tensor",
     reference=reference.matvec,
     fake=_matvec_fake,
 )
@@ -62,14 +61,14 @@ def _matvec_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     if any(tensor.requires_grad for tensor in history):
         raise NotImplementedError(
             "broyden_matvec is differentiable in x only; the history requires grad. "
-            "Detach the directions, Gram matrix and factors first."
+            "Detach the directions and their table first."
         )
     ctx.save_for_backward(*history)
 
 
 def _matvec_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = _MATVEC.call(*ctx.saved_tensors, grad.contiguous(), ctx.scale, not ctx.transpose)
-    return None, None, None, None, grad_x, None, None
+    return None, None, None, grad_x, None, None
 
 
 torch.library.register_autograd(
@@ -86,14 +85,13 @@ class History:
 
     Attributes:
         directions: [batch, history_length + 1, dim], the first `count` rows of a sample valid.
-        gram: [batch, history_length + 1, history_length + 1] float64, ⟨p_i, p_j⟩.
-        factors: [batch, history_length + 1, 2] float64, step length α_j and weight ω_j.
+        algebra: [batch, history_length + 1, history_length + 3] float64; row j holds ⟨p_j, p_i⟩
+            for all i, then the step length α_j and the weight ω_j.
         scratch: [batch, tiles + 1, 2 + 2 (history_length + 1)] float64, partial sums of a step.
     """
 
     directions: Tensor
-    gram: Tensor
-    factors: Tensor
+    algebra: Tensor
     scratch: Tensor
 
     @classmethod
@@ -105,8 +103,7 @@ class History:
         dtype = resolve_history_dtype(z.dtype, history_dtype)
         return cls(
             new_history(z, (batch, capacity, dim), dtype),
-            table((batch, capacity, capacity)),
-            table((batch, capacity, 2)),
+            table((batch, capacity, capacity + 2)),
             table((batch, tile_count(dim) + 1, 2 + 2 * capacity)),
         )
 
@@ -126,8 +123,8 @@ def bind_step(
 ) -> Callable[[Tensor], None]:
     """`step_` as a function of f(z) alone, for a solver's loop; arguments as there."""
     call = _STEP.call
-    state = (z, best_z, history.directions, history.gram, history.factors)
-    record = (tables.norms, tables.counters, tables.trace, tables.active, history.scratch)
+    state = (z, best_z, history.directions, history.algebra)
+    record = (tables.record, tables.counters, tables.active, history.scratch)
     options = (rtol, atol, damping, gamma, stall_steps, divergence_factor)
     arguments = (*state, *record, *options)
 
@@ -169,8 +166,7 @@ def step_(
 
 def matvec(
     directions: Tensor,
-    gram: Tensor,
-    factors: Tensor,
+    algebra: Tensor,
     rank: Tensor,
     x: Tensor,
     *,
@@ -181,8 +177,7 @@ def matvec(
 
     Args:
         directions: [batch, history_length + 1, dim].
-        gram: [batch, history_length + 1, history_length + 1] float64.
-        factors: [batch, history_length + 1, 2] float64.
+        algebra: [batch, history_length + 1, history_length + 3] float64, as in `History`.
         rank: factors of each sample, [batch] int64.
         x: right-hand sides, [batch, columns, dim], in the state's dtype.
         scale: H₀ = scale · I. A seeded product H₀ = M is had with scale 1: pass M x here for
@@ -192,4 +187,4 @@ def matvec(
     Returns:
         [batch, columns, dim], dtype of x. Differentiable in x.
     """
-    return _MATVEC.call(directions, gram, factors, rank, x.contiguous(), scale, transpose)
+    return _MATVEC.call(directions, algebra, rank, x.contiguous(), scale, transpose)

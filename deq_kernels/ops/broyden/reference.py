@@ -15,6 +15,13 @@ SINGULAR_SHARE = 1e-8
 """A denominator π + N below this share of N leaves no digits in the new direction."""
 
 
+def split_algebra(algebra: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gram matrix [batch, capacity, capacity], and the step length and weight of each factor
+    [batch, capacity, 2], as views of the table that holds them side by side.
+    """
+    return algebra[..., :-2], algebra[..., -2:]
+
+
 def _rows(directions: Tensor, count: Tensor, most: int, dtype: torch.dtype) -> Tensor:
     """The first `most` directions [batch, most, dim], zero where a sample has fewer."""
     stored = torch.arange(most, device=count.device) < count[:, None]
@@ -50,14 +57,14 @@ def _expand(c: Tensor, step: Tensor) -> Tensor:
 
 def matvec(
     directions: Tensor,
-    gram: Tensor,
-    factors: Tensor,
+    algebra: Tensor,
     rank: Tensor,
     x: Tensor,
     scale: float,
     transpose: bool,
 ) -> Tensor:
     """H x, or Hᵀ x, for x [batch, columns, dim], with H₀ = scale · I."""
+    gram, factors = split_algebra(algebra)
     accum = accumulate_dtype(x.dtype)
     most = int(rank.max()) if rank.numel() else 0
     if most == 0:
@@ -84,11 +91,9 @@ def step_(
     z: Tensor,
     best_z: Tensor,
     directions: Tensor,
-    gram: Tensor,
-    factors: Tensor,
-    norms: Tensor,
+    algebra: Tensor,
+    record: Tensor,
     counters: Tensor,
-    trace: Tensor,
     active: Tensor,
     scratch: Tensor,
     rtol: float,
@@ -103,7 +108,7 @@ def step_(
     verdict = judge_(
         f_z,
         z,
-        Tables(norms, counters, trace, active),
+        Tables(record, counters, active),
         rtol=rtol,
         atol=atol,
         stall_steps=stall_steps,
@@ -123,10 +128,11 @@ def step_(
     accum = accumulate_dtype(z.dtype)
     residual = f_z[index].to(accum) - z[index].to(accum)
     slot = count[index]
+    gram, factors = split_algebra(algebra)
     p = _next_direction(residual, directions, gram, factors, index, slot, gamma)
     stored = p.to(directions.dtype)
     directions[index, slot] = stored
-    factors[index, slot] = factors.new_tensor([damping, 0.0])
+    factors[index, slot, 0] = damping
     count[index] += 1
     advanced = (z[index].to(accum) + damping * stored.to(accum)).to(z.dtype)
     z[index] = torch.where(verdict.advance[index][:, None], advanced, z[index])

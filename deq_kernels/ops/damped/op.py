@@ -22,9 +22,9 @@ def _in_place_fake(*args: Any) -> None:
 
 
 _STEP = registry.define(
-    "damped_step_(Tensor f_z, Tensor(a!) z, Tensor(b!) best_z, Tensor(c!) norms, "
-    "Tensor(d!) counters, Tensor(e!) trace, Tensor(f!) active, Tensor(g!) scratch, float rtol, "
-    "float atol, float damping, int stall_steps, float divergence_factor) -> ()",
+    "damped_step_(Tensor f_z, Tensor(a!) z, Tensor(b!) best_z, Tensor(c!) record, "
+    "Tensor(d!) counters, Tensor(e!) active, Tensor(f!) scratch, float rtol, float atol, "
+    "float damping, int stall_steps, float divergence_factor) -> ()",
     reference=reference.step_,
     fake=_in_place_fake,
 )
@@ -57,7 +57,7 @@ def bind_step(
 ) -> Callable[[Tensor], None]:
     """`step_` as a function of f(z) alone, for a solver's loop; arguments as there."""
     call = _STEP.call
-    record = (tables.norms, tables.counters, tables.trace, tables.active, scratch)
+    record = (tables.record, tables.counters, tables.active, scratch)
     arguments = (z, best_z, *record, rtol, atol, damping, stall_steps, divergence_factor)
 
     def step(f_z: Tensor) -> None:
