@@ -80,7 +80,9 @@ class DEQ(nn.Module):
             return structure.flatten(f(structure.unflatten(z)), allow_cast=allow_cast)
 
         solver = self.solver if self.training else self.eval_solver
-        solution = solver(f, self._start(z0, structure))
+        keep_inverse = self.gradient.needs_inverse and torch.is_grad_enabled()
+        solution = solver(f, self._start(z0, structure), keep_inverse=keep_inverse)
+
         self.last_solution = replace(solution, inverse_jacobian=None)
         z_star = structure.flatten(solution.z)
         if torch.is_grad_enabled():

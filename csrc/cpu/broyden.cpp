@@ -47,6 +47,7 @@ struct Step {
   int64_t tiles;
   double damping;
   double gamma;
+  bool finish_inverse;
   Limits limits;
 
   const StateTiles<state_t>& state = state_tiles<state_t>();
@@ -66,6 +67,11 @@ struct Step {
     return {algebra + sample * ProductForm::table_size(capacity), capacity};
   }
 
+  // Whether this evaluation is the sample's last, whatever it shows, and nothing follows it.
+  bool only_judges(int64_t sample) const {
+    return !finish_inverse && counters[sample * kCounterColumns + kSteps] + 1 == limits.max_steps;
+  }
+
   void measure(int64_t sample, int64_t tile) const {
     const auto [begin, size] = tile_range(tile, dim);
     TileBuffer<accum_t> r;
@@ -74,7 +80,7 @@ struct Step {
     state.residual_norms(f_z + sample * f_stride + begin, z + sample * dim + begin, size, r.values,
                          other.values, out, out + 1);
     const int64_t k = count(sample);
-    if (k > 0) {
+    if (k > 0 && !only_judges(sample)) {
       history.load(row(sample, k - 1) + begin, size, other.values);
       history.dots_pair(row(sample, 0) + begin, row_stride, k, r.values, other.values, size,
                         out + kDots, out + kDots + capacity);
@@ -96,8 +102,9 @@ struct Step {
     }
     const bool full = decision.count == capacity;
     if (verdict.action == Action::kStop) {
-      // The last secant pair still enters the inverse, which SHINE reads at the solution.
-      decision.extend = decision.count > 0 && !full && counter[kStatus] != kDiverged;
+      // Where the inverse is wanted, SHINE reads it at the solution: the last secant pair enters.
+      decision.extend =
+          finish_inverse && decision.count > 0 && !full && counter[kStatus] != kDiverged;
     } else {
       decision.extend = true;
       decision.advance = true;
@@ -152,7 +159,7 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
                   const Tensor& directions, const Tensor& algebra, const Tensor& record,
                   const Tensor& counters, const Tensor& active, const Tensor& scratch, double rtol,
                   double atol, double damping, double gamma, int64_t stall_steps,
-                  double divergence_factor) {
+                  double divergence_factor, bool finish_inverse) {
   STD_TORCH_CHECK(z.dim() == 2, "z must be [batch, dim], got ", z.dim(), " dimensions");
   STD_TORCH_CHECK(directions.dim() == 3, "directions must be [batch, history_length + 1, dim]");
 
@@ -209,6 +216,7 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
         tiles,
         damping,
         gamma,
+        finish_inverse,
         {rtol, atol, max_steps, stall_steps, divergence_factor, /*max_rejections=*/1}};
     const StreamPlan plan =
         plan_stream(static_cast<int64_t>(running.size()), dim, most, sizeof(state_t),

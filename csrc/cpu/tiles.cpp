@@ -143,7 +143,7 @@ inline void dot_rows(const history_t* rows, int64_t stride, int64_t count, const
   for (; j + group <= count; j += group) {
     dot_group<group, pair>(rows + j * stride, stride, x, y, n, out_x + j, out_y + j);
   }
-    const history_t* rest = rows + j * stride;
+  const history_t* rest = rows + j * stride;
   switch (count - j) {
     case 3:
       return dot_group<3, pair>(rest, stride, x, y, n, out_x + j, out_y + j);
@@ -154,7 +154,6 @@ inline void dot_rows(const history_t* rows, int64_t stride, int64_t count, const
     default:
       return;
   }
-
 }
 
 template <typename history_t, typename accum_t>
@@ -196,7 +195,7 @@ void combine(const history_t* rows, int64_t stride, int64_t count, const double*
     combine_group<group>(rows + j * stride, stride, coefficients + j, factor, n, accum);
     factor = accum_t(1);
   }
-    const history_t* rest = rows + j * stride;
+  const history_t* rest = rows + j * stride;
   switch (count - j) {
     case 3:
       return combine_group<3>(rest, stride, coefficients + j, factor, n, accum);
@@ -209,7 +208,6 @@ void combine(const history_t* rows, int64_t stride, int64_t count, const double*
                  ? void()
                  : combine_group<0>(rest, stride, coefficients + j, factor, n, accum);
   }
-
 }
 
 template <typename history_t, typename accum_t>

@@ -107,7 +107,9 @@ def _broyden_of_this_package(*, history_dtype: "torch.dtype | None" = None) -> "
             stall_steps=None,
             history_dtype=history_dtype,
         )
-        z = solver(f, z0).z
+        # The others return no inverse either.
+        z = solver(f, z0, keep_inverse=False).z
+
         assert isinstance(z, torch.Tensor)  # as z0 is, not a tuple
         return z
 

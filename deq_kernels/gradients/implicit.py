@@ -31,7 +31,7 @@ class Implicit(AdjointGradient):
         self, cotangent: Tensor, vjp: VectorJacobianProduct, inverse: InverseJacobian | None
     ) -> Tensor:
         """w with w = Jᵀ w + ℓ."""
-        solution = self.solver(lambda w: vjp(w) + cotangent, cotangent)
+        solution = self.solver(lambda w: vjp(w) + cotangent, cotangent, keep_inverse=False)
         if self.on_solve is not None:
             self.on_solve(solution)
         assert isinstance(solution.z, Tensor)

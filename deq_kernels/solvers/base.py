@@ -65,7 +65,9 @@ class Solver:
         factor = self.divergence_factor
         check_option("divergence_factor", factor, factor > 1, "above 1")
 
-    def __call__(self, f: Callable[..., State], z0: State) -> Solution:
+    def __call__(
+        self, f: Callable[..., State], z0: State, *, keep_inverse: bool = True
+    ) -> Solution:
         """Solve z = f(z) from z0, each sample by itself.
 
         f runs without autograd; attach a gradient with `deq_kernels.DEQ`. The z it receives is a
@@ -75,6 +77,9 @@ class Solver:
             f: map of states [B, ...] to states of the same structure, shape, dtype and device.
             z0: initial state, a tensor [B, ...] or a tuple of tensors with one batch size;
                 float64, float32, float16 or bfloat16. Not modified.
+            keep_inverse: leave `inverse_jacobian` in the solution, where the solver builds one.
+                Without it the last pass over the history is spared, and its memory freed.
+
 
         Returns:
             The best iterate of each sample, with its status, steps, residual and trace.
@@ -89,12 +94,13 @@ class Solver:
             z = structure.flatten(z0).clone(memory_format=torch.contiguous_format)
             tables = Tables.new(structure.batch, self.max_steps, structure.device)
             iteration = Iteration(z, torch.empty_like(z), tables)
-            step, finish = self._prepare(iteration)
+            step, finish = self._prepare(iteration, keep_inverse)
             iterate(f, structure, iteration, step, self.max_steps)
-            return Solution(structure.unflatten(iteration.best_z), tables, finish())
+            inverse = finish() if keep_inverse else None
+            return Solution(structure.unflatten(iteration.best_z), tables, inverse)
 
     def _prepare(
-        self, iteration: Iteration
+        self, iteration: Iteration, keep_inverse: bool
     ) -> tuple[StepFunction, Callable[[], InverseJacobian | None]]:
         """The step taken from each f(z) [B, d], and what makes the inverse estimate at the end."""
         raise NotImplementedError

@@ -49,7 +49,7 @@ class Broyden(Solver):
         check_option("gamma", self.gamma, 0 < self.gamma < float("inf"), "finite and above 0")
 
     def _prepare(
-        self, iteration: Iteration
+        self, iteration: Iteration, keep_inverse: bool
     ) -> tuple[StepFunction, Callable[[], ProductFormInverse]]:
         z, best_z, tables = iteration.z, iteration.best_z, iteration.tables
         needed = max(1, self.max_steps - 1)
@@ -66,6 +66,7 @@ class Broyden(Solver):
             gamma=self.gamma,
             stall_steps=self.stall_steps or 0,
             divergence_factor=self.divergence_factor,
+            finish_inverse=keep_inverse,
         )
 
         def finish() -> ProductFormInverse:

@@ -24,7 +24,9 @@ class FixedPoint(Solver):
         super().__post_init__()
         check_option("damping", self.damping, 0 < self.damping <= 2, "above 0 and at most 2")
 
-    def _prepare(self, iteration: Iteration) -> tuple[StepFunction, Callable[[], None]]:
+    def _prepare(
+        self, iteration: Iteration, keep_inverse: bool
+    ) -> tuple[StepFunction, Callable[[], None]]:
         step = damped.bind_step(
             iteration.z,
             iteration.best_z,

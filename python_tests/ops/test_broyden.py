@@ -159,6 +159,7 @@ OPTIONS = {
     "gamma": 1.0,
     "stall_steps": 0,
     "divergence_factor": 1e6,
+    "finish_inverse": True,
 }
 
 
@@ -251,7 +252,7 @@ def test_opcheck() -> None:
     f_z = torch.randn_like(z)
     state = (f_z, z, best, history.directions.zero_(), history.algebra.zero_())
     record = (tables.record, tables.counters, tables.active, history.scratch.zero_())
-    options = (1e-3, 0.0, 1.0, 1.0, 0, 1e6)
+    options = (1e-3, 0.0, 1.0, 1.0, 0, 1e6, True)
     torch.library.opcheck(OPS["broyden_step_"].overload, (*state, *record, *options))
     directions, algebra, rank = random_history(3, 4, 6, torch.float64)
     directions = directions.nan_to_num(0.0)

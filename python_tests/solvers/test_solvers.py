@@ -226,6 +226,22 @@ def test_a_full_history_restarts_the_sample() -> None:
     torch.testing.assert_close(iterates[5], problem(iterates[4]), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_inverse_may_be_left_out(backend: str) -> None:
+    """Same solution, same record, whether samples converge or use their steps up."""
+    problem = Tanh.random(3, 25, 0.8)
+    z0 = torch.zeros(3, 25, dtype=torch.float64)
+    for rtol in (0.0, 1e-3):
+        solver = dk.Broyden(max_steps=9, rtol=rtol)
+        with dk.use_backend(backend):
+            kept, left_out = (solver(problem, z0, keep_inverse=keep) for keep in (True, False))
+        assert left_out.inverse_jacobian is None
+        assert kept.inverse_jacobian.rank.min() >= 1
+        assert torch.equal(left_out.z, kept.z)
+        assert torch.equal(left_out.trace.nan_to_num(-1.0), kept.trace.nan_to_num(-1.0))
+        assert torch.equal(left_out.status, kept.status)
+
+
 def test_an_already_solved_sample_stops_at_once() -> None:
     solution = dk.Broyden(max_steps=5)(lambda z: z.clone(), torch.randn(2, 3))
     assert solution.converged.all()

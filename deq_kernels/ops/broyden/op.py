@@ -44,7 +44,7 @@ _STEP = registry.define(
     "broyden_step_(Tensor f_z, Tensor(a!) z, Tensor(b!) best_z, Tensor(c!) directions, "
     "Tensor(d!) algebra, Tensor(e!) record, Tensor(f!) counters, Tensor(g!) active, "
     "Tensor(h!) scratch, float rtol, float atol, float damping, float gamma, int stall_steps, "
-    "float divergence_factor) -> ()",
+    "float divergence_factor, bool finish_inverse) -> ()",
     reference=reference.step_,
     fake=_step_fake,
 )
@@ -120,12 +120,13 @@ def bind_step(
     gamma: float,
     stall_steps: int,
     divergence_factor: float,
+    finish_inverse: bool,
 ) -> Callable[[Tensor], None]:
     """`step_` as a function of f(z) alone, for a solver's loop; arguments as there."""
     call = _STEP.call
     state = (z, best_z, history.directions, history.algebra)
     record = (tables.record, tables.counters, tables.active, history.scratch)
-    options = (rtol, atol, damping, gamma, stall_steps, divergence_factor)
+    options = (rtol, atol, damping, gamma, stall_steps, divergence_factor, finish_inverse)
     arguments = (*state, *record, *options)
 
     def step(f_z: Tensor) -> None:
@@ -155,7 +156,10 @@ def step_(
             damping, the step length α;
             gamma, scale of the initial inverse, H₀ = −γ I;
             stall_steps, evaluations without progress after which a sample has stalled, 0: never;
-            divergence_factor, growth over the first residual at which a step is rejected.
+            divergence_factor, growth over the first residual at which a step is rejected;
+            finish_inverse, whether the last secant pair of a sample that stops still enters its
+            inverse, at the cost of one more pass.
+
 
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or layout (the message names it).

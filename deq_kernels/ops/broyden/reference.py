@@ -102,6 +102,7 @@ def step_(
     gamma: float,
     stall_steps: int,
     divergence_factor: float,
+    finish_inverse: bool,
 ) -> None:
     """One Broyden step of every running sample, in place; see `deq_kernels.ops.broyden.step_`."""
     capacity = directions.shape[1]
@@ -119,9 +120,11 @@ def step_(
     best_z.copy_(torch.where(verdict.improved[:, None], z, best_z))
     z.copy_(torch.where(verdict.reject[:, None], best_z, z))
     count.masked_fill_(verdict.reject | (verdict.advance & (count == capacity)), 0)
-    # The last secant pair of a sample that stops still enters its inverse.
-    finish = verdict.stop & (count > 0) & (count < capacity) & (status != Status.DIVERGED)
-    index = (verdict.advance | finish).nonzero().flatten()
+    extend = verdict.advance
+    if finish_inverse:  # the last secant pair of a sample that stops still enters
+        last = verdict.stop & (count > 0) & (count < capacity) & (status != Status.DIVERGED)
+        extend = extend | last
+    index = extend.nonzero().flatten()
     if index.numel() == 0:
         return
 
