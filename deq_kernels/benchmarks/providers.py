@@ -68,10 +68,16 @@ def _load_reference() -> "Solve":
     return solve
 
 
-def _load_plain_pytorch() -> "Solve":
-    from .plain_pytorch import solve
+def _load_plain_textbook() -> "Solve":
+    from .plain_pytorch import solve_textbook
 
-    return solve
+    return solve_textbook
+
+
+def _load_plain_rearranged() -> "Solve":
+    from .plain_pytorch import solve_rearranged
+
+    return solve_rearranged
 
 
 def _load_torchdeq() -> "Solve":
@@ -126,7 +132,10 @@ PROVIDERS = (
         history_itemsize=2,
     ),
     Provider("reference", "deq_kernels, its PyTorch reference", _load_reference),
-    Provider("plain", "best plain PyTorch: U and V [B, m, d], baddbmm", _load_plain_pytorch),
+    Provider(
+        "plain", "plain PyTorch, best layout: U and V [B, m, d], baddbmm", _load_plain_textbook
+    ),
+    Provider("plain-4k", "the same, rearranged to two products per step", _load_plain_rearranged),
     Provider("torchdeq", "torchdeq.solver.broyden.broyden_solver", _load_torchdeq),
 )
 

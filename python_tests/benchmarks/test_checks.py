@@ -60,14 +60,14 @@ def test_every_provider_does_the_same_work(provider: Provider, dtype: torch.dtyp
 
 
 def test_wrong_iterates_are_refused() -> None:
-    work = _work(lambda f, z0, steps: plain_pytorch.solve(f, z0, steps) * (1 + 1e-6))
+    work = _work(lambda f, z0, steps: plain_pytorch.solve_rearranged(f, z0, steps) * (1 + 1e-6))
     assert work.refusal is not None
     assert "iterates differ" in work.refusal
 
 
 def test_one_wrong_sample_is_enough() -> None:
     def solve(f: Map, z0: Tensor, steps: int) -> Tensor:
-        z = plain_pytorch.solve(f, z0, steps)
+        z = plain_pytorch.solve_rearranged(f, z0, steps)
         z[1, 0] += 1e-3
         return z
 
@@ -75,11 +75,13 @@ def test_one_wrong_sample_is_enough() -> None:
 
 
 def test_not_a_number_is_refused() -> None:
-    assert _work(lambda f, z0, steps: plain_pytorch.solve(f, z0, steps) * torch.nan).refusal
+    assert _work(
+        lambda f, z0, steps: plain_pytorch.solve_rearranged(f, z0, steps) * torch.nan
+    ).refusal
 
 
 def test_fewer_steps_are_refused() -> None:
-    work = _work(lambda f, z0, steps: plain_pytorch.solve(f, z0, steps - 1))
+    work = _work(lambda f, z0, steps: plain_pytorch.solve_rearranged(f, z0, steps - 1))
     assert work.refusal == "evaluated the map 10 times instead of 11"
 
 
@@ -95,10 +97,10 @@ def test_fixed_point_iteration_is_refused() -> None:
 
 def test_rounded_history_is_held_to_its_residual() -> None:
     def nearly(f: Map, z0: Tensor, steps: int) -> Tensor:
-        return plain_pytorch.solve(f, z0, steps) * (1 + 1e-6)
+        return plain_pytorch.solve_rearranged(f, z0, steps) * (1 + 1e-6)
 
     def far(f: Map, z0: Tensor, steps: int) -> Tensor:
-        return plain_pytorch.solve(f, z0, steps) * 1.5
+        return plain_pytorch.solve_rearranged(f, z0, steps) * 1.5
 
     assert _work(nearly, history_itemsize=2).refusal is None
     assert "times the exact one" in (_work(far, history_itemsize=2).refusal or "")
@@ -106,7 +108,7 @@ def test_rounded_history_is_held_to_its_residual() -> None:
 
 def test_wrong_shape_raises() -> None:
     with pytest.raises(ValueError, match=r"must return \[3, 300\] but returned \[900\]"):
-        _work(lambda f, z0, steps: plain_pytorch.solve(f, z0, steps).flatten())
+        _work(lambda f, z0, steps: plain_pytorch.solve_rearranged(f, z0, steps).flatten())
 
 
 def test_a_case_that_reaches_rounding_is_rejected() -> None:

@@ -27,12 +27,12 @@ def _load_absent() -> "Solve":
 
 
 def _load_wrong() -> "Solve":
-    return lambda f, z0, steps: plain_pytorch.solve(f, z0, steps) * 1.01
+    return lambda f, z0, steps: plain_pytorch.solve_rearranged(f, z0, steps) * 1.01
 
 
 # Stand-ins keep this independent of what is installed: the first plays the part of ours.
 PROVIDERS = (
-    Provider(OURS, "stand-in", lambda: plain_pytorch.solve),
+    Provider(OURS, "stand-in", lambda: plain_pytorch.solve_rearranged),
     Provider("wrong", "returns other iterates", _load_wrong),
     Provider("missing", "is not there", _load_absent),
 )
@@ -80,7 +80,7 @@ def test_json_has_the_documented_fields(report: Report, tmp_path: Path) -> None:
 
 def test_json_of_a_provider_that_returns_nan_is_strict(tmp_path: Path) -> None:
     def load() -> "Solve":
-        return lambda f, z0, steps: plain_pytorch.solve(f, z0, steps) * float("nan")
+        return lambda f, z0, steps: plain_pytorch.solve_rearranged(f, z0, steps) * float("nan")
 
     provider = Provider("nan", "returns no numbers", load)
     report = run_benchmark([CASE], [provider], rounds=1, say=lambda line: None)
