@@ -34,14 +34,14 @@ class InverseJacobian(Protocol):
         ...
 
 
-def _columns(x: Tensor, batch: int, dim: int, dtype: torch.dtype | None) -> Tensor:
+def _columns(x: Tensor, batch: int, dim: int, dtype: torch.dtype) -> Tensor:
     """x as [batch, columns, dim], checked."""
     if x.dim() not in (2, 3) or x.shape[0] != batch or x.shape[-1] != dim:
         raise ValueError(
             f"A product takes x of shape [{batch}, {dim}] or [{batch}, columns, {dim}]; got "
             f"{list(x.shape)}. Flatten each sample's state to one row first."
         )
-    if dtype is not None and x.dtype != dtype:
+    if x.dtype != dtype:
         raise TypeError(f"A product takes x in the state's dtype {dtype}; got {x.dtype}.")
     return x if x.dim() == 3 else x[:, None]
 
@@ -114,12 +114,14 @@ class LowRankInverse:
         v: right factors, [batch, history_length, dim].
         rank: valid rows of each sample, [batch] int64.
         gamma: γ.
+        dtype: dtype of the vectors multiplied; None for that of the factors.
     """
 
     u: Tensor
     v: Tensor
     rank: Tensor
     gamma: float = 1.0
+    dtype: torch.dtype | None = None
 
     @classmethod
     def empty(
@@ -140,24 +142,34 @@ class LowRankInverse:
 
     def matvec(self, x: Tensor) -> Tensor:
         """H x for x [batch, dim] or [batch, columns, dim]."""
-        columns = _columns(x, len(self.rank), self.u.shape[-1], None)
+        columns = self._columns(x)
         product = low_rank.matvec(self.u, self.v, self.rank, columns, scale=-self.gamma)
         return product.reshape(x.shape)
 
     def rmatvec(self, x: Tensor) -> Tensor:
         """Hᵀ x for x [batch, dim] or [batch, columns, dim]."""
-        columns = _columns(x, len(self.rank), self.u.shape[-1], None)
+        columns = self._columns(x)
         product = low_rank.rmatvec(self.u, self.v, self.rank, columns, scale=-self.gamma)
         return product.reshape(x.shape)
+
+    def _columns(self, x: Tensor) -> Tensor:
+        return _columns(x, len(self.rank), self.u.shape[-1], self.dtype or self.u.dtype)
 
     def append_(self, s: Tensor, y: Tensor) -> Tensor:
         """Update H in place so that H y = s; s and y are [batch, dim].
 
         Returns:
             [batch] bool: False where the history is full or the pair degenerate.
+
+        Raises:
+            ValueError: s or y has a wrong shape.
+            TypeError: s or y has a wrong dtype.
         """
+        for vector in (s, y):
+            self._columns(vector)
         return low_rank.append_(self.u, self.v, self.rank, s, y, scale=-self.gamma)
 
     def unbind(self) -> tuple[tuple[Tensor, ...], Callable[..., LowRankInverse]]:
         """The tensors H is made of, and a function that makes it of them and holds none."""
-        return (self.u, self.v, self.rank), partial(LowRankInverse, gamma=self.gamma)
+        tensors = (self.u, self.v, self.rank)
+        return tensors, partial(LowRankInverse, gamma=self.gamma, dtype=self.dtype)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from deq_kernels.gradients import Gradient, Implicit
 from deq_kernels.ops import Status
-from deq_kernels.solvers import Broyden, Solution, Solver, State, Structure
+from deq_kernels.solvers import (
+    Broyden,
+    Solution,
+    Solver,
+    State,
+    Structure,
+    evaluate,
+)
 
 
 class DEQ(nn.Module):
@@ -68,7 +75,8 @@ class DEQ(nn.Module):
             **kwargs: passed to the cell.
 
         Returns:
-            The solution, in the structure of z0.
+            The solution, in the structure of z0; with `Unrolled` and autograd, the last unrolled
+            state instead, which differs from it while the solve has not converged.
         """
         structure = Structure.of(z0, "z0")
 
@@ -77,7 +85,8 @@ class DEQ(nn.Module):
 
         def flat_f(z: Tensor) -> Tensor:
             allow_cast = torch.is_autocast_enabled(z.device.type)
-            return structure.flatten(f(structure.unflatten(z)), allow_cast=allow_cast)
+            f_z = evaluate(f, structure.unflatten(z), z)
+            return structure.flatten(f_z, allow_cast=allow_cast)
 
         solver = self.solver if self.training else self.eval_solver
         keep_inverse = self.gradient.needs_inverse and torch.is_grad_enabled()

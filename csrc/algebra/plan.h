@@ -39,7 +39,7 @@ struct StreamPlan {
   Regime regime;
   int64_t tile;         // elements
   int64_t tiles;        // per sample
-  int64_t bytes_moved;  // the floor: two reads of `rank` rows and six of the state, per sample
+  int64_t bytes_moved;  // the floor per sample: `rank` rows twice, f(z) and z twice, p and z once
 };
 
 inline StreamPlan plan_stream(int64_t batch, int64_t dim, int64_t rank, int64_t state_bytes,

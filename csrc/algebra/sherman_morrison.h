@@ -9,7 +9,7 @@
 
 namespace deq {
 
-// A pair whose <v, y> is below this share of ||v|| ||y||'s scale would put noise into H.
+// A pair whose <v, y> is below this share of the terms it is made of would put noise into H.
 constexpr double kDegenerateShare = 1e-8;
 
 // 1 / <v, y> with v = H^T s, from dots alone: <v, y> = scale <s, y> + sum_i <u_i, s> <v_i, y>.

@@ -32,6 +32,7 @@ enum class Action { kAdvance, kStop, kReject };
 struct Verdict {
   Action action;
   bool improved;  // this iterate is the one to keep
+  bool rejected;  // the residual says nothing about the Jacobian here
 };
 
 // Judges the evaluation f(z) of one running sample from ||f(z) - z||^2 and ||f(z)||^2, and records
@@ -60,7 +61,7 @@ DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limi
   if (finite && residual <= limits.atol + limits.rtol * std::sqrt(f_sq)) {
     norms[kBestResidual] = residual;
     counters[kStatus] = kConverged;
-    return {Action::kStop, true};
+    return {Action::kStop, true, false};
   }
   const bool rejected = !finite || residual > limits.divergence_factor * norms[kFirstResidual];
   const bool improved = first || (finite && residual < norms[kBestResidual]);
@@ -73,21 +74,21 @@ DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limi
   }
   if (rejected && (first || counters[kRejections] >= limits.max_rejections)) {
     counters[kStatus] = kDiverged;
-    return {Action::kStop, improved};
+    return {Action::kStop, improved, rejected};
   }
   if (step + 1 >= limits.max_steps) {
     counters[kStatus] = kMaxSteps;
-    return {Action::kStop, improved};
+    return {Action::kStop, improved, rejected};
   }
   if (rejected) {
     ++counters[kRejections];
-    return {Action::kReject, false};
+    return {Action::kReject, false, true};
   }
   if (limits.stall_steps > 0 && step - counters[kProgressStep] >= limits.stall_steps) {
     counters[kStatus] = kStalled;
-    return {Action::kStop, improved};
+    return {Action::kStop, improved, rejected};
   }
-  return {Action::kAdvance, improved};
+  return {Action::kAdvance, improved, false};
 }
 
 }  // namespace deq

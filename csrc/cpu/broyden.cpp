@@ -40,8 +40,7 @@ struct Step {
   double* algebra;    // [batch, capacity, capacity + 2]
   double* record;     // [batch, kNormColumns + max_steps]
   int64_t* counters;  // [batch, kCounterColumns]
-
-  double* scratch;  // [batch, tiles + 1, width]
+  double* scratch;    // [batch, tiles + 1, width]
   int64_t dim;
   int64_t capacity;
   int64_t tiles;
@@ -103,8 +102,7 @@ struct Step {
     const bool full = decision.count == capacity;
     if (verdict.action == Action::kStop) {
       // Where the inverse is wanted, SHINE reads it at the solution: the last secant pair enters.
-      decision.extend =
-          finish_inverse && decision.count > 0 && !full && counter[kStatus] != kDiverged;
+      decision.extend = finish_inverse && !verdict.rejected && decision.count > 0 && !full;
     } else {
       decision.extend = true;
       decision.advance = true;
@@ -113,7 +111,6 @@ struct Step {
     if (decision.extend) {
       decision.scale = finish_factor(sample, decision.count, sums);
       form(sample).step(decision.count) = damping;
-
       counter[kCount] = decision.count + 1;
     }
     return decision;
@@ -162,12 +159,10 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
                   double divergence_factor, bool finish_inverse) {
   STD_TORCH_CHECK(z.dim() == 2, "z must be [batch, dim], got ", z.dim(), " dimensions");
   STD_TORCH_CHECK(directions.dim() == 3, "directions must be [batch, history_length + 1, dim]");
-
   const int64_t batch = z.size(0);
   const int64_t dim = z.size(1);
   const int64_t capacity = directions.size(1);
   const int64_t max_steps = record_steps(record);
-
   const int64_t tiles = tile_count(dim);
   STD_TORCH_CHECK(capacity >= 1, "directions must have room for at least one direction");
   const ScalarType dtype = z.scalar_type();
@@ -175,16 +170,12 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
   check_dtype(f_z, "f_z", dtype);
   check_dense_rows(f_z, "f_z");
   check_contiguous(z, "z");
-  check_shape(best_z, "best_z", {batch, dim});
-  check_dtype(best_z, "best_z", dtype);
-  check_contiguous(best_z, "best_z");
+  check_table(best_z, "best_z", dtype, {batch, dim});
   check_shape(directions, "directions", {batch, capacity, dim});
   check_dense_rows(directions, "directions");
   check_table(algebra, "algebra", ScalarType::Double, {batch, capacity, capacity + 2});
   check_table(record, "record", ScalarType::Double, {batch, kNormColumns + max_steps});
-
   check_table(counters, "counters", ScalarType::Long, {batch, kCounterColumns});
-
   check_table(active, "active", ScalarType::Long, {1});
   check_table(scratch, "scratch", ScalarType::Double, {batch, tiles + 1, 2 + 2 * capacity});
 
@@ -193,7 +184,10 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
   check_steps_left(running, counter, max_steps);
   int64_t most = 0;
   for (int64_t sample : running) {
-    most = std::max(most, counter[sample * kCounterColumns + kCount]);
+    const int64_t count = counter[sample * kCounterColumns + kCount];
+    STD_TORCH_CHECK(count >= 0 && count <= capacity, "sample ", sample, " has ", count,
+                    " directions, but there is room for ", capacity);
+    most = std::max(most, count);
   }
   with_state_and_history_type(dtype, directions.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);
@@ -209,7 +203,6 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
         data<double>(algebra),
         data<double>(record),
         counter,
-
         data<double>(scratch),
         dim,
         capacity,

@@ -23,11 +23,9 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
                  const Tensor& counters, const Tensor& active, const Tensor& scratch, double rtol,
                  double atol, double damping, int64_t stall_steps, double divergence_factor) {
   STD_TORCH_CHECK(z.dim() == 2, "z must be [batch, dim], got ", z.dim(), " dimensions");
-
   const int64_t batch = z.size(0);
   const int64_t dim = z.size(1);
   const int64_t max_steps = record_steps(record);
-
   const int64_t tiles = tile_count(dim);
   const ScalarType dtype = z.scalar_type();
   check_shape(f_z, "f_z", {batch, dim});
@@ -37,7 +35,6 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
   check_table(best_z, "best_z", dtype, {batch, dim});
   check_table(record, "record", ScalarType::Double, {batch, kNormColumns + max_steps});
   check_table(counters, "counters", ScalarType::Long, {batch, kCounterColumns});
-
   check_table(active, "active", ScalarType::Long, {1});
   check_table(scratch, "scratch", ScalarType::Double, {batch, tiles + 1, 2});
 
@@ -111,7 +108,10 @@ void neumann_step(const Tensor& vjp, const Tensor& cotangent, const Tensor& w, c
   check_dtype(cotangent, "cotangent", dtype);
   check_dense_rows(cotangent, "cotangent");
   check_table(norms, "norms", ScalarType::Double, {batch, 2});
-  std::vector<double> partials(static_cast<size_t>(batch * tiles * 2));
+  // Reused by the calling thread, so that a step allocates nothing.
+  static thread_local std::vector<double> scratch;
+  scratch.resize(static_cast<size_t>(batch * tiles * 2));
+  double* const partials = scratch.data();
   with_state_type(dtype, "w", [&](auto value) {
     using state_t = decltype(value);
     using accum_t = accumulate_t<state_t>;
@@ -124,7 +124,7 @@ void neumann_step(const Tensor& vjp, const Tensor& cotangent, const Tensor& w, c
       const auto [begin, size] = tile_range(item % tiles, dim);
       TileBuffer<accum_t> changed;
       TileBuffer<accum_t> updated;
-      double* out = partials.data() + item * 2;
+      double* out = partials + item * 2;
       state.neumann(data<state_t>(vjp) + sample * vjp.stride(0) + begin,
                     data<state_t>(cotangent) + sample * cotangent.stride(0) + begin,
                     static_cast<accum_t>(damping), size, data<state_t>(w) + sample * dim + begin,
@@ -133,11 +133,8 @@ void neumann_step(const Tensor& vjp, const Tensor& cotangent, const Tensor& w, c
   });
   double* norm = data<double>(norms);
   for (int64_t sample = 0; sample < batch; ++sample) {
-    double sums[2] = {0.0, 0.0};
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      sums[0] += partials[static_cast<size_t>((sample * tiles + tile) * 2)];
-      sums[1] += partials[static_cast<size_t>((sample * tiles + tile) * 2 + 1)];
-    }
+    double sums[2];
+    add_tiles(partials + sample * tiles * 2, tiles, 2, sums);
     norm[sample * 2] = std::sqrt(sums[0]);
     norm[sample * 2 + 1] = std::sqrt(sums[1]);
   }

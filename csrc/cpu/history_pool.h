@@ -6,6 +6,7 @@
 // than the histories that were once alive together: it does not raise the peak of its own memory.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <iterator>
@@ -37,10 +38,18 @@ class HistoryPool {
       free_.erase(kept);
       return buffer;
     }
+    const int64_t peak = std::max(peak_bytes_, live_bytes_ + wanted);
+    trim(peak - wanted);
+    void* buffer = allocate(wanted);
+    if (buffer == nullptr) {
+      trim(live_bytes_);
+      buffer = allocate(wanted);
+    }
+    if (buffer == nullptr) {
+      throw std::bad_alloc();
+    }
+    peak_bytes_ = peak;
     live_bytes_ += wanted;
-    peak_bytes_ = live_bytes_ > peak_bytes_ ? live_bytes_ : peak_bytes_;
-    trim();
-    void* const buffer = allocate(wanted);
     live_[buffer] = wanted;
     return buffer;
   }
@@ -60,16 +69,16 @@ class HistoryPool {
     const std::lock_guard<std::mutex> lock(mutex_);
     const int64_t released = kept_bytes_;
     peak_bytes_ = live_bytes_;
-    trim();
+    trim(live_bytes_);
     return released;
   }
 
   int64_t kept_bytes() const { return kept_bytes_; }
 
  private:
-  // Frees kept buffers, largest first, until live and kept together fit the peak of the live ones.
-  void trim() {
-    while (!free_.empty() && live_bytes_ + kept_bytes_ > peak_bytes_) {
+  // Frees kept buffers, largest first, until live and kept ones together fit `limit` bytes.
+  void trim(int64_t limit) {
+    while (!free_.empty() && live_bytes_ + kept_bytes_ > limit) {
       const auto largest = std::prev(free_.end());
       kept_bytes_ -= largest->first;
       std::free(largest->second);
@@ -79,12 +88,10 @@ class HistoryPool {
 
   static void* allocate(int64_t bytes) {
     void* const buffer = std::aligned_alloc(kHugePage, static_cast<size_t>(bytes));
-    if (buffer == nullptr) {
-      throw std::bad_alloc();
-    }
 #if defined(MADV_HUGEPAGE)
-    // Only advice: refused, it changes nothing but speed.
-    madvise(buffer, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+    if (buffer != nullptr) {  // only advice: refused, it changes nothing but speed
+      madvise(buffer, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+    }
 #endif
     return buffer;
   }

@@ -93,11 +93,11 @@ void relax(const state_t* f, accum_t damping, int64_t n, state_t* z) {
 }
 
 template <typename state_t, typename accum_t = accumulate_t<state_t>>
-void neumann(const state_t* jvp, const state_t* l, accum_t damping, int64_t n, state_t* w,
-             accum_t* changed, accum_t* updated, double* change_sq, double* norm) {
+void neumann(const state_t* vjp, const state_t* l, accum_t damping, int64_t n, state_t* w,
+             accum_t* changed, accum_t* updated, double* change_sq, double* updated_sq) {
   for_each_vector<accum_t>(n, [&](int64_t i, bool partial) {
     const Vector<accum_t> target =
-        load_at<accum_t>(l, i, n, partial) + load_at<accum_t>(jvp, i, n, partial);
+        load_at<accum_t>(l, i, n, partial) + load_at<accum_t>(vjp, i, n, partial);
     const Vector<accum_t> w_i = load_at<accum_t>(w, i, n, partial);
     const Vector<accum_t> change = damping * (target - w_i);
     store(change, changed + i);
@@ -105,7 +105,7 @@ void neumann(const state_t* jvp, const state_t* l, accum_t damping, int64_t n, s
     store_at(w_i + change, w, i, n, partial);
   });
   *change_sq = norm_sq(changed, n);
-  *norm = norm_sq(updated, n);
+  *updated_sq = norm_sq(updated, n);
 }
 
 // `group` rows at a time share each load of x (and y); their sums stay in registers.

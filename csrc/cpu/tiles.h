@@ -22,7 +22,7 @@ struct StateTiles {
   void (*store)(const accum_t* x, int64_t n, state_t* out);
   // r = f - z
   void (*residual)(const state_t* f, const state_t* z, int64_t n, accum_t* r);
-  // Also ||r||^2 and ||f||^2, summed in double so that no representable state overflows them.
+  // Also ||r||^2 and ||f||^2, summed in double so that no float32 state overflows them.
   // `f_loaded` is a tile buffer that receives f.
   void (*residual_norms)(const state_t* f, const state_t* z, int64_t n, accum_t* r,
                          accum_t* f_loaded, double* residual_sq, double* f_sq);
@@ -30,9 +30,9 @@ struct StateTiles {
   void (*advance)(const accum_t* p, accum_t step, int64_t n, state_t* z);
   // z += damping * (f - z)
   void (*relax)(const state_t* f, accum_t damping, int64_t n, state_t* z);
-  // w_new = damping * (l + jvp) + (1 - damping) * w, with ||w_new - w||^2 and ||w_new||^2.
+  // w_new = damping * (l + vjp) + (1 - damping) * w, with ||w_new - w||^2 and ||w_new||^2.
   // `changed` and `updated` are tile buffers.
-  void (*neumann)(const state_t* jvp, const state_t* l, accum_t damping, int64_t n, state_t* w,
+  void (*neumann)(const state_t* vjp, const state_t* l, accum_t damping, int64_t n, state_t* w,
                   accum_t* changed, accum_t* updated, double* change_sq, double* norm_sq);
 };
 

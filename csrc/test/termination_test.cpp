@@ -7,7 +7,6 @@ namespace {
 
 struct Sample {
   double norms[deq::kNormColumns + 10] = {};
-
   int64_t counters[deq::kCounterColumns] = {};
   const double* trace = norms + deq::kNormColumns;
 
@@ -64,6 +63,17 @@ TEST(a_bad_residual_is_rejected_once_then_diverges) {
     CHECK(sample.status() == deq::kDiverged);
     CHECK_NEAR(sample.norms[deq::kBestResidual], 4.0, 1e-15);
   }
+}
+
+TEST(a_bad_last_residual_is_marked_as_rejected) {
+  Sample sample;
+  sample.limits.max_steps = 2;
+  CHECK(!sample.judge(4.0, 1.0).rejected);
+  const deq::Verdict verdict = sample.judge(NAN, 1.0);
+  CHECK(verdict.action == deq::Action::kStop);
+  CHECK(verdict.rejected);
+  CHECK(!verdict.improved);
+  CHECK(sample.status() == deq::kMaxSteps);
 }
 
 TEST(a_bad_first_residual_diverges_and_keeps_the_start) {

@@ -173,13 +173,15 @@ TEST(tiles_baseline) { TEST_ISA(baseline); }
 
 #if defined(__x86_64__)
 TEST(tiles_avx2) {
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
     TEST_ISA(avx2);
   }
 }
 
 TEST(tiles_avx512) {
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     TEST_ISA(avx512);
   }
 }

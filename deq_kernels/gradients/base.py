@@ -56,9 +56,10 @@ class AdjointGradient(Gradient):
         """The solver's z_star, with (∂f/∂θ)ᵀ w as its gradient; f is evaluated once."""
         z_input = z_star.detach()
         if self.needs_vjp:
-            z_input = z_input.requires_grad_()
+            leaf = z_input.requires_grad_()
+            z_input = _Input.apply(leaf)
         f_z = f(z_input)
-        if not f_z.requires_grad:
+        if not (_depends_beyond(f_z, leaf) if self.needs_vjp else f_z.requires_grad):
             return z_star.clone()
         tensors: tuple[Tensor, ...] = ()
         rebuild: Callable[..., InverseJacobian] | None = None
@@ -66,6 +67,36 @@ class AdjointGradient(Gradient):
             tensors, rebuild = inverse.unbind()
         output: Tensor = _AdjointFunction.apply(f_z, z_star, z_input, self, rebuild, *tensors)
         return output
+
+
+class _Input(torch.autograd.Function):
+    """The z at which f is recorded: products with Jᵀ end here, and so does the backward pass.
+
+    Without it the backward pass of the loss would leave Jᵀw behind as the gradient of a leaf.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor) -> Tensor:
+        return leaf.view_as(leaf)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> None:
+        return None
+
+
+def _depends_beyond(output: Tensor, leaf: Tensor) -> bool:
+    """Whether autograd leads from `output` to anything but `leaf`."""
+    pending, seen = [output.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and variable is not leaf:
+            return True
+        pending.extend(next_node for next_node, _ in node.next_functions)
+    return False
 
 
 class _AdjointFunction(torch.autograd.Function):

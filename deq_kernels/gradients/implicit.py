@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from deq_kernels.gradients.base import AdjointGradient, VectorJacobianProduct
@@ -16,10 +17,13 @@ from deq_kernels.solvers import Broyden, Solution, Solver
 class Implicit(AdjointGradient):
     """Solves w = Jᵀ w + ℓ with a fixed-point solver, one VJP per step.
 
-    The gradient is exact up to the tolerance of both solves.
+    The gradient is exact up to the tolerance of both solves. The equation is linear: each sample is
+    solved for ℓ scaled by a power of two to entries of about 1, which is exact and keeps the
+    solver's squares in range however small or large the loss.
 
     Args:
-        solver: solves for w, from ℓ. Its rtol is relative to ‖Jᵀw + ℓ‖₂.
+        solver: solves for w, from ℓ. Its rtol is relative to ‖Jᵀw + ℓ‖₂, its atol absolute on the
+            scaled equation.
         on_solve: called with the adjoint's `Solution` in every backward pass, for logging its
             status and steps; what a sample that did not converge means is the caller's decision.
     """
@@ -31,8 +35,21 @@ class Implicit(AdjointGradient):
         self, cotangent: Tensor, vjp: VectorJacobianProduct, inverse: InverseJacobian | None
     ) -> Tensor:
         """w with w = Jᵀ w + ℓ."""
-        solution = self.solver(lambda w: vjp(w) + cotangent, cotangent, keep_inverse=False)
+        exponent = _exponent(cotangent)
+        scaled = torch.ldexp(cotangent, -exponent)
+        solution = self.solver(lambda w: vjp(w) + scaled, scaled, keep_inverse=False)
         if self.on_solve is not None:
             self.on_solve(solution)
         assert isinstance(solution.z, Tensor)
-        return solution.z
+        return torch.ldexp(solution.z, exponent)
+
+
+def _exponent(cotangent: Tensor) -> Tensor:
+    """e with max |cotangent| · 2^−e in [1/2, 1) per sample, [batch, 1]; 0 for zeros and NaN."""
+    if cotangent.numel() == 0:
+        return torch.zeros((len(cotangent), 1), dtype=torch.int32, device=cotangent.device)
+    largest = cotangent.abs().amax(dim=1, keepdim=True).double()
+    exponent = torch.frexp(torch.where(largest.isfinite(), largest, 0.0)).exponent
+    # 2^e itself must be representable in the dtype.
+    limit = -torch.frexp(largest.new_tensor(torch.finfo(cotangent.dtype).tiny)).exponent.item()
+    return exponent.clamp(-limit, limit)

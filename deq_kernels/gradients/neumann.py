@@ -10,6 +10,7 @@ from torch import Tensor
 from deq_kernels.gradients.base import AdjointGradient, VectorJacobianProduct
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops import damped
+from deq_kernels.solvers import check_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,6 @@ class Neumann(AdjointGradient):
 
 def check_phantom_options(steps: int, damping: float) -> None:
     """Raise ValueError unless k ≥ 1 and 0 < λ ≤ 1."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps!r}.")
+    check_count("steps", steps)
     if not 0 < damping <= 1:
         raise ValueError(f"damping must be above 0 and at most 1; got {damping!r}.")

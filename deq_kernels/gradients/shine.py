@@ -27,8 +27,10 @@ class Shine(AdjointGradient):
     needs_inverse: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.fallback is not None and not self.fallback > 0:
-            raise ValueError(f"fallback must be None or above 0; got {self.fallback!r}.")
+        if self.fallback is not None and not 0 < self.fallback < float("inf"):
+            raise ValueError(
+                f"fallback must be None, or finite and above 0; got {self.fallback!r}."
+            )
 
     def adjoint(
         self, cotangent: Tensor, vjp: VectorJacobianProduct, inverse: InverseJacobian | None

@@ -16,7 +16,8 @@ from deq_kernels.inverse import InverseJacobian
 class Unrolled(Gradient):
     """UPG: autograd through h ← λ f(h) + (1 − λ) h, `steps` times from z* (PG, equation 16).
 
-    The last h is what the layer returns and what the loss sees. Memory grows with `steps`.
+    The last h is what the layer returns and what the loss sees. Without autograd nothing is
+    unrolled and the layer returns z* itself. Memory grows with `steps`.
 
     Args:
         steps: k, at least 1.

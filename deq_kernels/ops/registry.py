@@ -43,6 +43,10 @@ def define(schema: str, *, reference: Callable[..., Any], fake: Callable[..., An
     return OPS[name]
 
 
+def in_place_fake(*args: Any) -> None:
+    """Fake of an op that only writes to its arguments."""
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Run every op on one backend inside the `with` block, in all threads of the process.

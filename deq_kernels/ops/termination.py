@@ -87,7 +87,7 @@ class Tables:
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """‖x‖² over the last dimension in float64: no representable state overflows it."""
+    """‖x‖² over the last dimension in float64: no float32 state overflows it."""
     return x.double().square().sum(-1)
 
 
@@ -99,6 +99,7 @@ class Verdict:
     stop: Tensor
     reject: Tensor
     improved: Tensor
+    rejected: Tensor
 
 
 def judge_(
@@ -167,4 +168,4 @@ def judge_(
     reject = rejected & ~stop
     counters[:, Counter.REJECTIONS] += reject
     tables.active.copy_((status == Status.RUNNING).sum())
-    return Verdict(running & ~stop & ~reject, stop, reject, improved & ~reject)
+    return Verdict(running & ~stop & ~reject, stop, reject, improved & ~reject, rejected)

@@ -14,7 +14,7 @@ from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops.dtypes import check_state_dtype
 from deq_kernels.ops.termination import Tables
 from deq_kernels.solvers.solution import Solution
-from deq_kernels.solvers.structure import State, Structure
+from deq_kernels.solvers.structure import State, Structure, evaluate
 
 StepFunction = Callable[[Tensor], None]
 
@@ -56,12 +56,12 @@ class Solver:
     """Whether the solution carries an inverse Jacobian estimate."""
 
     def __post_init__(self) -> None:
-        check_option("max_steps", self.max_steps, self.max_steps >= 1, "at least 1")
+        check_count("max_steps", self.max_steps)
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             check_option(name, value, math.isfinite(value) and value >= 0, "finite and at least 0")
-        stall = self.stall_steps
-        check_option("stall_steps", stall, stall is None or stall >= 1, "None or at least 1")
+        if self.stall_steps is not None:
+            check_count("stall_steps", self.stall_steps)
         factor = self.divergence_factor
         check_option("divergence_factor", factor, factor > 1, "above 1")
 
@@ -80,17 +80,18 @@ class Solver:
             keep_inverse: leave `inverse_jacobian` in the solution, where the solver builds one.
                 Without it the last pass over the history is spared, and its memory freed.
 
-
         Returns:
             The best iterate of each sample, with its status, steps, residual and trace.
 
         Raises:
             TypeError: z0 or f(z) has a wrong structure, dtype or device.
             ValueError: z0 or f(z) has a wrong shape.
+            RuntimeError: f changed its z in place.
         """
         structure = Structure.of(z0, "z0")
         check_state_dtype(structure.dtype)
-        with torch.no_grad():
+        # Inference tensors count no changes, which `evaluate` relies on.
+        with torch.inference_mode(False), torch.no_grad():
             z = structure.flatten(z0).clone(memory_format=torch.contiguous_format)
             tables = Tables.new(structure.batch, self.max_steps, structure.device)
             iteration = Iteration(z, torch.empty_like(z), tables)
@@ -112,6 +113,12 @@ def check_option(name: str, value: object, holds: bool, contract: str) -> None:
         raise ValueError(f"{name} must be {contract}; got {value!r}.")
 
 
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError unless an option is a whole number, at least 1."""
+    holds = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    check_option(name, value, holds, "a whole number, at least 1")
+
+
 def iterate(
     f: Callable[..., State],
     structure: Structure,
@@ -122,10 +129,10 @@ def iterate(
     """Evaluate f and take a step until no sample runs any more."""
     if structure.batch == 0:
         return
-    state = structure.unflatten(iteration.z)
-    active = iteration.tables.active
+    z, active = iteration.z, iteration.tables.active
+    state = structure.unflatten(z)
     allow_cast = torch.is_autocast_enabled(structure.device.type)
     for _ in range(max_steps):
-        step(structure.flatten(f(state), allow_cast=allow_cast))
+        step(structure.flatten(evaluate(f, state, z), allow_cast=allow_cast))
         if not active.item():
             return

@@ -11,7 +11,7 @@ import torch
 from deq_kernels.inverse import ProductFormInverse
 from deq_kernels.ops import broyden
 from deq_kernels.ops.termination import Counter
-from deq_kernels.solvers.base import Iteration, Solver, StepFunction, check_option
+from deq_kernels.solvers.base import Iteration, Solver, StepFunction, check_count, check_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,9 @@ class Broyden(Solver):
     from H₀; the default history holds every step, which SHINE wants. A residual that is not
     finite, or has grown by `divergence_factor`, sends its sample back to its best iterate with an
     empty history, once; the second time the sample has diverged. The solution's
-    `inverse_jacobian` includes the last secant pair. Source: docs/algebra.md, section 1; Broyden
-    1965; Kelley 1995, chapter 7.
+    `inverse_jacobian` includes the last secant pair, unless the history was full.
+
+    Source: docs/algebra.md, section 1; Broyden 1965; Kelley 1995, chapter 7.
 
     Args:
         history_length: factors kept per sample; None for as many as `max_steps` can need.
@@ -43,8 +44,8 @@ class Broyden(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        length = self.history_length
-        check_option("history_length", length, length is None or length >= 1, "None or at least 1")
+        if self.history_length is not None:
+            check_count("history_length", self.history_length)
         check_option("damping", self.damping, 0 < self.damping <= 2, "above 0 and at most 2")
         check_option("gamma", self.gamma, 0 < self.gamma < float("inf"), "finite and above 0")
 

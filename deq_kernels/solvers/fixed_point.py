@@ -14,7 +14,7 @@ class FixedPoint(Solver):
     """z ← z + λ (f(z) − z), known as Picard iteration for λ = 1.
 
     Args:
-        damping: λ, above 0; 1 is the undamped iteration.
+        damping: λ, above 0 and at most 2; 1 is the undamped iteration.
         max_steps: see `Solver`, as for every other option.
     """
 

@@ -54,13 +54,13 @@ class Solution:
 
     def summary(self) -> str:
         """One line for logs: how many samples ended how, and after how many steps."""
+        if not len(self.steps):
+            return "no samples"
         counts = ", ".join(
             f"{int((self.status == status).sum())} {status.name.lower()}"
             for status in Status
             if bool((self.status == status).any())
         )
-        if not len(self.steps):
-            return "no samples"
         return (
             f"{counts}; steps {self.steps.double().mean():.1f} on average, at most "
             f"{int(self.steps.max())}; residual at most {self.residual.max():.2e}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -145,3 +146,19 @@ def _parts(state: State, name: str) -> tuple[Tensor, ...]:
                 f"{name} must be a tensor or a tuple of tensors; got {type(part).__name__}."
             )
     return parts
+
+
+def evaluate(f: Callable[[State], State], state: State, z: Tensor) -> State:
+    """f(state), where `state` is z [B, d] or views of it.
+
+    Raises:
+        RuntimeError: f changed the state it was given in place.
+    """
+    before = z._version
+    f_z = f(state)
+    if z._version != before:
+        raise RuntimeError(
+            "f must leave the z it is given as it is, but it changed z in place. Use out-of-place "
+            "operations on z, for example relu instead of relu_."
+        )
+    return f_z

@@ -99,11 +99,16 @@ def test_shine_equals_a_dense_inverse_of_the_same_steps(steps: int, damping: flo
         torch.testing.assert_close(w[sample], expected, rtol=1e-10, atol=1e-10)
 
 
-def test_shine_gradient_reaches_everything() -> None:
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_shine_gradient_reaches_everything(backend: str) -> None:
+    """With samples of different ranks: the first is solved from the start."""
     cell, x, layer, z0, cotangent = solved(dk.Shine())
-    z = layer(z0, x)
-    solution = TIGHT(lambda v: cell(v, x), z0)
-    z.backward(cotangent)
+    with dk.use_backend(backend):
+        z0[0] = TIGHT(lambda v: cell(v, x), z0).z[0]
+        z = layer(z0, x)
+        solution = TIGHT(lambda v: cell(v, x), z0)
+        assert len(solution.inverse_jacobian.rank.unique()) > 1
+        z.backward(cotangent)
     w = -solution.inverse_jacobian.rmatvec(cotangent)
     assert_gradients(cell, x, parameter_gradients(cell, z, x, w), 1e-9)
 
@@ -270,6 +275,62 @@ def test_unrolled_has_second_derivatives() -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [1e-34, 1e-20, 1e20])
+def test_implicit_gradient_scales_with_the_loss(scale: float) -> None:
+    """The adjoint equation is linear; float32 squares of such cotangents would leave the range."""
+    weight = matrix_of_norm(10, 0.9, torch.float32)
+    shift = torch.randn(3, 10, requires_grad=True)
+    cotangent = torch.randn(3, 10)
+    cotangent[1] = 0.0
+    layer = dk.DEQ(
+        lambda z, u: torch.tanh(z @ weight.T) + u,
+        solver=dk.Broyden(max_steps=60, rtol=1e-6),
+        gradient=dk.Implicit(solver=dk.Broyden(max_steps=60, rtol=1e-5)),
+    )
+    grads = [
+        torch.autograd.grad(layer(torch.zeros(3, 10), shift), shift, factor * cotangent)[0]
+        for factor in (1.0, scale)
+    ]
+    torch.testing.assert_close(grads[1].double() / scale, grads[0].double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gradient", ESTIMATORS[:5], ids=lambda g: type(g).__name__)
+def test_nothing_is_left_behind_on_the_recorded_state(gradient: dk.Gradient) -> None:
+    """The only leaves that receive a gradient are the parameters and x."""
+    cell, x, layer, z0, cotangent = solved(gradient)
+    z = layer(z0, x)
+    z.backward(cotangent)
+    pending, leaves = [z.grad_fn], []
+    while pending:
+        node = pending.pop()
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        pending.extend(n for n, _ in node.next_functions if n is not None)
+    with_gradient = {id(leaf) for leaf in leaves if leaf.grad is not None}
+    assert with_gradient == {id(x), id(cell.weight), id(cell.inject)}
+
+
+@pytest.mark.parametrize("gradient", ESTIMATORS, ids=lambda g: type(g).__name__)
+def test_no_gradient_where_nothing_requires_one(gradient: dk.Gradient) -> None:
+    cell, x, layer, z0, _ = solved(gradient)
+    cell.requires_grad_(False)
+    assert not layer(z0, x.detach()).requires_grad
+    assert layer(z0, x).requires_grad
+
+
+@pytest.mark.parametrize("gradient", ESTIMATORS, ids=lambda g: type(g).__name__)
+def test_gradients_under_autocast(gradient: dk.Gradient) -> None:
+    cell = TanhCell(8, 0.5, torch.float32)
+    solver = dk.Broyden(max_steps=20, rtol=1e-2)
+    layer = dk.DEQ(cell, solver=solver, gradient=gradient)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = layer(torch.zeros(2, 8), torch.randn(2, 3))
+    assert z.dtype == torch.float32
+    z.sum().backward()
+    assert cell.weight.grad.isfinite().all()
+    assert cell.weight.grad.abs().sum() > 0
+
+
 def test_implicit_reports_its_adjoint_solve() -> None:
     seen: list[dk.Solution] = []
     gradient = dk.Implicit(solver=dk.Broyden(max_steps=2, rtol=1e-12), on_solve=seen.append)
@@ -292,8 +353,8 @@ def test_a_cell_without_dependence_on_z() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: dk.Shine(fallback=0.0), "fallback must be None or above 0"),
-        (lambda: dk.Neumann(steps=0), "steps must be at least 1"),
+        (lambda: dk.Shine(fallback=0.0), "fallback must be None, or finite and above 0"),
+        (lambda: dk.Neumann(steps=0), "steps must be a whole number, at least 1"),
         (lambda: dk.Unrolled(damping=0.0), "damping must be above 0 and at most 1"),
         (lambda: dk.Unrolled(damping=1.5), "damping must be above 0 and at most 1"),
     ],

@@ -129,6 +129,14 @@ def test_rank_beyond_the_rows_is_an_error() -> None:
         low_rank.matvec(u, v, torch.tensor([0, 3]), torch.zeros(2, 1, 4))
 
 
+def test_vectors_of_another_shape_or_dtype_are_named() -> None:
+    inverse = dk.LowRankInverse.empty(2, 3, 5)
+    with pytest.raises(ValueError, match=r"takes x of shape \[2, 5\]"):
+        inverse.append_(torch.zeros(2, 4), torch.zeros(2, 5))
+    with pytest.raises(TypeError, match=r"state's dtype torch.float32; got torch.float64"):
+        inverse.matvec(torch.zeros(2, 5, dtype=torch.float64))
+
+
 def test_opcheck() -> None:
     u, v, rank = random_factors(4, 3, 5, torch.float64)
     u, v = u.nan_to_num(0.0).requires_grad_(), v.nan_to_num(0.0).requires_grad_()

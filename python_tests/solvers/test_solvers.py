@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from python_tests.problems import Affine, Tanh
+from python_tests.problems import Affine, DenseBroyden, Tanh
 
 SOLVERS = (dk.Broyden, dk.FixedPoint)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -209,6 +209,71 @@ def test_a_nan_sends_the_sample_back_to_its_best_iterate_once(backend: str) -> N
                 )
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("bad", [torch.nan, 1e9])
+def test_a_rejected_last_evaluation_stays_out_of_the_inverse(backend: str, bad: float) -> None:
+    """Its pair says nothing about the Jacobian: H is that of one evaluation less, unfinished."""
+    problem = Tanh.random(2, 25, 0.9)
+    z0 = torch.zeros(2, 25, dtype=torch.float64)
+    evaluation = 0
+
+    def f(z: Tensor) -> Tensor:
+        nonlocal evaluation
+        evaluation += 1
+        return torch.full_like(z, bad) if evaluation == 6 else problem(z)
+
+    with dk.use_backend(backend):
+        solution = dk.Broyden(max_steps=6, rtol=0.0)(f, z0)
+        shorter = dk.Broyden(max_steps=5, rtol=0.0)(problem, z0)
+        x = torch.randn(2, 25, dtype=torch.float64)
+        assert (solution.status == dk.Status.MAX_STEPS).all()
+        assert torch.equal(solution.inverse_jacobian.rank, shorter.inverse_jacobian.rank)
+        torch.testing.assert_close(
+            solution.inverse_jacobian.rmatvec(x), shorter.inverse_jacobian.rmatvec(x)
+        )
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("history_length", [1, 2, 4])
+def test_inverse_after_restarts(backend: str, history_length: int) -> None:
+    """After a restart H is that of a fresh solve from the iterate where it happened."""
+    problem = Tanh.random(1, 25, 0.9)
+    z0 = torch.zeros(1, 25, dtype=torch.float64)
+    capacity = history_length + 1
+    steps = capacity + min(history_length, 2)
+    iterates: list[Tensor] = []
+
+    def recorded(z: Tensor) -> Tensor:
+        iterates.append(z.clone())
+        return problem(z)
+
+    with dk.use_backend(backend):
+        solver = dk.Broyden(max_steps=steps + 1, rtol=0.0, history_length=history_length)
+        solution = solver(recorded, z0)
+        oracle = DenseBroyden.run(problem.sample(0), iterates[capacity][0], steps - capacity)
+        x = torch.randn(1, 25, dtype=torch.float64)
+        torch.testing.assert_close(
+            solution.inverse_jacobian.matvec(x)[0], oracle.inverse @ x[0], rtol=1e-9, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_f_must_not_change_its_argument(solver: type[dk.Solver]) -> None:
+    with pytest.raises(RuntimeError, match="changed z in place"):
+        solver()(lambda z: z.mul_(0.5).add_(1.0), torch.zeros(2, 3))
+    with pytest.raises(RuntimeError, match="changed z in place"):
+        solver()(lambda z: (z[0], torch.relu_(z[1])), (torch.zeros(2, 3), torch.zeros(2, 1)))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_inference_mode(solver: type[dk.Solver]) -> None:
+    with torch.inference_mode():
+        solution = solver(max_steps=60, rtol=1e-6)(lambda z: 0.5 * z + 1.0, torch.zeros(2, 3))
+        with pytest.raises(RuntimeError, match="changed z in place"):
+            solver()(lambda z: z.mul_(0.5).add_(1.0), torch.zeros(2, 3))
+    assert solution.converged.all()
+
+
 def test_a_full_history_restarts_the_sample() -> None:
     problem = Tanh.random(1, 30, 0.9)
     z0 = torch.zeros(1, 30, dtype=torch.float64)
@@ -270,10 +335,12 @@ def test_states_of_any_shape(solver: type[dk.Solver]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_steps": 0}, "max_steps must be at least 1; got 0"),
+        ({"max_steps": 0}, "max_steps must be a whole number, at least 1; got 0"),
+        ({"max_steps": 2.5}, "max_steps must be a whole number"),
+        ({"max_steps": True}, "max_steps must be a whole number"),
         ({"rtol": -1.0}, "rtol must be finite and at least 0"),
         ({"atol": float("nan")}, "atol must be finite and at least 0"),
-        ({"stall_steps": 0}, "stall_steps must be None or at least 1"),
+        ({"stall_steps": 0}, "stall_steps must be a whole number, at least 1"),
         ({"divergence_factor": 1.0}, "divergence_factor must be above 1"),
         ({"damping": 0.0}, "damping must be above 0"),
     ],
@@ -287,7 +354,7 @@ def test_options_out_of_range(
 
 
 def test_broyden_options_out_of_range() -> None:
-    with pytest.raises(ValueError, match="history_length must be None or at least 1"):
+    with pytest.raises(ValueError, match="history_length must be a whole number, at least 1"):
         dk.Broyden(history_length=0)
     with pytest.raises(ValueError, match="gamma must be finite and above 0"):
         dk.Broyden(gamma=0.0)

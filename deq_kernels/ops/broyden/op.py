@@ -25,10 +25,6 @@ from deq_kernels.ops.termination import Tables
 from deq_kernels.ops.tiles import tile_count
 
 
-def _step_fake(*args: Any) -> None:
-    """The step only writes to its arguments."""
-
-
 def _matvec_fake(
     directions: Tensor,
     algebra: Tensor,
@@ -46,7 +42,7 @@ _STEP = registry.define(
     "Tensor(h!) scratch, float rtol, float atol, float damping, float gamma, int stall_steps, "
     "float divergence_factor, bool finish_inverse) -> ()",
     reference=reference.step_,
-    fake=_step_fake,
+    fake=registry.in_place_fake,
 )
 _MATVEC = registry.define(
     "broyden_matvec(Tensor directions, Tensor algebra, Tensor rank, Tensor x, float scale, "
@@ -160,9 +156,8 @@ def step_(
             finish_inverse, whether the last secant pair of a sample that stops still enters its
             inverse, at the cost of one more pass.
 
-
     Raises:
-        RuntimeError: a tensor has the wrong shape, dtype or layout (the message names it).
+        RuntimeError: a tensor has the wrong shape, dtype or layout (compiled kernels name it).
         TypeError: an option is missing or unknown.
     """
     bind_step(z, best_z, history, tables, **options)(f_z)

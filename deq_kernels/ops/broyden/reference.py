@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops.dtypes import accumulate_dtype
-from deq_kernels.ops.termination import Counter, Status, Tables, judge_
+from deq_kernels.ops.termination import Counter, Tables, judge_
 
 SINGULAR_SHARE = 1e-8
 """A denominator π + N below this share of N leaves no digits in the new direction."""
@@ -28,10 +28,13 @@ def _rows(directions: Tensor, count: Tensor, most: int, dtype: torch.dtype) -> T
     return torch.where(stored[:, :, None], directions[:, :most].to(dtype), 0.0)
 
 
-def _along(gram: Tensor, factors: Tensor, rank: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def _along(
+    gram: Tensor, factors: Tensor, rank: Tensor, rows: Tensor, most: int
+) -> tuple[Tensor, Tensor]:
     """⟨p_j, u_i⟩ for i < j [batch, most, most] and the factor weights ω [batch, most].
 
-    Zero outside the sample's rank; u_i = p_{i+1} + (α_i − 1) p_i.
+    Zero for i outside the sample's rank and j outside its first `rows` rows, which may hold
+    anything; u_i = p_{i+1} + (α_i − 1) p_i.
     """
     index = torch.arange(most, device=rank.device)
     in_rank = index < rank[:, None]
@@ -39,7 +42,7 @@ def _along(gram: Tensor, factors: Tensor, rank: Tensor, most: int) -> tuple[Tens
     table = gram[:, :most, : most + 1]
     shifted = torch.nn.functional.pad(table, (0, max(0, most + 1 - table.shape[2])))
     along = shifted[:, :, 1 : most + 1] + (step[:, None, :] - 1.0) * shifted[:, :, :most]
-    lower = (index[:, None] > index) & in_rank[:, None, :] & (index < rank[:, None] + 1)[:, :, None]
+    lower = (index[:, None] > index) & in_rank[:, None, :] & (index < rows[:, None])[:, :, None]
     return torch.where(lower, along, 0.0), torch.where(in_rank, weight, 0.0)
 
 
@@ -71,7 +74,7 @@ def matvec(
         return (scale * x.to(accum)).to(x.dtype)
     count = torch.where(rank > 0, rank + 1, 0)
     rows = _rows(directions, count, most + 1, accum)
-    along, weight = _along(gram, factors, rank, most)
+    along, weight = _along(gram, factors, rank, rank, most)
     step = torch.where(weight != 0.0, factors[:, :most, 0], 1.0)
     start = x.to(accum) if transpose else scale * x.to(accum)
     q = torch.einsum("bcd,bjd->bcj", start, rows).double()
@@ -116,13 +119,13 @@ def step_(
         divergence_factor=divergence_factor,
         max_rejections=1,
     )
-    status, count = counters[:, Counter.STATUS], counters[:, Counter.COUNT]
+    count = counters[:, Counter.COUNT]
     best_z.copy_(torch.where(verdict.improved[:, None], z, best_z))
     z.copy_(torch.where(verdict.reject[:, None], best_z, z))
     count.masked_fill_(verdict.reject | (verdict.advance & (count == capacity)), 0)
     extend = verdict.advance
     if finish_inverse:  # the last secant pair of a sample that stops still enters
-        last = verdict.stop & (count > 0) & (count < capacity) & (status != Status.DIVERGED)
+        last = verdict.stop & ~verdict.rejected & (count > 0) & (count < capacity)
         extend = extend | last
     index = extend.nonzero().flatten()
     if index.numel() == 0:
@@ -168,7 +171,7 @@ def _next_direction(
     gram[index[has_factor], :most, k[has_factor]] = column[has_factor]
     gram[index[has_factor], k[has_factor], :most] = column[has_factor]
 
-    along, weight = _along(gram[index], factors[index], k, most)
+    along, weight = _along(gram[index], factors[index], k, count, most)
     q = torch.einsum("bjd,bd->bj", rows, start).double()
     c = _solve_unit(weight[:, :, None] * along, (weight * q)[:, :, None])[:, :, 0]
     pi = q[samples, k] + (along[samples, k] * c).sum(-1)

@@ -16,23 +16,18 @@ from deq_kernels.ops.damped import reference
 from deq_kernels.ops.termination import Tables
 from deq_kernels.ops.tiles import tile_count
 
-
-def _in_place_fake(*args: Any) -> None:
-    """These ops only write to their arguments."""
-
-
 _STEP = registry.define(
     "damped_step_(Tensor f_z, Tensor(a!) z, Tensor(b!) best_z, Tensor(c!) record, "
     "Tensor(d!) counters, Tensor(e!) active, Tensor(f!) scratch, float rtol, float atol, "
     "float damping, int stall_steps, float divergence_factor) -> ()",
     reference=reference.step_,
-    fake=_in_place_fake,
+    fake=registry.in_place_fake,
 )
 _NEUMANN = registry.define(
     "neumann_step_(Tensor vjp, Tensor cotangent, Tensor(a!) w, Tensor(b!) norms, "
     "float damping) -> ()",
     reference=reference.neumann_step_,
-    fake=_in_place_fake,
+    fake=registry.in_place_fake,
 )
 
 
@@ -85,7 +80,7 @@ def step_(
             divergence_factor, growth over the first residual at which a sample has diverged.
 
     Raises:
-        RuntimeError: a tensor has the wrong shape, dtype or layout (the message names it).
+        RuntimeError: a tensor has the wrong shape, dtype or layout (compiled kernels name it).
         TypeError: an option is missing or unknown.
     """
     bind_step(z, best_z, tables, scratch, **options)(f_z)
@@ -104,6 +99,6 @@ def neumann_step_(
         damping: λ.
 
     Raises:
-        RuntimeError: a tensor has the wrong shape, dtype or layout (the message names it).
+        RuntimeError: a tensor has the wrong shape, dtype or layout (compiled kernels name it).
     """
     _NEUMANN.call(vjp.contiguous(), cotangent.contiguous(), w, norms, damping)
