@@ -1,11 +1,12 @@
-# Every target sets up what it needs in .venv (pinned versions, the package built from source and
-# installed editable); nothing has to be done before.
+# Every target sets up what it needs in .venv (direct requirements pinned, the package built from
+# source and installed editable); nothing has to be done before.
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 BIN := .venv/bin
-BUILD_DIR := build
+# Not to be chosen: it is removed as a whole.
+override BUILD_DIR := build
 CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 .PHONY: help demo test lint format bench clean
@@ -15,10 +16,11 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: .venv/package.stamp  ## train small deep equilibrium models and show what the kernels give
-	$(BIN)/deq-kernels demo
+	rm -rf $(BUILD_DIR)/demo
+	$(BIN)/deq-kernels demo --out $(BUILD_DIR)/demo
 
 test: .venv/package.stamp  ## run the C++ and the Python tests; PYTEST_ARGS are passed on
-	$(BIN)/cmake -S . -B $(BUILD_DIR)/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DDEQ_TESTS=ON
+	$(BIN)/cmake -S . -B $(BUILD_DIR)/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DDEQ_TESTS=ON -DDEQ_WARNINGS_AS_ERRORS=ON
 	$(BIN)/cmake --build $(BUILD_DIR)/native --target deq_kernels_test
 	$(BIN)/ctest --test-dir $(BUILD_DIR)/native --output-on-failure
 	DEQ_KERNELS_BACKEND=native $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
@@ -43,6 +45,7 @@ clean:  ## remove what was built, and caches; .venv stays, its package is built 
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 .venv/requirements.stamp: $(wildcard requirements/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: development needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; set PYTHON=python3.11, for example")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -r requirements/dev.txt
 	touch $@

@@ -1,7 +1,4 @@
-"""The benchmark cases: batch size, state dimension, quasi-Newton steps, and the traffic they need.
-
-This file does not import torch, so that the command line can list the cases at once.
-"""
+"""The benchmark cases: batch size, state dimension, quasi-Newton steps, and their traffic."""
 
 import re
 from dataclasses import dataclass

@@ -31,9 +31,13 @@ class OtherLoad:
         self._start = _read()
 
     def cores(self) -> float | None:
-        """Cores used by others on average since the creation; None without Linux's /proc."""
+        """Cores used by others on average since the creation; None where the system does not say.
+
+        That is without Linux's /proc, and where its counters stand still, as some containers have
+        them: this process alone would have moved them.
+        """
         now = _read()
-        if self._start is None or now is None:
+        if self._start is None or now is None or now.machine <= self._start.machine:
             return None
         others = (now.machine - self._start.machine) - (now.own - self._start.own)
         return max(0.0, others / (now.wall - self._start.wall))

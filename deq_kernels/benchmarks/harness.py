@@ -1,13 +1,14 @@
 """A whole run: check the work, time in interleaved rounds, put the numbers together."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import torch
+
+from deq_kernels.threads import use_threads
 
 from .cases import Case
 from .checks import Work, check_work, make_anchor
@@ -53,16 +54,21 @@ def run_benchmark(
         say: called with one line of progress at a time.
 
     Raises:
-        ValueError: an unknown dtype, no case or provider, fewer than one round or thread, or a
-            case that converges to rounding.
+        ValueError: an unknown dtype, no case or provider, a provider given twice, fewer than one
+            round or thread, or a case that converges to rounding.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
     if not cases or not providers:
         raise ValueError("a run needs at least one case and one provider, but got none")
+    names = [provider.name for provider in providers]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"every provider is measured once, but got {', '.join(names)}; name each one once"
+        )
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, but got {rounds}")
-    with _threads(threads):
+    with use_threads(threads):
         return Report(
             schema=SCHEMA,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -79,19 +85,6 @@ def run_benchmark(
                 else _measure_memory(memory_case, providers, dtype=DTYPES[dtype], say=say)
             ),
         )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        if count < 1:
-            raise ValueError(f"threads must be at least 1, but got {count}")
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run_cases(

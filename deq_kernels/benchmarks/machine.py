@@ -14,7 +14,8 @@ from deq_kernels._version import __version__
 # How memory is handed out decides what a fresh history costs, which is part of every solve.
 _ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The root of the repository, where the package runs from one."""
 
 
 def cpu_model() -> str:
@@ -85,12 +86,12 @@ def commit() -> str | None:
 
     None for an installed package and for a checkout without a commit.
     """
-    if not (_CHECKOUT / ".git").exists():
+    if not (CHECKOUT / ".git").exists():
         return None
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
-            cwd=_CHECKOUT,
+            cwd=CHECKOUT,
             capture_output=True,
             text=True,
             check=False,

@@ -57,9 +57,7 @@ def solve_textbook(f: Callable[[Tensor], Tensor], z0: Tensor, steps: int) -> Ten
     return best
 
 
-def solve_rearranged(
-    f: Callable[[Tensor], Tensor], z0: Tensor, steps: int, *, rtol: float = 0.0
-) -> Tensor:
+def solve_rearranged(f: Callable[[Tensor], Tensor], z0: Tensor, steps: int) -> Tensor:
     """Take ``steps`` Broyden steps with H = -I + sum_i u_i v_i^T and return the best iterates.
 
     Both factors are stored [batch, steps, dim], preallocated and written in place. With w = H r
@@ -69,14 +67,11 @@ def solve_rearranged(
 
     so one product with H and one with its transpose are enough: 4k vector reads per step with k
     stored pairs, against 6k when H y and the next direction are formed by products of their own.
-    The products are written as row vector times matrix because PyTorch's batched product is up to
-    14 times slower on the CPU when the vector stands on the right.
 
     Args:
         f: the map, [batch, dim] -> [batch, dim]; called ``steps + 1`` times.
         z0: the start, [batch, dim]; not modified.
         steps: the number of steps, at least 1.
-        rtol: stop once the residual norm of every sample is at most rtol times the norm of f(z).
 
     Returns:
         Per sample the evaluated iterate with the smallest residual norm, [batch, dim].
@@ -92,13 +87,11 @@ def solve_rearranged(
     w = torch.empty_like(residual)
     for k in range(steps):
         z.add_(step)
-        f_z = f(z)
-        torch.sub(f_z, z, out=residual)
+        torch.sub(f(z), z, out=residual)
         norm = torch.linalg.vector_norm(residual, dim=1)
-        f_norm = torch.linalg.vector_norm(f_z, dim=1)
         torch.where((norm < best_norm)[:, None], z, best, out=best)
         torch.minimum(norm, best_norm, out=best_norm)
-        if k + 1 == steps or bool((norm <= rtol * f_norm).all()):
+        if k + 1 == steps:
             break
         _product(residual, v[:, :k], u[:, :k], out=w)
         _product(step, u[:, :k], v[:, :k], out=v[:, k])
@@ -110,7 +103,11 @@ def solve_rearranged(
 
 
 def _product(x: Tensor, left: Tensor, right: Tensor, *, out: Tensor) -> None:
-    """Write -x + sum_i right_i <left_i, x> into ``out``; x and out [batch, dim]."""
+    """Write -x + sum_i right_i <left_i, x> into ``out``; x and out [batch, dim].
+
+    Row vector times matrix: PyTorch's batched product is slower on the CPU with the vector on the
+    right.
+    """
     if left.shape[1] == 0:
         torch.neg(x, out=out)
         return

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deq_kernels.optional import optional_import
+
 from .providers import OURS
 from .report import Report, Row
 
@@ -20,13 +22,8 @@ def save_plot(report: Report, path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
+    with optional_import(extra="bench"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "the chart needs matplotlib, which is not installed; "
-            "pip install matplotlib, or leave --plot out"
-        ) from error
 
     names = list(report.providers)
     figure = Figure(figsize=(max(8.0, 1.5 * len(report.cases)), 8.0), layout="constrained")

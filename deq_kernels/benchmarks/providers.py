@@ -4,14 +4,13 @@ Every provider takes ``steps`` unit Broyden steps from z0 with H_0 = -I, keeps e
 its stop rule switched off by a zero tolerance, and returns per sample the evaluated iterate with
 the smallest residual norm. The residual of Broyden's method is not monotone, so this is not always
 the last iterate; all providers keep the best one, because a solver in use has to.
-
-Importing this file is cheap; what a provider needs is imported when it is loaded.
 """
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from deq_kernels.optional import optional_import
 
 if TYPE_CHECKING:
     import torch
@@ -81,9 +80,11 @@ def _load_plain_rearranged() -> "Solve":
 
 
 def _load_torchdeq() -> "Solve":
-    if importlib.util.find_spec("torchdeq") is None:
-        raise ProviderAbsentError("torchdeq is not installed: pip install torchdeq")
-    from torchdeq.solver.broyden import broyden_solver
+    try:
+        with optional_import(extra="bench"):
+            from torchdeq.solver.broyden import broyden_solver
+    except ImportError as error:
+        raise ProviderAbsentError(str(error)) from error
 
     def solve(f: "Map", z0: "Tensor", steps: int) -> "Tensor":
         z, _, _ = broyden_solver(f, z0, max_iter=steps, tol=0.0, stop_mode="abs", ls=False)

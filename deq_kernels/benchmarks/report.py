@@ -3,9 +3,11 @@
 import json
 import types
 import typing
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from deq_kernels.files import write_atomically
 
 from .contention import DISTURBED_CORES
 from .timing import Spread
@@ -13,6 +15,8 @@ from .timing import Spread
 SCHEMA = 1
 Status = Literal["timed", "refused", "absent"]
 _T = TypeVar("_T")
+# What every table and chart states; a report may hold more.
+_MACHINE_KEYS = {"cpu", "threads", "torch_isa"}
 
 
 @dataclass(frozen=True)
@@ -134,16 +138,19 @@ class Report:
 
 
 def save_report(report: Report, path: Path) -> None:
-    """Write the report as JSON."""
+    """Write the report as JSON; a crash leaves either the old file or the new one."""
+    text = json.dumps(asdict(report), indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_atomically(path, text.encode())
 
 
 def load_report(path: Path) -> Report:
     """Read a report written by ``save_report``.
 
     Raises:
-        ValueError: the file is not such a report, or was written with another schema.
+        OSError: the file cannot be read.
+        ValueError: the file is not such a report, or was written with another schema; the message
+            names what is missing or strange.
     """
     data = json.loads(path.read_text(encoding="utf-8"))
     schema = data.get("schema") if isinstance(data, dict) else None
@@ -152,25 +159,52 @@ def load_report(path: Path) -> Report:
             f"a benchmark report has schema {SCHEMA}, but {path} has {schema!r}; "
             "measure again with this version"
         )
-    return _build(Report, data)
+    report = _build(Report, data, "the report")
+    if missing := _MACHINE_KEYS - set(report.machine):
+        raise ValueError(f"the report: machine lacks {', '.join(sorted(missing))}; it is damaged")
+    for case in report.cases:
+        rows = [row.provider for row in case.rows]
+        if sorted(rows) != sorted(report.providers):
+            raise _damaged(f"the report: {case.name}", "must have a row for each provider", rows)
+    return report
 
 
-def _build(kind: type[_T], data: dict[str, Any]) -> _T:
+def _build(kind: type[_T], data: Any, where: str) -> _T:
     """Make a dataclass from plain values, and those nested in it."""
-    known = {field.name for field in fields(typing.cast("Any", kind))}
-    if unknown := set(data) - known:
-        raise ValueError(f"{kind.__name__} has no {sorted(unknown)}; the report is damaged")
+    if not isinstance(data, dict):
+        raise _damaged(where, f"must be the fields of a {kind.__name__}", data)
+    known = fields(typing.cast("Any", kind))
+    required = {field.name for field in known if field.default is MISSING}
+    if missing := required - set(data):
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}; it is damaged")
+    if unknown := set(data) - {field.name for field in known}:
+        raise ValueError(f"{where} has unknown fields {sorted(unknown)}; it is damaged")
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _convert(hints[name], value) for name, value in data.items()})
+    return kind(
+        **{name: _convert(hints[name], value, f"{where}: {name}") for name, value in data.items()}
+    )
 
 
-def _convert(hint: Any, value: Any) -> Any:
-    if value is None:
-        return None
+def _convert(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     if is_dataclass(hint):
-        return _build(typing.cast("type", hint), value)
-    if typing.get_origin(hint) is tuple:
-        return tuple(_convert(typing.get_args(hint)[0], item) for item in value)
+        return _build(typing.cast("type", hint), value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        return tuple(
+            _convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)
+        )
+    if origin is Literal:
+        fits = value in arguments
+    else:
+        fits = isinstance(value, (int, float) if hint is float else origin or hint)
+    if not fits:
+        raise _damaged(where, f"must be {getattr(hint, '__name__', hint)}", value)
     return value
+
+
+def _damaged(where: str, contract: str, value: object) -> ValueError:
+    return ValueError(f"{where} {contract}, but got {value!r}; it is damaged")

@@ -1,7 +1,6 @@
 """``deq-kernels bench``: time whole Broyden solves against the solvers people use today."""
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,17 @@ from deq_kernels.benchmarks.providers import (
     ProviderAbsentError,
     find_provider,
 )
+from deq_kernels.commands.errors import fail
+from deq_kernels.commands.numbers import positive_int
+from deq_kernels.optional import require_packages
 
 if TYPE_CHECKING:
     from deq_kernels.benchmarks.report import Report
 
 _ROUNDS = 9
 _QUICK_ROUNDS = 3
+_DTYPES = ("float32", "float64")
+_PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 _SUMMARY = "time whole Broyden solves against torchdeq and plain PyTorch"
 _DESCRIPTION = """\
 Time whole Broyden solves against torchdeq and plain PyTorch.
@@ -67,13 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the parsed options ask for and return the exit status."""
-    if args.list:
-        _print_list()
-        return 0
-    if args.render is not None:
+    if args.list or args.render is not None:
+        if given := _options_of_a_measurement(args):
+            return fail(
+                f"--list and --render measure nothing and take no other option, but got "
+                f"{', '.join(given)}; leave them out"
+            )
+        if args.list:
+            _print_list()
+            return 0
         return _render(args.render)
-    if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        return _fail("--plot needs matplotlib, which is not installed: pip install matplotlib")
 
     from deq_kernels.benchmarks.harness import run_benchmark
     from deq_kernels.benchmarks.table import format_table
@@ -81,19 +88,22 @@ def run(args: argparse.Namespace) -> int:
     cases = args.cases or (QUICK_CASES if args.quick else CASES)
     rounds = args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS)
     try:
+        if args.plot is not None:
+            require_packages("matplotlib", extra="bench")
+        _prepare_outputs(args.json, args.plot)
         report = run_benchmark(
             cases,
-            args.providers,
-            dtype=args.dtype,
+            args.providers or PROVIDERS,
+            dtype=args.dtype or _DTYPES[0],
             rounds=rounds,
             threads=args.threads,
             memory_case=args.memory,
             say=_say,
         )
-    except ValueError as error:
-        return _fail(str(error))
-    print(format_table(report))
-    _save(report, json_path=args.json, plot_path=args.plot)
+        print(format_table(report))
+        _save(report, json_path=args.json, plot_path=args.plot)
+    except (ImportError, OSError, ValueError) as error:
+        return fail(str(error))
     return 1 if report.refusals else 0
 
 
@@ -116,7 +126,8 @@ def quick(out_dir: Path) -> "Report":
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    selection = parser.add_mutually_exclusive_group()
+    selection.add_argument(
         "--cases",
         type=_parse_cases,
         metavar="CASE,...",
@@ -126,27 +137,25 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--providers",
         type=_parse_providers,
-        default=PROVIDERS,
         metavar="NAME,...",
         help="providers, separated by commas "
         f"(default: {', '.join(provider.name for provider in PROVIDERS)})",
     )
     parser.add_argument(
         "--rounds",
-        type=_positive_integer,
+        type=positive_int,
         metavar="N",
         help=f"timed samples per provider and case (default: {_ROUNDS}, with --quick "
         f"{_QUICK_ROUNDS})",
     )
     parser.add_argument(
         "--dtype",
-        choices=("float32", "float64"),
-        default="float32",
-        help="dtype of the state (default: float32)",
+        choices=_DTYPES,
+        help=f"dtype of the state (default: {_DTYPES[0]})",
     )
     parser.add_argument(
         "--threads",
-        type=_positive_integer,
+        type=positive_int,
         metavar="N",
         help="threads torch uses (default: torch's own choice)",
     )
@@ -161,22 +170,46 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all numbers as JSON")
     parser.add_argument(
-        "--plot", type=Path, metavar="PATH", help="draw a chart (PNG or SVG; needs matplotlib)"
+        "--plot",
+        type=_plot_path,
+        metavar="PATH",
+        help="draw a chart (.png, .svg or .pdf; needs matplotlib)",
     )
-    parser.add_argument(
+    selection.add_argument(
         "--quick",
         action="store_true",
         help=f"only {' and '.join(case.name for case in QUICK_CASES)}, few rounds: under 30 s",
     )
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--list", action="store_true", help="list the cases and providers, and measure nothing"
     )
-    parser.add_argument(
+    instead.add_argument(
         "--render",
         type=Path,
         metavar="JSON",
         help="print the Markdown table of an earlier result, and measure nothing",
     )
+
+
+def _options_of_a_measurement(args: argparse.Namespace) -> list[str]:
+    """Name the options given that have an effect on a measurement only."""
+    names = ("cases", "quick", "providers", "rounds", "dtype", "threads", "memory", "json", "plot")
+    return [f"--{name}" for name in names if getattr(args, name) not in (None, False)]
+
+
+def _prepare_outputs(*paths: Path | None) -> None:
+    """Make the folders before minutes of measuring, not after.
+
+    Raises:
+        OSError: a file cannot be written where it should be.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise IsADirectoryError(f"a result is written to a file, but {path} is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _print_list() -> None:
@@ -200,9 +233,19 @@ def _render(path: Path) -> int:
     try:
         report = load_report(path)
     except (OSError, ValueError) as error:
-        return _fail(f"cannot render {path}: {error}")
-    print(format_markdown(report, f"benchmarks/results/{path.name}"))
+        return fail(f"cannot render {path}: {error}")
+    print(format_markdown(report, _link(path)))
     return 0
+
+
+def _link(path: Path) -> str:
+    """The path as the README in the root of the repository links it, where it lies in there."""
+    from deq_kernels.benchmarks.machine import CHECKOUT
+
+    absolute = path.resolve()
+    if absolute.is_relative_to(CHECKOUT):
+        return absolute.relative_to(CHECKOUT).as_posix()
+    return path.as_posix()
 
 
 def _save(report: "Report", *, json_path: Path | None, plot_path: Path | None) -> None:
@@ -235,16 +278,14 @@ def _parse_providers(text: str) -> tuple[Provider, ...]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _positive_integer(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, but got {text!r}")
-    return int(text)
+def _plot_path(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in _PLOT_SUFFIXES:
+        raise argparse.ArgumentTypeError(
+            f"a chart is a file that ends in {', '.join(_PLOT_SUFFIXES)}, but got {text!r}"
+        )
+    return path
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _fail(message: str) -> int:
-    _say(f"error: {message}")
-    return 2

@@ -1,12 +1,12 @@
 """`deq-kernels demo`: what the package does, in about a minute."""
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deq_kernels.commands.errors import fail
 from deq_kernels.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 CONFIG = TrainingConfig(gradient="shine")
 REQUIRED_ACCURACY = 0.95
 FAILED = 1
-USAGE_ERROR = 2
 DEFAULT_OUT = Path("deq-kernels-demo")
 BENCHMARK_PLOT = "bench.png"
 TIMING_BATCH = 64
+PACKAGES = ("matplotlib", "safetensors", "sklearn", "tqdm")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -37,7 +37,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         type=Path,
         default=DEFAULT_OUT,
         metavar="DIR",
-        help="folder for the plots and the trained model, which must not hold an earlier demo; "
+        help="folder for the plots and the trained model, which must not hold one already; "
         "nothing is written elsewhere (default: %(default)s)",
     )
 
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from deq_kernels import backend_info
     from deq_kernels.commands import bench
     from deq_kernels.commands.train import train_with_progress
+    from deq_kernels.optional import require_packages
     from deq_kernels.training.choices import load_data
     from deq_kernels.training.compare import compare_gradients
     from deq_kernels.training.run import PLOT, RunFolderError, check_folder
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     out: Path = args.out
     try:
         check_folder(out)
+        require_packages(*PACKAGES, extra="train")
         data = load_data(CONFIG)
         print(f"1. This installation\n\n{backend_info()}\n")
         print("2. The solver kernels against other solvers\n")
@@ -63,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
         print("\n3. Training a small MDEQ on handwritten digits with SHINE\n")
         trainer = train_with_progress(CONFIG, out)
     except RunFolderError as error:
-        return _fail(f"{error} (another --out)", USAGE_ERROR)
+        return fail(f"{error}; choose another --out")
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        return _fail(str(error), USAGE_ERROR)
+        return fail(str(error))
     print(f"\n4. All gradients on that model, on a batch of {TIMING_BATCH} images\n")
     batch = next(data.train.batches(TIMING_BATCH))
     print(format_timings(compare_gradients(trainer.model, CONFIG, batch)))
@@ -77,11 +79,11 @@ def run(args: argparse.Namespace) -> int:
         f"total time: {time.perf_counter() - started:.0f} s"
     )
     if refusals:
-        return _fail("the benchmark refused a solver, see its table above", FAILED)
+        return fail("the benchmark refused a solver, see its table above", FAILED)
     if validation.accuracy < REQUIRED_ACCURACY:
-        return _fail(
-            f"the accuracy is below {REQUIRED_ACCURACY:.0%}, which this training reaches on every "
-            "seed that was tried: something is wrong with this installation",
+        return fail(
+            f"the accuracy is below {REQUIRED_ACCURACY:.0%}, which this training must reach: "
+            "something is wrong with this installation",
             FAILED,
         )
     return 0
@@ -98,8 +100,3 @@ def format_timings(timings: "Sequence[GradientTiming]") -> str:
         for timing in timings
     ]
     return "\n".join(lines)
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status

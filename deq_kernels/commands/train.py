@@ -1,10 +1,10 @@
 """`deq-kernels train`: train a reference model."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deq_kernels.commands.errors import fail
 from deq_kernels.commands.numbers import (
     non_negative_float,
     non_negative_int,
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from deq_kernels.training.loop import Trainer
     from deq_kernels.training.metrics import EpochMetrics
 
-USAGE_ERROR = 2
 MODELS = ("mdeq",)
 DEFAULTS = TrainingConfig()
 EPILOG = """\
@@ -75,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
             config, args.out, resume=args.resume, checkpoint_every=args.checkpoint_every
         )
     except RunFolderError as error:
-        return _fail(f"{error} (--resume, or another --out)")
+        return fail(f"{error}; continue it with --resume, or choose another --out")
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        return _fail(str(error))
+        return fail(str(error))
     return 0
 
 
@@ -90,7 +89,7 @@ def train_with_progress(
         ImportError: a package of the extra `train` is not installed.
         ValueError: see `run_training`.
     """
-    from deq_kernels.data.optional import optional_import
+    from deq_kernels.optional import optional_import
     from deq_kernels.training.run import PLOT, run_training
 
     with optional_import(extra="train"):
@@ -245,7 +244,7 @@ def _add_optimisation(group: "argparse._ArgumentGroup") -> None:
         type=non_negative_int,
         default=DEFAULTS.seed,
         metavar="N",
-        help="seed of weights, split, batches and dropout (default: %(default)s)",
+        help="seed of weights, split, batches and dropout, below 2^32 (default: %(default)s)",
     )
     group.add_argument(
         "--threads",
@@ -276,8 +275,3 @@ def _add_output(group: "argparse._ArgumentGroup") -> None:
         metavar="N",
         help="epochs between checkpoints (default: %(default)s)",
     )
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return USAGE_ERROR

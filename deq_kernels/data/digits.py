@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from deq_kernels.data.optional import optional_import
 from deq_kernels.data.split import Split
+from deq_kernels.optional import optional_import
 
 IMAGE_CHANNELS = 1
 IMAGE_SIZE = (8, 8)

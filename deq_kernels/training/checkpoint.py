@@ -1,7 +1,6 @@
 """Checkpoints in one safetensors file: tensors, and JSON metadata. Nothing in it is executable."""
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.data.optional import optional_import
+from deq_kernels.files import write_atomically
+from deq_kernels.optional import optional_import
 
 FORMAT = "deq_kernels checkpoint 1"
 METADATA = "checkpoint"
+METADATA_KEYS = {"format", "epoch", "step", "config", "param_groups", "checksum"}
 
 
 class CheckpointError(ValueError):
@@ -46,9 +47,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
     Raises:
         ImportError: safetensors is not installed.
+        OSError: the file cannot be written.
     """
     with optional_import(extra="train"):
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
     tensors = {
         **_prefixed("model", checkpoint.model),
@@ -65,14 +67,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "step": checkpoint.step,
         "config": checkpoint.config,
         "param_groups": checkpoint.optimizer["param_groups"],
-        "checksum": _checksum(tensors),
     }
-    unfinished = path.with_name(path.name + ".tmp")
+    entry = json.dumps({**metadata, "checksum": _checksum(tensors, metadata)})
     # One entry only: safetensors writes several in random order, and equal runs give equal files.
-    save_file(tensors, unfinished, {METADATA: json.dumps(metadata)})
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    write_atomically(path, save(tensors, {METADATA: entry}))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -86,7 +84,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint at {path}")
+        raise CheckpointError(
+            f"there is no checkpoint at {path} to resume from; leave out --resume to start a run"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             entries = file.metadata() or {}
@@ -97,8 +97,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} is damaged or no safetensors file ({error}); start the run anew"
         ) from error
     metadata = _parse_metadata(path, entries)
-    if metadata["checksum"] != _checksum(tensors):
-        raise CheckpointError(f"{path} is damaged: its checksum does not match; start the run anew")
+    expected = metadata.pop("checksum")
+    found = _checksum(tensors, metadata)
+    if expected != found:
+        raise CheckpointError(
+            f"{path} is damaged: its checksum must be {expected!r}, got {found}; start the run anew"
+        )
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in _without_prefix("optimizer", tensors).items():
         index, _, key = name.partition(".")
@@ -136,10 +140,18 @@ def _parse_metadata(path: Path, entries: Mapping[str, str]) -> dict[str, Any]:
     try:
         metadata = json.loads(entries.get(METADATA, "{}"))
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"the metadata of {path} is not JSON: {error}") from error
+        raise CheckpointError(
+            f"the metadata of {path} must be JSON, but it is not ({error}); start the run anew"
+        ) from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is no checkpoint of this version: its metadata holds no format {FORMAT!r}"
+            f"{path} is no checkpoint of this version: its metadata holds no format {FORMAT!r}; "
+            "start the run anew"
+        )
+    if metadata.keys() != METADATA_KEYS:
+        raise CheckpointError(
+            f"{path} is damaged: its metadata must hold {', '.join(sorted(METADATA_KEYS))}, got "
+            f"{', '.join(sorted(metadata))}; start the run anew"
         )
     return metadata
 
@@ -155,10 +167,12 @@ def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     }
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 over names and bytes: safetensors itself notices a short file, not a changed one."""
-    crc = 0
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> int:
+    """CRC-32 over everything: safetensors itself notices a short file, not a changed one."""
+    crc = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
-        value = tensors[name].detach().cpu().reshape(-1).view(torch.uint8)
-        crc = zlib.crc32(value.numpy().data, zlib.crc32(name.encode(), crc))
+        value = tensors[name].detach().cpu()
+        header = f"{name} {value.dtype} {tuple(value.shape)}"
+        data = value.reshape(-1).view(torch.uint8).numpy().data
+        crc = zlib.crc32(data, zlib.crc32(header.encode(), crc))
     return crc

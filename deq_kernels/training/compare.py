@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deq_kernels.models.mdeq import MDEQ
+from deq_kernels.threads import use_threads
 from deq_kernels.training.choices import build_model
 from deq_kernels.training.config import GRADIENTS, TrainingConfig
-from deq_kernels.training.threads import use_threads
 
 ROUNDS = 7
 
@@ -55,7 +55,7 @@ def compare_gradients(
         ValueError: the config's solver leaves no inverse Jacobian, which one of them needs.
     """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in GRADIENTS}
-    with torch.random.fork_rng(), use_threads(config.threads):
+    with torch.random.fork_rng(devices=[]), use_threads(config.threads):
         models = {name: _copy(model, config, gradient=name) for name in GRADIENTS}
         for _ in range(rounds + 1):
             for name, copy in models.items():

@@ -1,5 +1,6 @@
 """Everything that decides the outcome of a training run."""
 
+import math
 from dataclasses import dataclass
 
 from deq_kernels.training.schedule import FINAL_LEARNING_RATE
@@ -7,6 +8,7 @@ from deq_kernels.training.schedule import FINAL_LEARNING_RATE
 DATASETS = ("digits",)
 SOLVERS = ("broyden", "fixed_point")
 GRADIENTS = ("implicit", "jfb", "shine", "neumann", "unrolled")
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +31,14 @@ class TrainingConfig:
         batch_size: images per step of the optimiser.
         learning_rate: Adam's, at the first step; a cosine lowers it to 1e-6 at the last.
         weight_decay: Adam's.
-        seed: of the initial weights, the split, the order of the batches and the dropout masks.
+        seed: of the initial weights, the split, the order of the batches and the dropout masks;
+            from 0 to 2^32 - 1.
         threads: used by PyTorch. One is as fast as two on 8x8 images, and does not wait for a core
             that something else occupies.
 
     Raises:
-        ValueError: a number is out of its range, or there is no epoch at all.
+        ValueError: a number is out of its range, there is no epoch at all, or an option belongs to
+            a part of the training that has no epoch.
     """
 
     data: str = "digits"
@@ -55,21 +59,67 @@ class TrainingConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        least = {
-            "epochs": 0,
-            "pretrain_epochs": 0,
-            "total_epochs": 1,
-            "batch_size": 1,
-            "threads": 1,
-            "learning_rate": FINAL_LEARNING_RATE,
-            "weight_decay": 0.0,
-        }
-        for name, bound in least.items():
+        for name, least in _WHOLE_NUMBERS.items():
             value = getattr(self, name)
-            if not value >= bound:
-                raise ValueError(f"{name} must be at least {bound}, got {value}")
+            if value is not None or name not in _OPTIONAL:
+                _check_whole_number(name, value, least)
+        if self.seed > LARGEST_SEED:
+            raise ValueError(f"seed must be at most {LARGEST_SEED}, got {self.seed}")
+        for name in ("rtol", "learning_rate", "weight_decay", "damping"):
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
+        for name in ("rtol", "damping"):
+            value = getattr(self, name)
+            if value is not None and value <= 0.0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        _check_least("learning_rate", self.learning_rate, FINAL_LEARNING_RATE)
+        _check_least("weight_decay", self.weight_decay, 0.0)
+        _check_least("total_epochs", self.total_epochs, 1)
+        self._check_effect()
+
+    def _check_effect(self) -> None:
+        if self.pretrain_epochs == 0 and self.pretrain_steps is not None:
+            raise ValueError(
+                "pretrain_steps applies to pretraining, but pretrain_epochs is 0; leave it out, or "
+                "pretrain"
+            )
+        for name in ("solver_steps", "gradient_steps", "damping"):
+            if self.epochs == 0 and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} applies to equilibrium training, but epochs is 0; leave it out, or "
+                    "train at the equilibrium"
+                )
 
     @property
     def total_epochs(self) -> int:
         """Pretraining and equilibrium epochs together."""
         return self.pretrain_epochs + self.epochs
+
+
+_WHOLE_NUMBERS = {
+    "epochs": 0,
+    "pretrain_epochs": 0,
+    "pretrain_steps": 1,
+    "solver_steps": 1,
+    "gradient_steps": 1,
+    "batch_size": 1,
+    "seed": 0,
+    "threads": 1,
+}
+"""The least value of each."""
+
+_OPTIONAL = {"pretrain_steps", "solver_steps", "gradient_steps", "damping"}
+
+
+def _check_whole_number(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    _check_least(name, value, least)
+
+
+def _check_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -1,5 +1,6 @@
 """The training loop: unrolled pretraining, then equilibrium training."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -29,12 +30,20 @@ class Trainer:
         data: training and validation images.
         config: the options of the run.
 
+    Raises:
+        ValueError: there are no training or no validation images.
+
     Attributes:
         epoch, step: finished epochs and optimiser steps.
         history: the metrics of the finished epochs.
     """
 
     def __init__(self, model: MDEQ, data: Digits, config: TrainingConfig) -> None:
+        for name, split in (("training", data.train), ("validation", data.validation)):
+            if len(split) == 0:
+                raise ValueError(
+                    f"training needs at least one {name} image, got none; hold out another share"
+                )
         self.model = model
         self.data = data
         self.config = config
@@ -59,13 +68,14 @@ class Trainer:
             on_step: called after every step of the optimiser.
 
         Raises:
-            FloatingPointError: the loss is not finite.
+            FloatingPointError: the training or the validation loss is not finite.
         """
         started = time.perf_counter()
         pretraining = self.epoch < self.config.pretrain_epochs
         depth = self._pretrain_depth() if pretraining else None
         train = self._train(depth, on_step)
         validation = self._validate(depth)
+        check_loss(validation.loss, f"the validation of epoch {self.epoch + 1}")
         self.epoch += 1
         metrics = EpochMetrics(
             epoch=self.epoch,
@@ -90,18 +100,26 @@ class Trainer:
             rng={"order": self._order.get_state(), "global": torch.get_rng_state()},
         )
 
-    def restore(self, checkpoint: Checkpoint, *, history: Iterable[EpochMetrics] = ()) -> None:
+    def restore(self, checkpoint: Checkpoint, *, history: Iterable[EpochMetrics]) -> None:
         """Continue from a checkpoint of a run with the same config.
 
         Args:
             checkpoint: where to continue.
-            history: the metrics of that run; what comes after the checkpoint will be run again
-                and is left out.
+            history: the metrics of that run, from epoch 1 on. What comes after the checkpoint will
+                be run again, and give the same again, and is left out.
 
         Raises:
-            CheckpointError: another config, or tensors that do not fit the model.
+            CheckpointError: another config, tensors that do not fit the model, or metrics that are
+                not those of the epochs before the checkpoint.
         """
         check_config(checkpoint, asdict(self.config))
+        known = list(history)
+        epochs = [metrics.epoch for metrics in known]
+        if len(epochs) < checkpoint.epoch or epochs != list(range(1, len(epochs) + 1)):
+            raise CheckpointError(
+                "a run is resumed with the metrics of its finished epochs, which must be 1 to "
+                f"{checkpoint.epoch} in order, got {epochs}; start the run anew in another folder"
+            )
         try:
             self.model.load_state_dict(checkpoint.model)
             self.optimizer.load_state_dict(dict(checkpoint.optimizer))
@@ -111,7 +129,7 @@ class Trainer:
             raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
         self.epoch = checkpoint.epoch
         self.step = checkpoint.step
-        self.history = [metrics for metrics in history if metrics.epoch <= self.epoch]
+        self.history = known[: self.epoch]
 
     def _pretrain_depth(self) -> int:
         chosen = self.config.pretrain_steps
@@ -130,11 +148,7 @@ class Trainer:
                 group["lr"] = learning_rate
             scores = self.model(images, pretrain_steps=depth)
             loss = F.cross_entropy(scores, labels)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss became {loss.item()} in epoch {self.epoch + 1}, step "
-                    f"{self.step + 1}; lower the learning rate, or pretrain for longer"
-                )
+            check_loss(loss.item(), f"epoch {self.epoch + 1}, step {self.step + 1}")
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -152,6 +166,18 @@ class Trainer:
                 scores = self.model(images, pretrain_steps=depth)
                 sums.add(self.model, scores, labels, solved=depth is None)
         return sums.averages()
+
+
+def check_loss(loss: float, where: str) -> None:
+    """Make sure that a loss is a number to go on with.
+
+    Raises:
+        FloatingPointError: it is infinite or NaN.
+    """
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss became {loss} in {where}; lower the learning rate, or pretrain for longer"
+        )
 
 
 @dataclass

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from deq_kernels.files import write_atomically
+
 
 @dataclass(frozen=True, kw_only=True)
 class PartMetrics:
@@ -58,9 +60,7 @@ def read_metrics(path: Path) -> list[EpochMetrics]:
 
 def write_metrics(path: Path, epochs: Iterable[EpochMetrics]) -> None:
     """Write one line per epoch; a crash leaves either the old file or the new one."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text("".join(map(_format, epochs)), encoding="utf-8")
-    unfinished.replace(path)
+    write_atomically(path, "".join(map(_format, epochs)).encode())
 
 
 def _format(metrics: EpochMetrics) -> str:

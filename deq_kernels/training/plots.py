@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from deq_kernels.data.optional import optional_import
+from deq_kernels.optional import optional_import
 from deq_kernels.training.metrics import EpochMetrics
 
 

@@ -1,6 +1,5 @@
 """A training run and the folder it writes to."""
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,14 +8,15 @@ from pathlib import Path
 import torch
 
 from deq_kernels.data import Digits
-from deq_kernels.data.optional import optional_import
-from deq_kernels.training.checkpoint import load_checkpoint, save_checkpoint
+from deq_kernels.files import write_atomically
+from deq_kernels.optional import require_packages
+from deq_kernels.threads import use_threads
+from deq_kernels.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from deq_kernels.training.choices import build_model, load_data
 from deq_kernels.training.config import TrainingConfig
 from deq_kernels.training.loop import Trainer
 from deq_kernels.training.metrics import EpochMetrics, read_metrics, write_metrics
 from deq_kernels.training.plots import plot_training
-from deq_kernels.training.threads import use_threads
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
@@ -42,7 +42,8 @@ def run_training(
     """Train as the config says, writing config, metrics, checkpoint and plot to one folder.
 
     Seeds PyTorch's global generator with `config.seed`. A resumed run gives the same bits as an
-    uninterrupted one.
+    uninterrupted one with the same version of PyTorch, the same instruction set and the same
+    number of threads. A folder whose run was stopped before its first checkpoint may be used again.
 
     Args:
         config: the options that decide the outcome.
@@ -59,26 +60,25 @@ def run_training(
 
     Raises:
         ImportError: a package of the extra `train` is not installed.
-        RunFolderError: the folder holds a run and `resume` is False.
-        CheckpointError: the checkpoint is missing, damaged, or of another config.
+        RunFolderError: the folder holds the checkpoint of a run and `resume` is False.
+        CheckpointError: the checkpoint is missing, damaged, or of another config, or the metrics of
+            the epochs before it are not all there.
+        OSError: the folder cannot be written to.
         FloatingPointError: the loss is not finite.
         ValueError: an option of the config is unknown or out of range.
     """
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
-    with optional_import(extra="train"):
-        # Fail now rather than at the first checkpoint or at the plot.
-        for name in ("matplotlib", "safetensors"):
-            importlib.import_module(name)
+    require_packages("matplotlib", "safetensors", extra="train")
     if not resume:
         check_folder(out)
     torch.manual_seed(config.seed)
     trainer = Trainer(build_model(config), load_data(config) if data is None else data, config)
     if resume:
-        trainer.restore(load_checkpoint(out / CHECKPOINT), history=read_metrics(out / METRICS))
+        trainer.restore(load_checkpoint(out / CHECKPOINT), history=_read_history(out / METRICS))
     else:
         out.mkdir(parents=True, exist_ok=True)
-        (out / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+        write_atomically(out / CONFIG, (json.dumps(asdict(config), indent=2) + "\n").encode())
     if on_start is not None:
         on_start(trainer)
     with use_threads(config.threads):
@@ -97,7 +97,17 @@ def check_folder(out: Path) -> None:
     """Make sure that a new run can be written to a folder.
 
     Raises:
-        RunFolderError: it holds a run.
+        RunFolderError: it holds the checkpoint of a run.
     """
-    if (out / CONFIG).exists():
-        raise RunFolderError(f"{out} already holds a run; resume it or choose another folder")
+    if (out / CHECKPOINT).exists():
+        raise RunFolderError(f"{out} already holds a run")
+
+
+def _read_history(path: Path) -> list[EpochMetrics]:
+    try:
+        return read_metrics(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise CheckpointError(
+            "a run is resumed with the metrics of its finished epochs, but they cannot be read "
+            f"({error}); start the run anew in another folder"
+        ) from error

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def test_list_names_cases_and_providers(capsys: pytest.CaptureFixture[str]) -> N
     [
         (["--cases", "8x61440"], "BATCHxDIMxSTEPS"),
         (["--providers", "ours,jax"], "unknown provider 'jax'"),
-        (["--rounds", "0"], "must be a positive integer"),
+        (["--rounds", "0"], "must be at least 1, got 0"),
+        (["--plot", "chart.txt"], "ends in .png, .svg, .pdf, but got 'chart.txt'"),
+        (["--quick", "--cases", "2x300x8"], "not allowed with argument --quick"),
+        (["--list", "--render", "x.json"], "not allowed with argument --list"),
         (["--dtype", "float16"], "invalid choice"),
         (["--fast"], "unrecognized arguments"),
     ],
@@ -69,7 +73,87 @@ def test_a_run_prints_the_table_and_writes_what_render_reads(
     assert bench.main(["--render", str(path)]) == 0
     rendered = capsys.readouterr().out
     assert rendered.startswith("| batch × dim, steps | plain |")
-    assert "benchmarks/results/result.json" in rendered
+    assert f"[{path}]({path})" in rendered
+
+
+def test_render_links_a_file_of_the_repository_from_its_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deq_kernels.benchmarks.machine.CHECKOUT", tmp_path.resolve())
+    results = tmp_path / "benchmarks" / "results"
+    arguments = ["--cases", "2x300x8", "--providers", "plain", "--rounds", "1"]
+    assert bench.main([*arguments, "--json", str(results / "new" / "x.json")]) == 0
+    monkeypatch.chdir(results)
+    capsys.readouterr()
+    assert bench.main(["--render", "new/x.json"]) == 0
+    link = "benchmarks/results/new/x.json"
+    assert f"[{link}]({link})" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("instead", [["--list"], ["--render", "x.json"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--cases", "2x300x8"],
+        ["--quick"],
+        ["--providers", "plain"],
+        ["--rounds", "9"],
+        ["--dtype", "float32"],
+        ["--threads", "1"],
+        ["--memory"],
+        ["--json", "y.json"],
+        ["--plot", "y.png"],
+    ],
+)
+def test_nothing_else_beside_what_measures_nothing(
+    instead: list[str], option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main([*instead, *option]) == 2
+    captured = capsys.readouterr()
+    assert f"take no other option, but got {option[0]}; leave them out" in captured.err
+    assert captured.out == ""
+
+
+def test_a_provider_given_twice_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--cases", "2x300x8", "--providers", "plain,plain"]) == 2
+    assert "every provider is measured once, but got plain, plain" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("file/x.json", "exists"), ("folder", "folder is a folder")]
+)
+def test_an_output_that_cannot_be_written_is_found_before_measuring(
+    name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    arguments = ["--cases", "2x300x8", "--providers", "plain", "--json", str(tmp_path / name)]
+    assert bench.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "round" not in captured.err
+
+
+def test_a_chart_without_matplotlib_is_an_error_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert bench.main(["--quick", "--plot", str(tmp_path / "new" / "x.png")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "error: matplotlib is not installed; it comes with the extra 'bench': "
+        "pip install '.[bench]' in the checkout\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_render_of_a_damaged_file_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"schema": 1}', encoding="utf-8")
+    assert bench.main(["--render", str(path)]) == 2
+    assert "the report lacks cases, commit, date" in capsys.readouterr().err
 
 
 def test_a_case_that_reaches_rounding_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

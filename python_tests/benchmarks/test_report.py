@@ -1,10 +1,11 @@
 """A whole small run: rows, JSON, table, Markdown, chart."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -104,7 +105,41 @@ def test_json_with_an_unknown_field_is_refused(report: Report, tmp_path: Path) -
     data = json.loads(path.read_text(encoding="utf-8"))
     data["cases"][0]["rows"][0]["speed"] = 1
     path.write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"Row has no \['speed'\]"):
+    with pytest.raises(ValueError, match=r"rows\[0\] has unknown fields \['speed'\]"):
+        load_report(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data.pop("machine"), "the report lacks machine; it is damaged"),
+        (lambda data: data["cases"][0].pop("rows"), r"the report: cases\[0\] lacks rows"),
+        (lambda data: data.update(cases=3), "the report: cases must be tuple.* but got 3"),
+        (lambda data: data.update(rounds="2"), "the report: rounds must be int, but got '2'"),
+        (lambda data: data.update(rounds=None), "the report: rounds must be int, but got None"),
+        (lambda data: data.update(providers=[]), r"providers must be dict.* but got \[\]"),
+        (lambda data: data["machine"].pop("cpu"), "the report: machine lacks cpu; it is damaged"),
+        (lambda data: data["cases"][0]["rows"].pop(), "must have a row for each provider, but got"),
+        (lambda data: data["cases"].append(3), r"cases\[1\] must be the fields of a CaseResult"),
+        (lambda data: data["cases"][0]["rows"][0].update(status="lost"), "but got 'lost'"),
+    ],
+)
+def test_damaged_json_is_refused(
+    damage: Callable[[dict[str, Any]], object], message: str, report: Report, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.json"
+    save_report(report, path)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    damage(data)
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_report(path)
+
+
+def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("[1]", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"has schema 1, but .* has None"):
         load_report(path)
 
 
@@ -137,6 +172,8 @@ def test_bad_settings_are_rejected() -> None:
         run_benchmark([CASE], PROVIDERS, rounds=0, say=print)
     with pytest.raises(ValueError, match="threads must be at least 1"):
         run_benchmark([CASE], PROVIDERS, threads=0, say=print)
+    with pytest.raises(ValueError, match="every provider is measured once, but got ours, wrong, "):
+        run_benchmark([CASE], [*PROVIDERS, PROVIDERS[0]], say=print)
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="charts need matplotlib")

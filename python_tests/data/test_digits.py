@@ -66,7 +66,7 @@ def test_fraction_out_of_range(fraction: float) -> None:
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ImportError, match=r"pip install 'deq-kernels\[train\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[train\]' in the checkout"):
         load_digits()
 
 

@@ -180,3 +180,8 @@ def test_images_of_another_shape(shape: tuple[int, ...]) -> None:
 def test_pretraining_needs_a_step() -> None:
     with pytest.raises(ValueError, match="pretrain_steps must be at least 1, got 0"):
         MDEQ(TINY)(_images(), pretrain_steps=0)
+
+
+def test_pretrain_steps_must_be_named() -> None:
+    with pytest.raises(TypeError, match="positional arguments"):
+        MDEQ(TINY)(_images(), 3)

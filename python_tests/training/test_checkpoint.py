@@ -70,7 +70,7 @@ def test_a_failed_write_leaves_the_old_file(
     def fail(file: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("deq_kernels.training.checkpoint.os.fsync", fail)
+    monkeypatch.setattr("deq_kernels.files.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(path, replace(_checkpoint(), epoch=4))
     assert load_checkpoint(path).epoch == 3
@@ -92,12 +92,31 @@ def test_a_changed_byte_in_the_data(tmp_path: Path) -> None:
     (header,) = struct.unpack_from("<Q", data)
     data[8 + header] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="its checksum does not match"):
+    with pytest.raises(CheckpointError, match=r"its checksum must be \d+, got \d+; start"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (rb"\"step\": 70", rb"\"step\": 71", r"its checksum must be \d+, got \d+; start"),
+        (rb"\"lr\": 0.1", rb"\"lr\": 0.2", r"its checksum must be \d+, got \d+; start"),
+        (rb"\"step\"", rb"\"stop\"", "metadata must hold .*step, got .*stop; start the run anew"),
+        (b'"shape":[4,3]', b'"shape":[3,4]', r"its checksum must be \d+, got \d+; start"),
+    ],
+)
+def test_a_changed_header(tmp_path: Path, before: bytes, after: bytes, message: str) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, _checkpoint())
+    data = path.read_bytes()
+    assert before in data
+    path.write_bytes(data.replace(before, after))
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(path)
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no checkpoint at"):
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint at .* leave out --resume"):
         load_checkpoint(tmp_path / "checkpoint.safetensors")
 
 
@@ -118,7 +137,7 @@ def test_metadata_that_is_no_json(tmp_path: Path) -> None:
 
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(2)}, path, {"checkpoint": "pt"})
-    with pytest.raises(CheckpointError, match="is not JSON"):
+    with pytest.raises(CheckpointError, match="must be JSON, but it is not"):
         load_checkpoint(path)
 
 

@@ -50,10 +50,17 @@ def test_solvers(options: dict[str, Any], expected: object) -> None:
     assert build_solver(TrainingConfig(**options)) == expected
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
-def test_models(gradient: str) -> None:
-    model = build_model(TrainingConfig(gradient=gradient))
+@pytest.mark.parametrize(
+    ("gradient", "kind"),
+    list(zip(GRADIENTS, (Implicit, JacobianFree, Shine, Neumann, Unrolled), strict=True)),
+)
+def test_models(gradient: str, kind: type) -> None:
+    config = TrainingConfig(gradient=gradient, solver_steps=7)
+    model = build_model(config)
     assert model.config.state_dim == 1280
+    assert type(model.deq.gradient) is kind
+    assert model.deq.gradient == build_gradient(config)
+    assert model.deq.solver == Broyden(max_steps=7, rtol=1e-3)
 
 
 def test_other_presets_are_adapted_to_the_images() -> None:

@@ -82,7 +82,7 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ]
     assert len(read_metrics(out / "metrics.jsonl")) == 2
     assert main(command) == 2
-    assert "already holds a run" in capsys.readouterr().err
+    assert "already holds a run; continue it with --resume" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
     assert main([*command, "--resume", "--lr", "0.1"]) == 2
     assert "learning_rate: 0.003 in the checkpoint, 0.1 now" in capsys.readouterr().err
@@ -114,9 +114,12 @@ def test_options_that_cannot_be(
     ("options", "message"),
     [
         (["--damping", "0.5"], "error: damping applies to neumann and unrolled"),
+        (["--seed", "4294967296"], "error: seed must be at most 4294967295, got 4294967296"),
+        (["--pretrain-epochs", "0", "--pretrain-steps", "2"], "error: pretrain_steps applies to"),
+        (["--epochs", "0", "--steps", "4"], "error: solver_steps applies to equilibrium training"),
         (["--lr", "1e-7"], "error: learning_rate must be at least 1e-06"),
         (["--preset", "imagenet_small"], "error: both sides of image_size must be multiples of 32"),
-        (["--resume"], "error: there is no checkpoint at"),
+        (["--resume"], "to resume from; leave out --resume to start a run"),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -179,6 +182,20 @@ def test_demo(
 def test_demo_refuses_a_used_folder_before_it_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "config.json").touch()
+    (tmp_path / "checkpoint.safetensors").touch()
     assert main(["demo", "--out", str(tmp_path)]) == 2
-    assert "already holds a run" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path} already holds a run; choose another --out\n"
+    )
+
+
+@pytest.mark.parametrize("name", demo.PACKAGES)
+def test_demo_finds_a_missing_package_before_it_starts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
+    captured = capsys.readouterr()
+    assert f"{name} is not installed; it comes with the extra 'train'" in captured.err
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []

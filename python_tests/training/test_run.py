@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(
 CONFIG = TrainingConfig(
     solver_steps=4, pretrain_epochs=1, pretrain_steps=2, epochs=3, batch_size=8, seed=3
 )
+EQUILIBRIUM_ONLY = replace(CONFIG, pretrain_epochs=0, pretrain_steps=None, epochs=1)
 
 
 class InterruptedRunError(Exception):
@@ -116,7 +117,7 @@ def test_the_seed_decides_the_result(tmp_path: Path) -> None:
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
-    config = replace(CONFIG, pretrain_epochs=0, epochs=1)
+    config = EQUILIBRIUM_ONLY
     _run(config, tmp_path)
     before = {entry: entry.read_bytes() for entry in tmp_path.iterdir()}
     with pytest.raises(RunFolderError, match="already holds a run"):
@@ -125,24 +126,75 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_resuming_with_other_options(tmp_path: Path) -> None:
-    config = replace(CONFIG, pretrain_epochs=0, epochs=1)
+    config = EQUILIBRIUM_ONLY
     _run(config, tmp_path)
     with pytest.raises(CheckpointError, match="epochs: 1 in the checkpoint, 2 now"):
         _run(replace(config, epochs=2), tmp_path, resume=True)
 
 
 def test_resuming_into_a_model_of_another_shape(tmp_path: Path) -> None:
-    trainer = _run(replace(CONFIG, pretrain_epochs=0, epochs=1), tmp_path)
+    trainer = _run(EQUILIBRIUM_ONLY, tmp_path)
     checkpoint = trainer.checkpoint()
     weights = {**checkpoint.model, "head.classifier.bias": torch.zeros(11)}
     with pytest.raises(CheckpointError, match=r"(?s)does not fit the model.*classifier\.bias"):
-        trainer.restore(replace(checkpoint, model=weights))
+        trainer.restore(replace(checkpoint, model=weights), history=trainer.history)
 
 
 def test_resuming_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no checkpoint at"):
         _run(CONFIG, tmp_path / "nothing", resume=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def _stop_after_first_epoch(metrics: EpochMetrics) -> None:
+    raise InterruptedRunError
+
+
+def test_a_run_stopped_before_its_first_checkpoint_may_be_started_again(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRunError):
+        run_training(
+            CONFIG,
+            tmp_path,
+            checkpoint_every=2,
+            data=_data(),
+            on_epoch=_stop_after_first_epoch,
+        )
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["config.json", "metrics.jsonl"]
+    _run(EQUILIBRIUM_ONLY, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == asdict(
+        EQUILIBRIUM_ONLY
+    )
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ([0, 2], r"must be 1 to 3 in order, got \[1, 3\]; start the run anew"),
+        ([0, 1], r"must be 1 to 3 in order, got \[1, 2\]; start the run anew"),
+        ([0, 2, 1], r"must be 1 to 3 in order, got \[1, 3, 2\]; start the run anew"),
+        ([], r"must be 1 to 3 in order, got \[\]; start the run anew"),
+        (None, r"cannot be read \(.*metrics\.jsonl.*\); start the run anew in another folder"),
+    ],
+)
+def test_resuming_without_all_metrics(tmp_path: Path, keep: list[int] | None, message: str) -> None:
+    config = replace(EQUILIBRIUM_ONLY, epochs=3)
+    _run(config, tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if keep is None:
+        path.unlink()
+    else:
+        path.write_text("".join(lines[index] for index in keep), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=message):
+        _run(config, tmp_path, resume=True)
+
+
+def test_resuming_with_a_damaged_line_of_metrics(tmp_path: Path) -> None:
+    _run(EQUILIBRIUM_ONLY, tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl:1 does not hold .*start the run"):
+        _run(EQUILIBRIUM_ONLY, tmp_path, resume=True)
 
 
 def test_threads_are_set_for_the_run_only(
@@ -171,3 +223,20 @@ def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     config = replace(CONFIG, pretrain_epochs=1)
     with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1, step"):
         run_training(config, tmp_path, data=data)
+
+
+def test_a_validation_loss_that_is_not_finite(tmp_path: Path) -> None:
+    data = _data()
+    data.validation.images[3] = float("nan")
+    message = "the loss became nan in the validation of epoch 1; lower the learning rate"
+    with pytest.raises(FloatingPointError, match=message):
+        run_training(CONFIG, tmp_path, data=data)
+
+
+@pytest.mark.parametrize(("part", "name"), [("train", "training"), ("validation", "validation")])
+def test_an_empty_split(tmp_path: Path, part: str, name: str) -> None:
+    data = _data()
+    data = replace(data, **{part: getattr(data, part).head(0)})
+    with pytest.raises(ValueError, match=f"at least one {name} image, got none"):
+        run_training(CONFIG, tmp_path / "run", data=data)
+    assert list(tmp_path.iterdir()) == []

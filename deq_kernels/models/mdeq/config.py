@@ -31,7 +31,8 @@ class MDEQConfig:
         backward_steps: vector-Jacobian products in an implicit backward solve.
 
     Raises:
-        ValueError: inconsistent lengths, or sizes that the groups or the strides do not divide.
+        ValueError: inconsistent lengths, numbers out of their range, or sizes that the groups or
+            the strides do not divide.
     """
 
     image_channels: int
@@ -55,6 +56,13 @@ class MDEQConfig:
                 "channels and head_channels need one entry per branch, got "
                 f"{self.channels} and {self.head_channels}"
             )
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if not isinstance(number, int) or number < 1:
+                    raise ValueError(f"{name} needs whole numbers of at least 1, got {value}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         for count in self.channels:
             if count % self.groups or count % POST_GROUPS:
                 raise ValueError(
@@ -101,6 +109,19 @@ class MDEQConfig:
             raise ValueError(f"no MDEQ preset is called {name!r}; there are {', '.join(PRESETS)}")
         return PRESETS[name]
 
+
+_POSITIVE = (
+    "image_channels",
+    "classes",
+    "channels",
+    "head_channels",
+    "final_channels",
+    "expansion",
+    "groups",
+    "pretrain_steps",
+    "forward_steps",
+    "backward_steps",
+)
 
 PRESETS: dict[str, MDEQConfig] = {
     "digits": MDEQConfig(

@@ -69,7 +69,7 @@ class MDEQ(nn.Module):
         """How the last equilibrium was found (see `DEQ.last_solution`)."""
         return self.deq.last_solution
 
-    def forward(self, x: Tensor, pretrain_steps: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, pretrain_steps: int | None = None) -> Tensor:
         """Class scores of a batch of images.
 
         Args:

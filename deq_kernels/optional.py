@@ -1,5 +1,6 @@
 """A clear message where a package of one of the extras is missing."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,5 +17,20 @@ def optional_import(*, extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{error.name} is not installed; it comes with the extra {extra!r}: "
-            f"pip install 'deq-kernels[{extra}]'"
+            f"pip install '.[{extra}]' in the checkout"
         ) from error
+
+
+def require_packages(*names: str, extra: str) -> None:
+    """Fail now rather than where the packages are used, which may be after a long computation.
+
+    Args:
+        names: what is imported, such as `sklearn`.
+        extra: the extra that all of them come with.
+
+    Raises:
+        ImportError: one of them is not installed.
+    """
+    with optional_import(extra=extra):
+        for name in names:
+            importlib.import_module(name)
