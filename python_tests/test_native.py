@@ -164,11 +164,11 @@ def test_info_command_prints_the_report_and_the_plan(capsys: pytest.CaptureFixtu
     parser = argparse.ArgumentParser()
     info.add_parser(parser.add_subparsers())
     args = parser.parse_args(["info", "--plan", "2", "4096", "5"])
-    assert args.run(args) == 0
+    assert info.run(args) == 0
     assert str(deq_kernels.backend_info()) in capsys.readouterr().out
 
     args = parser.parse_args(["info", "--json", "--plan", "2", "4096", "5"])
-    assert args.run(args) == 0
+    assert info.run(args) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["plan"] == _native.plan_stream(batch=2, dim=4096, rank=5)
     assert printed["native_ops"] == list(deq_kernels.backend_info().native_ops)

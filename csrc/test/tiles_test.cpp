@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int64_t kSizes[] = {1, 3, 8, 15, 16, 17, 100, 2047, 2048};
+constexpr int64_t kSizes[] = {1, 3, 8, 15, 16, 17, 100, 4095, 4096};
 
 struct alignas(64) Buffer {
   double bytes[deq::kTile + 16];

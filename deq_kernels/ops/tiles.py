@@ -1,6 +1,6 @@
 """The tile every sum over the dimension is cut into (`csrc/algebra/plan.h` states the same)."""
 
-TILE = 2048
+TILE = 4096
 
 
 def tile_count(dim: int) -> int:

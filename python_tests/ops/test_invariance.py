@@ -11,7 +11,7 @@ from torch import Tensor
 import deq_kernels as dk
 from deq_kernels.ops import low_rank
 
-DIMS = (7, 2048, 9001)
+DIMS = (7, 4096, 9001)
 
 
 def elementwise_map(dim: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
