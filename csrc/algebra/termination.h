@@ -12,7 +12,7 @@ namespace deq {
 enum Status : int64_t { kRunning = 0, kConverged = 1, kMaxSteps = 2, kStalled = 3, kDiverged = 4 };
 
 // Columns of the per-sample tables; deq_kernels/ops/termination.py names the same.
-enum Norm : int64_t { kResidual, kBestResidual, kFirstResidual, kProgressResidual, kNormColumns };
+enum Norm : int64_t { kBestResidual, kFirstResidual, kProgressResidual, kNormColumns };
 enum Counter : int64_t { kStatus, kCount, kSteps, kRejections, kProgressStep, kCounterColumns };
 
 // A residual must fall below this share of the last mark to count as progress.
@@ -52,7 +52,6 @@ DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limi
   const int64_t step = counters[kSteps]++;
   const bool first = step == 0;
   trace[step] = residual;
-  norms[kResidual] = residual;
   if (first) {
     norms[kFirstResidual] = residual;
     norms[kBestResidual] = infinity;

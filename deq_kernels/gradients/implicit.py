@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -51,5 +52,5 @@ def _exponent(cotangent: Tensor) -> Tensor:
     largest = cotangent.abs().amax(dim=1, keepdim=True).double()
     exponent = torch.frexp(torch.where(largest.isfinite(), largest, 0.0)).exponent
     # 2^e itself must be representable in the dtype.
-    limit = -torch.frexp(largest.new_tensor(torch.finfo(cotangent.dtype).tiny)).exponent.item()
+    limit = -math.frexp(torch.finfo(cotangent.dtype).tiny)[1]
     return exponent.clamp(-limit, limit)

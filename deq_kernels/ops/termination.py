@@ -2,11 +2,10 @@
 
 The tables are shared by all solver steps (`csrc/algebra/termination.h` names the same columns):
 
-- `record` [batch, 4 + max_steps] float64: the current, best, first and last progress-marking
-  residual norm, then the trace, the residual norm at each evaluation, NaN where none was;
+- `record` [batch, 3 + max_steps] float64: the best, first and last progress-marking residual
+  norm, then the trace, the residual norm at each evaluation, NaN where none was;
 - `counters` [batch, 5] int64: status, stored directions, evaluations, rejections, and the
   evaluation at which progress was last marked;
-
 - `active` [1] int64: how many samples still run.
 """
 
@@ -38,10 +37,9 @@ class Status(IntEnum):
 class Norm(IntEnum):
     """The first columns of `record`."""
 
-    RESIDUAL = 0
-    BEST = 1
-    FIRST = 2
-    PROGRESS = 3
+    BEST = 0
+    FIRST = 1
+    PROGRESS = 2
 
 
 class Counter(IntEnum):
@@ -68,7 +66,7 @@ class Tables:
 
     @property
     def norms(self) -> Tensor:
-        """The norms in `record`, [batch, 4]; a view."""
+        """The norms in `record`, [batch, 3]; a view."""
         return self.record[:, : len(Norm)]
 
     @property
@@ -135,7 +133,6 @@ def judge_(
     rows = running.nonzero().flatten()
     trace[rows, step[rows]] = residual[rows]
     counters[:, Counter.STEPS] += running
-    norms[:, Norm.RESIDUAL] = torch.where(running, residual, norms[:, Norm.RESIDUAL])
     norms[:, Norm.FIRST] = torch.where(running & first, residual, norms[:, Norm.FIRST])
 
     converged = running & finite & (residual <= atol + rtol * f_norm)
