@@ -8,11 +8,16 @@
 //
 // Symbols: p_j stored directions, alpha_j step lengths, omega_j factor weights (1 / N_j, or 0 for
 // a factor that a guard skipped), G the Gram matrix of the directions, r the rank.
+//
+// The triangular systems are solved column by column: once an unknown is known, it leaves all
+// later equations at once, which is the part that lanes share. Every equation still adds its terms
+// in the order of the unknowns, so that the number of lanes changes no bit.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
+#include "algebra/lanes.h"
 #include "algebra/macros.h"
 
 namespace deq {
@@ -34,66 +39,111 @@ struct ProductForm {
   // omega_j: 1 / N_j, or 0 where the guard skipped the factor.
   DEQ_HOST_DEVICE double& weight(int64_t j) const { return row(j)[capacity + 1]; }
   // Takes <p_i, p_j>, i <= j, in as the newest column and row of G.
-  DEQ_HOST_DEVICE void set_newest(int64_t j, const double* column) const {
-    for (int64_t i = 0; i <= j; ++i) {
+  template <typename Lanes>
+  DEQ_HOST_DEVICE void set_newest(const Lanes& lanes, int64_t j, const double* column) const {
+    for_each_lane(lanes, 0, j + 1, [&](int64_t i) {
       row(i)[j] = column[i];
       row(j)[i] = column[i];
-    }
-  }
-  // <p_j, u_i>; by the symmetry of G also what the transposed recurrence needs.
-  DEQ_HOST_DEVICE double along(int64_t j, int64_t i) const {
-    return gram(j, i + 1) + (step(i) - 1.0) * gram(j, i);
+    });
   }
 };
 
-// <p_j, w_j> where w_j = H_j x holds the factors before j: q_j + sum_{i<j} c_i <p_j, u_i>.
-DEQ_HOST_DEVICE inline double forward_dot(const ProductForm& form, int64_t j, const double* c,
-                                          double q_j) {
-  double sum = q_j;
-  for (int64_t i = 0; i < j; ++i) {
-    sum += c[i] * form.along(j, i);
-  }
-  return sum;
-}
-
-// c_j = omega_j <p_j, w_j> for j < rank, in place of q_j = <p_j, H_0 x>.
-DEQ_HOST_DEVICE inline void forward_substitution(const ProductForm& form, int64_t rank, double* q) {
-  for (int64_t j = 0; j < rank; ++j) {
-    q[j] = form.weight(j) * forward_dot(form, j, q, q[j]);
+// From q_j = <p_j, H_0 x>, j < rows, in place: c_j = omega_j <p_j, w_j> for j < rank, where
+// w_j = H_j x holds the factors before j, and <p_j, w> with w = H_rank x for the other rows.
+//   <p_j, w_j> = q_j + sum_{i<j} c_i <p_j, u_i>
+template <typename Lanes>
+DEQ_HOST_DEVICE inline void forward_substitution(const Lanes& lanes, const ProductForm& form,
+                                                 int64_t rank, int64_t rows, double* q) {
+  for (int64_t i = 0; i < rank; ++i) {
+    const double c = form.weight(i) * q[i];
+    const double shift = form.step(i) - 1.0;
+    lanes.sync();  // everyone has read q_i
+    if (lanes.first()) {
+      q[i] = c;
+    }
+    for_each_lane(lanes, i + 1, rows,
+                  [&](int64_t j) { q[j] += c * (form.gram(i + 1, j) + shift * form.gram(i, j)); });
+    lanes.sync();
   }
 }
 
 // sum_j c_j u_j = sum_j e_j p_j with e_j = c_{j-1} + (alpha_j - 1) c_j, in place; e has rank + 1.
-DEQ_HOST_DEVICE inline void expand_in_directions(const ProductForm& form, int64_t rank, double* c) {
-  if (rank == 0) {
-    c[0] = 0.0;
-    return;
+template <typename Lanes>
+DEQ_HOST_DEVICE inline void expand_in_directions(const Lanes& lanes, const ProductForm& form,
+                                                 int64_t rank, double* c) {
+  // From the end, as many entries at a time as there are lanes: each reads its lower neighbour.
+  for (int64_t end = rank + 1; end > 0; end -= lanes.count()) {
+    const int64_t j = end - 1 - lanes.index();
+    double e = 0.0;
+    if (j >= 0) {
+      e = (j > 0 ? c[j - 1] : 0.0) + (j < rank ? (form.step(j) - 1.0) * c[j] : 0.0);
+    }
+    lanes.sync();
+    if (j >= 0) {
+      c[j] = e;
+    }
+    lanes.sync();
   }
-  c[rank] = c[rank - 1];
-  for (int64_t j = rank - 1; j > 0; --j) {
-    c[j] = c[j - 1] + (form.step(j) - 1.0) * c[j];
-  }
-  c[0] *= form.step(0) - 1.0;
 }
 
 // H x = H_0 x + sum_{j <= rank} e_j p_j: from q_j = <p_j, H_0 x>, j < rank, to e, in place.
-DEQ_HOST_DEVICE inline void matvec_coefficients(const ProductForm& form, int64_t rank, double* q) {
-  forward_substitution(form, rank, q);
-  expand_in_directions(form, rank, q);
+template <typename Lanes>
+DEQ_HOST_DEVICE inline void matvec_coefficients(const Lanes& lanes, const ProductForm& form,
+                                                int64_t rank, double* q) {
+  forward_substitution(lanes, form, rank, rank, q);
+  expand_in_directions(lanes, form, rank, q);
 }
 
 // H^T x = H_0^T (x + sum_{j < rank} d_j p_j): from q_j = <p_j, x>, j <= rank, to d, in place.
-DEQ_HOST_DEVICE inline void rmatvec_coefficients(const ProductForm& form, int64_t rank, double* q) {
-  double q_next = q[rank];
-  for (int64_t j = rank - 1; j >= 0; --j) {
-    const double shift = form.step(j) - 1.0;
-    double u_dot_y = q_next + shift * q[j];
-    for (int64_t i = j + 1; i < rank; ++i) {
-      u_dot_y += q[i] * form.along(i, j);
+//   d_j = omega_j ( <u_j, x> + sum_{i>j} d_i <p_i, u_j> )
+template <typename Lanes>
+DEQ_HOST_DEVICE inline void rmatvec_coefficients(const Lanes& lanes, const ProductForm& form,
+                                                 int64_t rank, double* q) {
+  // <u_j, x> from the start, as many entries at a time as there are lanes: each reads its upper
+  // neighbour.
+  for (int64_t begin = 0; begin < rank; begin += lanes.count()) {
+    const int64_t j = begin + lanes.index();
+    const double u_dot_x = j < rank ? q[j + 1] + (form.step(j) - 1.0) * q[j] : 0.0;
+    lanes.sync();
+    if (j < rank) {
+      q[j] = u_dot_x;
     }
-    q_next = q[j];
-    q[j] = form.weight(j) * u_dot_y;
+    lanes.sync();
   }
+  for (int64_t i = rank - 1; i >= 0; --i) {
+    const double d = form.weight(i) * q[i];
+    lanes.sync();
+    if (lanes.first()) {
+      q[i] = d;
+    }
+    for_each_lane(lanes, 0, i, [&](int64_t j) {
+      q[j] += d * (form.gram(i, j + 1) + (form.step(j) - 1.0) * form.gram(i, j));
+    });
+    lanes.sync();
+  }
+}
+
+// `rank` factors are made of rank + 1 directions, and the empty product of none.
+DEQ_HOST_DEVICE inline int64_t directions_of_rank(int64_t rank) { return rank == 0 ? 0 : rank + 1; }
+
+// H x, or H^T x, = scale x + sum_{j <= rank} a_j p_j with H_0 = scale I: from q_j = <p_j, x>,
+// j <= rank, to a, in place.
+template <typename Lanes>
+DEQ_HOST_DEVICE inline void product_coefficients(const Lanes& lanes, const ProductForm& form,
+                                                 int64_t rank, double scale, bool transpose,
+                                                 double* q) {
+  if (rank == 0) {
+    return;
+  }
+  if (transpose) {
+    rmatvec_coefficients(lanes, form, rank, q);
+    for_each_lane(lanes, 0, rank + 1, [&](int64_t j) { q[j] = j < rank ? scale * q[j] : 0.0; });
+  } else {
+    for_each_lane(lanes, 0, rank, [&](int64_t j) { q[j] *= scale; });
+    lanes.sync();
+    matvec_coefficients(lanes, form, rank, q);
+  }
+  lanes.sync();
 }
 
 // The next direction p_count = scale * H_0 r + sum_{j < count} a_j p_j, from q_j = <p_j, H_0 r>.
@@ -102,28 +152,31 @@ DEQ_HOST_DEVICE inline void rmatvec_coefficients(const ProductForm& form, int64_
 // pi = <p_{count-1}, w>:   p_count = -(N w + (alpha - 1) pi p_{count-1}) / (pi + N).
 // Guard: a vanishing or non-finite denominator skips the factor, p_count = -w.
 // Writes a over q and returns scale.
-DEQ_HOST_DEVICE inline double direction_coefficients(const ProductForm& form, int64_t count,
-                                                     double* q) {
+template <typename Lanes>
+DEQ_HOST_DEVICE inline double direction_coefficients(const Lanes& lanes, const ProductForm& form,
+                                                     int64_t count, double* q) {
   if (count == 0) {
     return -1.0;
   }
   const int64_t k = count - 1;
-  forward_substitution(form, k, q);
-  const double pi = forward_dot(form, k, q, q[k]);
+  forward_substitution(lanes, form, k, count, q);
+  const double pi = q[k];
   const double norm_sq = form.gram(k, k);
   const double denominator = pi + norm_sq;
   // Written so that NaN fails every comparison and lands in the guard.
   const bool usable = norm_sq > 0.0 && std::fabs(denominator) > kSingularShare * norm_sq &&
                       std::fabs(denominator) <= 1.0e300 && 1.0 / norm_sq <= 1.0e300;
-  expand_in_directions(form, k, q);
+  lanes.sync();
+  expand_in_directions(lanes, form, k, q);
   const double scale = usable ? -norm_sq / denominator : -1.0;
-  for (int64_t j = 0; j < count; ++j) {
-    q[j] *= scale;
+  for_each_lane(lanes, 0, count, [&](int64_t j) {
+    const double own = usable && j == k ? (form.step(k) - 1.0) * pi / denominator : 0.0;
+    q[j] = scale * q[j] - own;
+  });
+  if (lanes.first()) {
+    form.weight(k) = usable ? 1.0 / norm_sq : 0.0;
   }
-  if (usable) {
-    q[k] -= (form.step(k) - 1.0) * pi / denominator;
-  }
-  form.weight(k) = usable ? 1.0 / norm_sq : 0.0;
+  lanes.sync();
   return scale;
 }
 

@@ -5,9 +5,9 @@
 #include <algorithm>
 
 #include "algebra/termination.h"
-#include "cpu/checks.h"
 #include "cpu/samples.h"
 #include "cpu/streaming.h"
+#include "torch/arguments.h"
 
 namespace deq {
 namespace {
@@ -22,22 +22,12 @@ struct Decision {
 void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const Tensor& record,
                  const Tensor& counters, const Tensor& active, const Tensor& scratch, double rtol,
                  double atol, double damping, int64_t stall_steps, double divergence_factor) {
-  STD_TORCH_CHECK(z.dim() == 2, "z must be [batch, dim], got ", z.dim(), " dimensions");
-  const int64_t batch = z.size(0);
-  const int64_t dim = z.size(1);
-  const int64_t max_steps = record_steps(record);
+  const StepShape shape =
+      check_damped_step(f_z, z, best_z, record, counters, active, scratch, kTile);
+  const int64_t batch = shape.batch;
+  const int64_t dim = shape.dim;
+  const int64_t max_steps = shape.max_steps;
   const int64_t tiles = tile_count(dim);
-  const ScalarType dtype = z.scalar_type();
-  check_shape(f_z, "f_z", {batch, dim});
-  check_dtype(f_z, "f_z", dtype);
-  check_dense_rows(f_z, "f_z");
-  check_contiguous(z, "z");
-  check_table(best_z, "best_z", dtype, {batch, dim});
-  check_table(record, "record", ScalarType::Double, {batch, kNormColumns + max_steps});
-  check_table(counters, "counters", ScalarType::Long, {batch, kCounterColumns});
-  check_table(active, "active", ScalarType::Long, {1});
-  check_table(scratch, "scratch", ScalarType::Double, {batch, tiles + 1, 2});
-
   int64_t* counter = data<int64_t>(counters);
   const std::vector<int64_t>& running = running_samples(counter, batch);
   check_steps_left(running, counter, max_steps);
@@ -49,7 +39,7 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
                          /*max_rejections=*/0};
   double* records = data<double>(record);
   double* partials = data<double>(scratch);
-  with_state_type(dtype, "z", [&](auto value) {
+  with_state_type(z.scalar_type(), "z", [&](auto value) {
     using state_t = decltype(value);
     using accum_t = accumulate_t<state_t>;
     const auto& state = state_tiles<state_t>();
@@ -95,24 +85,15 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
 
 void neumann_step(const Tensor& vjp, const Tensor& cotangent, const Tensor& w, const Tensor& norms,
                   double damping) {
-  STD_TORCH_CHECK(w.dim() == 2, "w must be [batch, dim], got ", w.dim(), " dimensions");
-  const int64_t batch = w.size(0);
-  const int64_t dim = w.size(1);
+  const NeumannShape shape = check_neumann_step(vjp, cotangent, w, norms);
+  const int64_t batch = shape.batch;
+  const int64_t dim = shape.dim;
   const int64_t tiles = tile_count(dim);
-  const ScalarType dtype = w.scalar_type();
-  check_contiguous(w, "w");
-  check_shape(vjp, "vjp", {batch, dim});
-  check_dtype(vjp, "vjp", dtype);
-  check_dense_rows(vjp, "vjp");
-  check_shape(cotangent, "cotangent", {batch, dim});
-  check_dtype(cotangent, "cotangent", dtype);
-  check_dense_rows(cotangent, "cotangent");
-  check_table(norms, "norms", ScalarType::Double, {batch, 2});
   // Reused by the calling thread, so that a step allocates nothing.
   static thread_local std::vector<double> scratch;
   scratch.resize(static_cast<size_t>(batch * tiles * 2));
   double* const partials = scratch.data();
-  with_state_type(dtype, "w", [&](auto value) {
+  with_state_type(w.scalar_type(), "w", [&](auto value) {
     using state_t = decltype(value);
     using accum_t = accumulate_t<state_t>;
     const auto& state = state_tiles<state_t>();

@@ -5,19 +5,16 @@
 #include <algorithm>
 
 #include "algebra/sherman_morrison.h"
-#include "cpu/checks.h"
 #include "cpu/product.h"
 #include "cpu/streaming.h"
+#include "torch/arguments.h"
 
 namespace deq {
 namespace {
 
 Tensor low_rank_matvec(const Tensor& u, const Tensor& v, const Tensor& rank, const Tensor& x,
                        double scale) {
-  const ProductShape shape = check_product(v, "v", rank, x);
-  check_shape(u, "u", {shape.batch, shape.capacity, shape.dim});
-  check_dtype(u, "u", v.scalar_type());
-  check_dense_rows(u, "u");
+  const ProductShape shape = check_low_rank_matvec(u, v, rank, x);
   return two_pass_product(
       shape, v, u, rank, x, scale, [](int64_t r) { return r; }, [](int64_t, int64_t, double*) {});
 }
@@ -108,21 +105,11 @@ struct Append {
 
 Tensor low_rank_append(const Tensor& u, const Tensor& v, const Tensor& rank, const Tensor& s,
                        const Tensor& y, double scale) {
-  STD_TORCH_CHECK(s.dim() == 2, "s must be [batch, dim], got ", s.dim(), " dimensions");
-  STD_TORCH_CHECK(u.dim() == 3, "u must be [batch, history_length, dim], got ", u.dim(),
-                  " dimensions");
-  const int64_t batch = s.size(0);
-  const int64_t dim = s.size(1);
-  const int64_t capacity = u.size(1);
+  const AppendShape shape = check_low_rank_append(u, v, rank, s, y);
+  const int64_t batch = shape.batch;
+  const int64_t capacity = shape.capacity;
+  const int64_t dim = shape.dim;
   const int64_t tiles = tile_count(dim);
-  check_contiguous(s, "s");
-  check_table(y, "y", s.scalar_type(), {batch, dim});
-  check_shape(u, "u", {batch, capacity, dim});
-  check_dense_rows(u, "u");
-  check_shape(v, "v", {batch, capacity, dim});
-  check_dtype(v, "v", u.scalar_type());
-  check_dense_rows(v, "v");
-  check_table(rank, "rank", ScalarType::Long, {batch});
   int64_t* ranks = data<int64_t>(rank);
   std::vector<int64_t> samples(static_cast<size_t>(batch));
   int64_t most = 0;

@@ -1,8 +1,8 @@
 // Buffers for solver histories, drawn from the pool.
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/checks.h"
 #include "cpu/history_pool.h"
+#include "torch/checks.h"
 
 namespace deq {
 namespace {

@@ -7,30 +7,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/checks.h"
 #include "cpu/streaming.h"
+#include "torch/arguments.h"
 
 namespace deq {
-
-struct ProductShape {
-  int64_t batch;
-  int64_t capacity;  // rows stored per sample
-  int64_t dim;
-  int64_t columns;  // right-hand sides per sample
-};
-
-inline ProductShape check_product(const Tensor& rows, const char* name, const Tensor& rank,
-                                  const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 3, "x must be [batch, columns, dim], got ", x.dim(), " dimensions");
-  STD_TORCH_CHECK(rows.dim() == 3, name, " must be [batch, rows, dim], got ", rows.dim(),
-                  " dimensions");
-  const ProductShape shape = {x.size(0), rows.size(1), x.size(2), x.size(1)};
-  check_shape(rows, name, {shape.batch, shape.capacity, shape.dim});
-  check_dense_rows(rows, name);
-  check_table(rank, "rank", ScalarType::Long, {shape.batch});
-  check_contiguous(x, "x");
-  return shape;
-}
 
 // rows_of_rank(rank) is how many stored rows a sample of that rank uses;
 // coefficients(sample, rank, q) turns the dots q into coefficients in place.

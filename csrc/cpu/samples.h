@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "algebra/termination.h"
-#include "cpu/checks.h"
+#include "torch/checks.h"
 
 namespace deq {
 
@@ -32,13 +32,6 @@ inline void check_steps_left(const std::vector<int64_t>& running, const int64_t*
     STD_TORCH_CHECK(counters[sample * kCounterColumns + kSteps] < max_steps, "sample ", sample,
                     " still runs but has used all ", max_steps, " steps of its trace");
   }
-}
-
-// The max_steps of a record [batch, kNormColumns + max_steps]: norms, then the trace.
-inline int64_t record_steps(const Tensor& record) {
-  STD_TORCH_CHECK(record.dim() == 2 && record.size(1) > kNormColumns, "record must be [batch, ",
-                  static_cast<int64_t>(kNormColumns), " + max_steps]");
-  return record.size(1) - kNormColumns;
 }
 
 inline double* sample_record(double* record, int64_t sample, int64_t max_steps) {

@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "cpu/types.h"
+#include "algebra/types.h"
 
 #if defined(__AVX512F__)
 #define DEQ_VECTOR_BYTES 64

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "algebra/plan.h"
-#include "cpu/types.h"
+#include "algebra/types.h"
 
 namespace deq {
 

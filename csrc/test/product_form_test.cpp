@@ -33,7 +33,7 @@ struct Example {
       for (int64_t i = 0; i <= j; ++i) {
         column.push_back(dot(p[i], p[j]));
       }
-      form().set_newest(j, column.data());
+      form().set_newest(deq::OneLane(), j, column.data());
       form().step(j) = step;
       form().weight(j) = j == skipped ? 0.0 : 1.0 / column[j];
     }
@@ -93,12 +93,12 @@ void check_products(const Example& example) {
   for (double& value : forward) {
     value *= -Example::kGamma;
   }
-  deq::matvec_coefficients(example.form(), rank, forward.data());
+  deq::matvec_coefficients(deq::OneLane(), example.form(), rank, forward.data());
   const Vector h_x = example.combine(x, -Example::kGamma, forward);
   const Vector expected = example.product(x, rank, false);
 
   Vector backward = q;
-  deq::rmatvec_coefficients(example.form(), rank, backward.data());
+  deq::rmatvec_coefficients(deq::OneLane(), example.form(), rank, backward.data());
   backward[rank] = 0.0;
   Vector ht_x = example.combine(x, 1.0, backward);
   const Vector expected_t = example.product(x, rank, true);
@@ -129,7 +129,8 @@ TEST(direction_solves_its_own_equation) {
         q.push_back(-Example::kGamma * dot(before.p[j], r));
       }
       before.form().weight(count - 1) = 123.0;
-      const double scale = deq::direction_coefficients(before.form(), count, q.data());
+      const double scale =
+          deq::direction_coefficients(deq::OneLane(), before.form(), count, q.data());
       const Vector& newest = before.p[count - 1];
       CHECK_NEAR(before.form().weight(count - 1), 1.0 / dot(newest, newest), 1e-14);
       Example after(count + 1, step);
@@ -143,7 +144,7 @@ TEST(direction_solves_its_own_equation) {
 }
 
 TEST(first_direction_is_the_damped_fixed_point_step) {
-  CHECK(deq::direction_coefficients({nullptr, 4}, 0, nullptr) == -1.0);
+  CHECK(deq::direction_coefficients(deq::OneLane(), {nullptr, 4}, 0, nullptr) == -1.0);
 }
 
 TEST(guard_skips_what_has_no_digits) {
@@ -151,13 +152,13 @@ TEST(guard_skips_what_has_no_digits) {
   for (double q_value : {-2.0, static_cast<double>(NAN), HUGE_VAL}) {
     double table[] = {2.0, 1.0, 5.0};
     double q = q_value;
-    CHECK(deq::direction_coefficients({table, 1}, 1, &q) == -1.0);
+    CHECK(deq::direction_coefficients(deq::OneLane(), {table, 1}, 1, &q) == -1.0);
     CHECK(table[2] == 0.0);
     CHECK(q == 0.0);
   }
   double table[] = {0.0, 1.0, 5.0};
   double q = 0.0;
-  CHECK(deq::direction_coefficients({table, 1}, 1, &q) == -1.0);
+  CHECK(deq::direction_coefficients(deq::OneLane(), {table, 1}, 1, &q) == -1.0);
   CHECK(table[2] == 0.0);
 }
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "cpu/types.h"
+#include "algebra/types.h"
 
 namespace deq {
 

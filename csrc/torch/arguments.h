@@ -1,0 +1,152 @@
+// The contract of every op on its tensors, checked the same way by every library.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdint>
+
+#include "algebra/termination.h"
+#include "torch/checks.h"
+
+namespace deq {
+
+// The max_steps of a record [batch, kNormColumns + max_steps]: norms, then the trace.
+inline int64_t record_steps(const Tensor& record) {
+  STD_TORCH_CHECK(record.dim() == 2 && record.size(1) > kNormColumns, "record must be [batch, ",
+                  static_cast<int64_t>(kNormColumns), " + max_steps]");
+  return record.size(1) - kNormColumns;
+}
+
+struct StepShape {
+  int64_t batch;
+  int64_t dim;
+  int64_t capacity;  // directions stored per sample; 0 for a method without
+  int64_t max_steps;
+};
+
+// What every solver step takes: f(z) with dense rows, the iterates, and the termination tables.
+inline StepShape check_state(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
+                             const Tensor& record, const Tensor& counters, const Tensor& active) {
+  STD_TORCH_CHECK(z.dim() == 2, "z must be [batch, dim], got ", z.dim(), " dimensions");
+  const StepShape shape = {z.size(0), z.size(1), 0, record_steps(record)};
+  const ScalarType dtype = z.scalar_type();
+  check_shape(f_z, "f_z", {shape.batch, shape.dim});
+  check_dtype(f_z, "f_z", dtype);
+  check_dense_rows(f_z, "f_z");
+  check_contiguous(z, "z");
+  check_table(best_z, "best_z", dtype, {shape.batch, shape.dim});
+  check_table(record, "record", ScalarType::Double, {shape.batch, kNormColumns + shape.max_steps});
+  check_table(counters, "counters", ScalarType::Long, {shape.batch, kCounterColumns});
+  check_table(active, "active", ScalarType::Long, {1});
+  return shape;
+}
+
+// `tile`: how many elements of a sample share a partial sum, which `scratch` has room for.
+inline StepShape check_broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
+                                    const Tensor& directions, const Tensor& algebra,
+                                    const Tensor& record, const Tensor& counters,
+                                    const Tensor& active, const Tensor& scratch, int64_t tile) {
+  StepShape shape = check_state(f_z, z, best_z, record, counters, active);
+  STD_TORCH_CHECK(directions.dim() == 3 && directions.size(1) >= 1,
+                  "directions must be [batch, history_length + 1, dim] with room for at least one "
+                  "direction");
+  const int64_t capacity = shape.capacity = directions.size(1);
+  check_shape(directions, "directions", {shape.batch, capacity, shape.dim});
+  check_dense_rows(directions, "directions");
+  check_table(algebra, "algebra", ScalarType::Double, {shape.batch, capacity, capacity + 2});
+  check_table(scratch, "scratch", ScalarType::Double,
+              {shape.batch, (shape.dim + tile - 1) / tile + 1, 2 + 2 * capacity});
+  return shape;
+}
+
+inline StepShape check_damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
+                                   const Tensor& record, const Tensor& counters,
+                                   const Tensor& active, const Tensor& scratch, int64_t tile) {
+  const StepShape shape = check_state(f_z, z, best_z, record, counters, active);
+  check_table(scratch, "scratch", ScalarType::Double,
+              {shape.batch, (shape.dim + tile - 1) / tile + 1, 2});
+  return shape;
+}
+
+struct NeumannShape {
+  int64_t batch;
+  int64_t dim;
+};
+
+inline NeumannShape check_neumann_step(const Tensor& vjp, const Tensor& cotangent, const Tensor& w,
+                                       const Tensor& norms) {
+  STD_TORCH_CHECK(w.dim() == 2, "w must be [batch, dim], got ", w.dim(), " dimensions");
+  const NeumannShape shape = {w.size(0), w.size(1)};
+  const ScalarType dtype = w.scalar_type();
+  check_contiguous(w, "w");
+  check_shape(vjp, "vjp", {shape.batch, shape.dim});
+  check_dtype(vjp, "vjp", dtype);
+  check_dense_rows(vjp, "vjp");
+  check_shape(cotangent, "cotangent", {shape.batch, shape.dim});
+  check_dtype(cotangent, "cotangent", dtype);
+  check_dense_rows(cotangent, "cotangent");
+  check_table(norms, "norms", ScalarType::Double, {shape.batch, 2});
+  return shape;
+}
+
+struct ProductShape {
+  int64_t batch;
+  int64_t capacity;  // rows stored per sample
+  int64_t dim;
+  int64_t columns;  // right-hand sides per sample
+};
+
+inline ProductShape check_product(const Tensor& rows, const char* name, const Tensor& rank,
+                                  const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 3, "x must be [batch, columns, dim], got ", x.dim(), " dimensions");
+  STD_TORCH_CHECK(rows.dim() == 3, name, " must be [batch, rows, dim], got ", rows.dim(),
+                  " dimensions");
+  const ProductShape shape = {x.size(0), rows.size(1), x.size(2), x.size(1)};
+  check_shape(rows, name, {shape.batch, shape.capacity, shape.dim});
+  check_dense_rows(rows, name);
+  check_table(rank, "rank", ScalarType::Long, {shape.batch});
+  check_contiguous(x, "x");
+  return shape;
+}
+
+inline ProductShape check_broyden_matvec(const Tensor& directions, const Tensor& algebra,
+                                         const Tensor& rank, const Tensor& x) {
+  const ProductShape shape = check_product(directions, "directions", rank, x);
+  check_table(algebra, "algebra", ScalarType::Double,
+              {shape.batch, shape.capacity, shape.capacity + 2});
+  return shape;
+}
+
+inline ProductShape check_low_rank_matvec(const Tensor& u, const Tensor& v, const Tensor& rank,
+                                          const Tensor& x) {
+  const ProductShape shape = check_product(v, "v", rank, x);
+  check_shape(u, "u", {shape.batch, shape.capacity, shape.dim});
+  check_dtype(u, "u", v.scalar_type());
+  check_dense_rows(u, "u");
+  return shape;
+}
+
+struct AppendShape {
+  int64_t batch;
+  int64_t capacity;
+  int64_t dim;
+};
+
+inline AppendShape check_low_rank_append(const Tensor& u, const Tensor& v, const Tensor& rank,
+                                         const Tensor& s, const Tensor& y) {
+  STD_TORCH_CHECK(s.dim() == 2, "s must be [batch, dim], got ", s.dim(), " dimensions");
+  STD_TORCH_CHECK(u.dim() == 3, "u must be [batch, history_length, dim], got ", u.dim(),
+                  " dimensions");
+  const AppendShape shape = {s.size(0), u.size(1), s.size(1)};
+  check_contiguous(s, "s");
+  check_table(y, "y", s.scalar_type(), {shape.batch, shape.dim});
+  check_shape(u, "u", {shape.batch, shape.capacity, shape.dim});
+  check_dense_rows(u, "u");
+  check_shape(v, "v", {shape.batch, shape.capacity, shape.dim});
+  check_dtype(v, "v", u.scalar_type());
+  check_dense_rows(v, "v");
+  check_table(rank, "rank", ScalarType::Long, {shape.batch});
+  return shape;
+}
+
+}  // namespace deq
