@@ -7,7 +7,7 @@ BENCH_ARGS ?=
 BIN := .venv/bin
 # Not to be chosen: it is removed as a whole.
 override BUILD_DIR := build
-CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test lint format bench clean
 .DEFAULT_GOAL := help
@@ -20,9 +20,9 @@ demo: .venv/package.stamp  ## train small deep equilibrium models and show what 
 	$(BIN)/deq-kernels demo --out $(BUILD_DIR)/demo
 
 test: .venv/package.stamp  ## run the C++ and the Python tests; PYTEST_ARGS are passed on
-	$(BIN)/cmake -S . -B $(BUILD_DIR)/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DDEQ_TESTS=ON -DDEQ_WARNINGS_AS_ERRORS=ON
-	$(BIN)/cmake --build $(BUILD_DIR)/native --target deq_kernels_test
-	$(BIN)/ctest --test-dir $(BUILD_DIR)/native --output-on-failure
+	$(BIN)/cmake -S . -B $(BUILD_DIR)/tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DDEQ_TESTS=ON -DDEQ_WARNINGS_AS_ERRORS=ON
+	$(BIN)/cmake --build $(BUILD_DIR)/tests
+	$(BIN)/ctest --test-dir $(BUILD_DIR)/tests --output-on-failure
 	DEQ_KERNELS_BACKEND=native $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 lint: .venv/package.stamp  ## check style and types

@@ -4,13 +4,13 @@ solution = Broyden(max_steps=30, rtol=1e-4)(f, z0)
 layer = DEQ(cell, solver=Broyden(max_steps=18, rtol=1e-3), gradient=Shine(fallback=1.3))
 """
 
-from deq_kernels._native import backend_info, empty_cache
+from deq_kernels._report import backend_info
 from deq_kernels._version import __version__
 from deq_kernels.gradients import Gradient, Implicit, JacobianFree, Neumann, Shine, Unrolled
 from deq_kernels.inverse import InverseJacobian, LowRankInverse, ProductFormInverse
 from deq_kernels.layer import DEQ
 from deq_kernels.ops import Status, use_backend
-from deq_kernels.solvers import Broyden, FixedPoint, Solution, Solver
+from deq_kernels.solvers import Broyden, FixedPoint, Solution, Solver, empty_cache
 
 __all__ = [
     "DEQ",

@@ -6,6 +6,8 @@ class BuildFacts(TypedDict):
     torch_target: str
     torch_built_against: str
     isas: str
+    cuda_compiler: str | None
+    cuda_archs: str | None
 
 class StreamPlan(TypedDict):
     regime: str
@@ -13,7 +15,28 @@ class StreamPlan(TypedDict):
     tiles: int
     bytes_moved: int
 
+class LaunchPlan(TypedDict):
+    regime: str
+    cluster: int
+    tile: int
+    tiles: int
+    kept_rows: int
+    shared_bytes: int
+    launches: int
+    bytes_moved: int
+
 def build_facts() -> BuildFacts: ...
 def plan_stream(
     *, batch: int, dim: int, rank: int, state_bytes: int, history_bytes: int, threads: int
 ) -> StreamPlan: ...
+def plan_launch(
+    *,
+    batch: int,
+    dim: int,
+    capacity: int,
+    state_bytes: int,
+    history_bytes: int,
+    multiprocessors: int,
+    shared_bytes: int,
+    max_cluster: int,
+) -> LaunchPlan: ...

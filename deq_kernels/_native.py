@@ -1,13 +1,16 @@
 """The only file that knows whether a native binary exists.
 
-Two files may lie beside this one, both made by setup.py: the CPU library, which gives the ops their
-CPU kernels, and the module `_build`, which states what the library was built from. An install
-without a C++ compiler has neither; the ops then run their PyTorch reference, and `backend_info()`
-says so, why, and what to do. The module alone may be absent where Python's C headers were.
+Three files may lie in the package, all made by setup.py: the CPU library and the CUDA library,
+which give the ops their kernels for CPU and CUDA tensors, and the module `_build`, which states
+what they were built from. An install without a C++ compiler has none of them, one without the CUDA
+toolkit has no CUDA library, and the module alone may be absent where Python's C headers were.
+Triton or the PyTorch reference does the work of an absent library (`deq_kernels.ops.backends`), and
+`deq_kernels.backend_info()` says so, why, and what to do.
 
-Environment variable DEQ_KERNELS_BACKEND: `auto` (default) loads the library where there is one,
-`native` demands it, `reference` leaves it alone. DEQ_KERNELS_CPU_ISA: `baseline`, `avx2` or
-`avx512` picks the instruction set; unset, the library takes the newest that the processor has.
+Environment variable DEQ_KERNELS_BACKEND: `auto` (default) loads the libraries where they are, the
+CUDA library only where torch sees a GPU; `native` demands them; `triton` leaves the CUDA library
+alone, `reference` both. DEQ_KERNELS_CPU_ISA: `baseline`, `avx2` or `avx512` picks the instruction
+set; unset, the CPU library takes the newest that the processor has.
 """
 
 from __future__ import annotations
@@ -18,83 +21,61 @@ import importlib
 import importlib.util
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from deq_kernels._version import __version__
-
 if TYPE_CHECKING:
-    from deq_kernels._build import BuildFacts, StreamPlan
+    from deq_kernels._build import BuildFacts, LaunchPlan, StreamPlan
 
-NAMESPACE = "deq_kernels"
 PACKAGE_DIR = Path(__file__).resolve().parent
-LIBRARY_NAME = "lib/libdeq_kernels_cpu.so"
+CPU_LIBRARY = "lib/libdeq_kernels_cpu.so"
+CUDA_LIBRARY = "lib/libdeq_kernels_cuda.so"
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+REQUESTS = ("auto", "native", "triton", "reference")
+REGIMES = ("block", "cluster", "grid")
 
 
 @dataclass(frozen=True)
-class CpuLibrary:
-    """The loaded CPU library, or the reason that there is none; one of the two is None."""
+class Library:
+    """A loaded library, or the reason that there is none; one of the two is None."""
 
     path: Path | None
     absent: str | None
 
 
-@dataclass(frozen=True)
-class BackendInfo:
-    """What this installation runs on.
+def requested_backend() -> str:
+    """Return the value of DEQ_KERNELS_BACKEND, checked.
 
-    Attributes:
-        version: version of deq_kernels.
-        torch_version: version of the torch in use.
-        torch_threads: number of threads torch (and the native kernels) use now.
-        cpu_library: path of the loaded CPU library, or None.
-        cpu_library_absent: why there is none, with the cure, or None.
-        build: what the native code was built from and with, or None.
-        build_absent: why these facts are unknown, or None.
-        active_isa: instruction set that the loaded CPU library chose on this processor, or None.
-        native_ops: ops that hold a native CPU kernel.
-        reference_ops: ops that run their PyTorch reference on the CPU.
+    Raises:
+        ValueError: it has another value than those of `REQUESTS`.
     """
+    wanted = os.environ.get("DEQ_KERNELS_BACKEND", "auto")
+    if wanted not in REQUESTS:
+        raise ValueError(
+            f"DEQ_KERNELS_BACKEND must be one of {', '.join(REQUESTS)}, but is {wanted!r}. Unset "
+            "it to use the native kernels wherever they were built."
+        )
+    return wanted
 
-    version: str
-    torch_version: str
-    torch_threads: int
-    cpu_library: str | None
-    cpu_library_absent: str | None
-    build: BuildFacts | None
-    build_absent: str | None
-    active_isa: str | None
-    native_ops: tuple[str, ...]
-    reference_ops: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain values, fit for JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        rows = {
-            "deq_kernels": self.version,
-            "torch": f"{self.torch_version}, {self.torch_threads} thread(s)",
-            "CPU library": self.cpu_library or f"absent: {self.cpu_library_absent}",
-        }
-        if self.active_isa is not None:
-            rows["active ISA"] = self.active_isa
-        if self.build is None:
-            rows["build"] = f"unknown: {self.build_absent}"
-        else:
-            rows["build"] = (
-                f"{self.build['compiler']}, {self.build['build_type']}, "
-                f"ISAs {self.build['isas']}, against torch {self.build['torch_built_against']}, "
-                f"runs on torch {self.build['torch_target']} and newer"
-            )
-        rows["native ops"] = ", ".join(self.native_ops) or "none"
-        rows["reference ops"] = ", ".join(self.reference_ops) or "none"
-        width = max(map(len, rows))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+def why_no_cuda() -> str | None:
+    """Return why this process cannot have CUDA tensors, or None where it can."""
+    if torch.version.cuda is None:
+        return (
+            f"the torch in use ({torch.__version__}) is built without CUDA; install a CUDA build "
+            "of torch"
+        )
+    if not torch.cuda.is_available():
+        return (
+            f"the torch in use ({torch.__version__}) sees no CUDA device; `nvidia-smi` shows "
+            "whether there is one and a driver for it"
+        )
+    return None
 
 
 def _why_absent(part: str) -> str:
@@ -110,8 +91,22 @@ def _why_absent(part: str) -> str:
     )
 
 
+def _absent(kind: str, part: str) -> Library:
+    """Return that a library was not built, or raise where it is demanded."""
+    reason = _why_absent(part)
+    if requested_backend() == "native":
+        raise ImportError(
+            f"DEQ_KERNELS_BACKEND=native demands the native {kind} library, but {reason}."
+        )
+    return Library(None, reason)
+
+
+def _left_alone(wanted: str) -> Library:
+    return Library(None, f"DEQ_KERNELS_BACKEND={wanted} leaves it alone; unset it")
+
+
 @functools.cache
-def load() -> CpuLibrary:
+def load_cpu() -> Library:
     """Load the CPU library, once; the schemas of its ops must be defined before.
 
     Returns:
@@ -121,24 +116,12 @@ def load() -> CpuLibrary:
         ValueError: DEQ_KERNELS_BACKEND or DEQ_KERNELS_CPU_ISA has a value that cannot be met.
         ImportError: the library exists and cannot be loaded, or it is demanded and does not exist.
     """
-    wanted = os.environ.get("DEQ_KERNELS_BACKEND", "auto")
-    if wanted not in ("auto", "native", "reference"):
-        raise ValueError(
-            f"DEQ_KERNELS_BACKEND must be auto, native or reference, but is {wanted!r}. Unset it "
-            "to use the native kernels wherever they were built."
-        )
+    wanted = requested_backend()
     if wanted == "reference":
-        return CpuLibrary(
-            None, "DEQ_KERNELS_BACKEND=reference asks for the PyTorch reference; unset it"
-        )
-    path = PACKAGE_DIR / LIBRARY_NAME
+        return _left_alone(wanted)
+    path = PACKAGE_DIR / CPU_LIBRARY
     if not path.exists():
-        reason = _why_absent("deq_kernels.lib.libdeq_kernels_cpu")
-        if wanted == "native":
-            raise ImportError(
-                f"DEQ_KERNELS_BACKEND=native demands the native CPU library, but {reason}."
-            )
-        return CpuLibrary(None, reason)
+        return _absent("CPU", "deq_kernels.lib.libdeq_kernels_cpu")
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
@@ -149,13 +132,49 @@ def load() -> CpuLibrary:
             "DEQ_KERNELS_BACKEND=reference runs the slower PyTorch reference meanwhile."
         ) from error
     _check_isa(path)
-    return CpuLibrary(path, None)
+    return Library(path, None)
+
+
+@functools.cache
+def load_cuda() -> Library:
+    """Load the CUDA library where torch sees a GPU, once; the schemas must be defined before.
+
+    Returns:
+        The library, or the reason that there is none.
+
+    Raises:
+        ValueError: DEQ_KERNELS_BACKEND has an unknown value.
+        ImportError: the library exists and cannot be loaded, or it is demanded and does not exist.
+    """
+    wanted = requested_backend()
+    if wanted in ("triton", "reference"):
+        return _left_alone(wanted)
+    no_cuda = why_no_cuda()
+    if no_cuda is not None:
+        return Library(None, no_cuda)
+    path = PACKAGE_DIR / CUDA_LIBRARY
+    if not path.exists():
+        return _absent("CUDA", "deq_kernels.lib.libdeq_kernels_cuda")
+    try:
+        torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:
+        raise ImportError(
+            "The native CUDA library must load with the torch in use, a CUDA build of torch 2.11 "
+            "or newer that brings the CUDA runtime the library was built for (CUDA 13: "
+            f"libcudart.so.13). This is torch {torch.__version__} for CUDA {torch.version.cuda}, "
+            f"and loading {path} failed:\n{error}\n"
+            "Install a torch built for CUDA 13, or build the library again with this torch and the "
+            f"CUDA toolkit it was built with: run `{REBUILD}` in the sources. "
+            "DEQ_KERNELS_BACKEND=triton runs Triton's kernels meanwhile, where Triton is "
+            "installed, and DEQ_KERNELS_BACKEND=reference the slower PyTorch reference."
+        ) from error
+    return Library(path, None)
 
 
 def _check_isa(path: Path) -> None:
     """Raise ValueError where the instruction set asked for is not the one in use."""
     wanted = os.environ.get("DEQ_KERNELS_CPU_ISA")
-    active = _active_isa(path)
+    active = _isa_of(path)
     if wanted is not None and wanted != active:
         raise ValueError(
             "DEQ_KERNELS_CPU_ISA must be baseline, avx2 or avx512 and supported by this processor, "
@@ -163,23 +182,21 @@ def _check_isa(path: Path) -> None:
         )
 
 
-def _active_isa(path: Path) -> str:
-    """Return the instruction set that the loaded library chose on this processor."""
+def _isa_of(path: Path) -> str:
     active_isa = ctypes.CDLL(str(path)).deq_kernels_active_isa
     active_isa.restype = ctypes.c_char_p
     return active_isa().decode()
 
 
+def active_isa() -> str | None:
+    """Return the instruction set that the loaded CPU library chose on this processor, if any."""
+    path = load_cpu().path
+    return None if path is None else _isa_of(path)
+
+
 def empty_cache() -> int:
-    """Give the memory of finished solves back to the operating system.
-
-    The CPU library keeps the buffers of finished solver histories for the next solve, never more
-    than were once in use together.
-
-    Returns:
-        How many bytes were given back; 0 where there is no CPU library.
-    """
-    path = load().path
+    """Give the CPU memory of finished solves back to the operating system; returns its bytes."""
+    path = load_cpu().path
     if path is None:
         return 0
     release = ctypes.CDLL(str(path)).deq_kernels_empty_cache
@@ -188,14 +205,65 @@ def empty_cache() -> int:
     return released
 
 
-def _build_facts() -> tuple[BuildFacts | None, str | None]:
-    """Return the build facts, or None and the reason."""
+_forced_regime = ""
+
+
+@contextmanager
+def force_regime(name: str) -> Iterator[None]:
+    """Run the CUDA library's steps in one regime inside the `with` block, where the sizes allow it.
+
+    For tests and measurements; the planner chooses otherwise. In all threads of the process.
+
+    Args:
+        name: "block", "cluster" or "grid".
+
+    Raises:
+        ValueError: for any other name.
+        RuntimeError: no CUDA library is loaded.
+    """
+    if name not in REGIMES:
+        raise ValueError(f"force_regime takes one of {', '.join(REGIMES)}; got {name!r}.")
+    path = load_cuda().path
+    if path is None:
+        raise RuntimeError(
+            "force_regime needs the native CUDA library, whose launches it steers, but "
+            f"{load_cuda().absent}."
+        )
+    global _forced_regime
+    before = _forced_regime
+    _set_regime(path, name)
+    try:
+        yield
+    finally:
+        _set_regime(path, before)
+
+
+def _set_regime(path: Path, name: str) -> None:
+    global _forced_regime
+    force = ctypes.CDLL(str(path)).deq_kernels_force_regime
+    force.argtypes, force.restype = [ctypes.c_char_p], ctypes.c_int
+    if force(name.encode()) != 0:
+        raise RuntimeError(
+            f"The native CUDA library {path} does not know the regime {name!r}: it is of another "
+            f"version than this package. Build it again: run `{REBUILD}` in the sources."
+        )
+    _forced_regime = name
+
+
+def build_facts() -> tuple[BuildFacts | None, str | None]:
+    """Return what the native code was built from and with, or None and the reason."""
     if importlib.util.find_spec("deq_kernels._build") is not None:
         return importlib.import_module("deq_kernels._build").build_facts(), None
     others = sorted(path.name for path in PACKAGE_DIR.glob("_build.*.so"))
     if others:
         return None, f"the module was built for another Python ({', '.join(others)}): reinstall"
     return None, _why_absent("deq_kernels._build")
+
+
+def _require_planner() -> None:
+    facts, absent = build_facts()
+    if facts is None:
+        raise RuntimeError(f"The launch planner is native code, but {absent}.")
 
 
 def plan_stream(*, batch: int, dim: int, rank: int, element_bytes: int = 4) -> StreamPlan:
@@ -215,9 +283,7 @@ def plan_stream(*, batch: int, dim: int, rank: int, element_bytes: int = 4) -> S
         RuntimeError: the native code is absent; the message says why.
         ValueError: a size is out of range.
     """
-    facts, absent = _build_facts()
-    if facts is None:
-        raise RuntimeError(f"The launch planner is native code, but {absent}.")
+    _require_planner()
     return importlib.import_module("deq_kernels._build").plan_stream(
         batch=batch,
         dim=dim,
@@ -228,35 +294,70 @@ def plan_stream(*, batch: int, dim: int, rank: int, element_bytes: int = 4) -> S
     )
 
 
-def _defined_ops() -> list[str]:
-    """Return the names of the ops defined in the namespace, read from torch's dispatcher."""
-    prefix = f"{NAMESPACE}::"
-    names = (name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix))
-    return sorted(name.removeprefix(prefix) for name in names)
+@dataclass(frozen=True)
+class Gpu:
+    """What the launch planner needs to know of a GPU; by default an H200's.
+
+    Attributes:
+        name: the device, for reading.
+        multiprocessors: streaming multiprocessors.
+        shared_bytes: shared memory that one block may ask for, in bytes.
+        max_cluster: largest number of blocks in a thread-block cluster, 1 where there are none.
+    """
+
+    name: str = "NVIDIA H200"
+    multiprocessors: int = 132
+    shared_bytes: int = 232448
+    max_cluster: int = 16
 
 
-def backend_info() -> BackendInfo:
-    """Return what this installation runs on, and why anything native is absent.
+def present_gpu() -> Gpu | None:
+    """Return the facts of torch's current CUDA device, or None where there is none."""
+    if why_no_cuda() is not None:
+        return None
+    # Any, because torch's stubs leave out the shared memory that a block may opt in to.
+    facts: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
+    # torch does not report clusters: compute capability 9 and 10 take 16 blocks, 12 takes 8.
+    max_cluster = 1 if facts.major < 9 else 16 if facts.major < 12 else 8
+    return Gpu(
+        facts.name,
+        facts.multi_processor_count,
+        facts.shared_memory_per_block_optin,
+        max_cluster,
+    )
+
+
+def plan_launch(
+    *, batch: int, dim: int, rank: int, element_bytes: int = 4, gpu: Gpu | None = None
+) -> LaunchPlan:
+    """Return how the native CUDA kernels run one Broyden step; works without a GPU.
+
+    Args:
+        batch: number of samples.
+        dim: elements per sample.
+        rank: stored directions per sample before the step; the history has room for one more.
+        element_bytes: bytes per element of the state and of the stored directions.
+        gpu: the device planned for; None for the one in use, or an H200 where there is none.
 
     Returns:
-        A report whose `str()` is meant to be read.
+        The regime (`block`, `cluster` or `grid`: what works on one sample), the blocks per sample
+        in a cluster, the tile in elements, the tiles per sample, the directions kept on the chip
+        between the passes, the shared memory per block in bytes, the launches per step, and the
+        bytes that the step moves at least.
+
+    Raises:
+        RuntimeError: the native code is absent; the message says why.
+        ValueError: a size is out of range.
     """
-    library = load()
-    facts, build_absent = _build_facts()
-    native: list[str] = []
-    reference: list[str] = []
-    for op in _defined_ops():
-        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", "CPU")
-        (native if has_kernel else reference).append(op)
-    return BackendInfo(
-        version=__version__,
-        torch_version=str(torch.__version__),
-        torch_threads=torch.get_num_threads(),
-        cpu_library=None if library.path is None else str(library.path),
-        cpu_library_absent=library.absent,
-        build=facts,
-        build_absent=build_absent,
-        active_isa=None if library.path is None else _active_isa(library.path),
-        native_ops=tuple(native),
-        reference_ops=tuple(reference),
+    _require_planner()
+    gpu = gpu or present_gpu() or Gpu()
+    return importlib.import_module("deq_kernels._build").plan_launch(
+        batch=batch,
+        dim=dim,
+        capacity=rank + 1,
+        state_bytes=element_bytes,
+        history_bytes=element_bytes,
+        multiprocessors=gpu.multiprocessors,
+        shared_bytes=gpu.shared_bytes,
+        max_cluster=gpu.max_cluster,
     )

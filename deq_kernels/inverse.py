@@ -132,9 +132,18 @@ class LowRankInverse:
         *,
         gamma: float = 1.0,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> LowRankInverse:
-        """H = −γ I with room for `history_length` pairs per sample."""
+        """H = −γ I with room for `history_length` pairs per sample, on torch's default device.
+
+        Args:
+            batch: number of samples.
+            history_length: pairs per sample.
+            dim: elements per sample.
+            gamma: γ.
+            dtype: dtype of the factors.
+            device: another device.
+        """
         shape = (batch, history_length, dim)
         rank = torch.zeros(batch, dtype=torch.int64, device=device)
         u = torch.empty(shape, dtype=dtype, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 
@@ -10,12 +11,26 @@ import numpy as np
 import pytest
 import torch
 
+# Read when Triton's kernels are imported: without a GPU they are interpreted.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+# Read when cuBLAS is initialised: what torch wants of it for deterministic algorithms.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
 # Most problems here are too small to share, and threads that wait for each other on busy cores make
 # the suite ten times slower. Tests about threads ask for more through `set_threads`.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "interpreter(run=True, **values): what of a test Triton's interpreter runs, which takes "
+        "tens of milliseconds per program: nothing, or the given values of the parameters",
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ ROOMS = [
     {"_version", "_build", "files", "optional", "threads"},
     {"_native"},
     {"ops"},
+    {"_report"},
     {"inverse"},
     {"solvers"},
     {"gradients"},
@@ -32,7 +33,7 @@ ROOMS = [
 ]
 HEIGHT = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
 # Those that may ask whether a binary exists; solvers and gradients never name a backend.
-ASK_FOR_BINARIES = {"_native", "ops", "", "commands"}
+ASK_FOR_BINARIES = {"_native", "ops", "_report", "", "commands"}
 
 
 def _room(module: str) -> str:
@@ -120,7 +121,10 @@ def test_the_check_allows_what_lies_below(source: str) -> None:
 
 
 def test_import_is_light_and_offline() -> None:
-    """Importing the package needs torch and numpy only, and opens no socket."""
+    """Importing the package needs torch and numpy only, and opens no socket.
+
+    Triton is imported on a GPU alone, where it stands in for an absent CUDA library.
+    """
     program = """
 import socket, sys
 import torch
@@ -131,6 +135,8 @@ before = set(sys.modules)
 import deq_kernels
 added = {name.partition(".")[0] for name in set(sys.modules) - before}
 extras = {"matplotlib", "safetensors", "scipy", "sklearn", "torchdeq", "tqdm", "pybind11"}
+if not torch.cuda.is_available():
+    extras.add("triton")
 print(sorted(added & extras))
 """
     done = subprocess.run(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import importlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,11 +19,22 @@ import torch
 import deq_kernels
 from deq_kernels import _native
 from deq_kernels.commands import info
-from deq_kernels.ops.tiles import TILE, tile_count
+from deq_kernels.ops import OPS
+from deq_kernels.ops.tiles import TILES, tile_count
+
+
+def _build_module() -> object:
+    found = importlib.util.find_spec("deq_kernels._build") is not None
+    return importlib.import_module("deq_kernels._build") if found else None
+
 
 needs_native = pytest.mark.skipif(
-    not (_native.PACKAGE_DIR / _native.LIBRARY_NAME).exists(),
+    not (_native.PACKAGE_DIR / _native.CPU_LIBRARY).exists(),
     reason="this installation was built without a C++ compiler",
+)
+needs_launch_planner = pytest.mark.skipif(
+    not hasattr(_build_module(), "plan_launch"),
+    reason="this installation was built without the launch planner",
 )
 needs_module = pytest.mark.skipif(
     importlib.util.find_spec("deq_kernels._build") is None,
@@ -37,8 +51,18 @@ def empty_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _load_again() -> _native.CpuLibrary:
-    return _native.load.__wrapped__()
+@pytest.fixture
+def gpu_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let _native believe that torch sees a GPU."""
+    monkeypatch.setattr(_native, "why_no_cuda", lambda: None)
+
+
+def _load_again() -> _native.Library:
+    return _native.load_cpu.__wrapped__()
+
+
+def _load_cuda_again() -> _native.Library:
+    return _native.load_cuda.__wrapped__()
 
 
 def _run_python(program: str, **environ: str) -> str:
@@ -56,10 +80,21 @@ def _run_python(program: str, **environ: str) -> str:
 @needs_native
 def test_every_op_holds_its_native_kernel() -> None:
     report = deq_kernels.backend_info()
-    assert report.cpu_library == str(_native.PACKAGE_DIR / _native.LIBRARY_NAME)
+    assert report.cpu_library == str(_native.PACKAGE_DIR / _native.CPU_LIBRARY)
     assert report.cpu_library_absent is None
     assert report.native_ops
     assert report.reference_ops == ()
+
+
+@pytest.mark.skipif(
+    _native.load_cuda().path is None, reason=f"no CUDA library: {_native.load_cuda().absent}"
+)
+def test_every_op_holds_its_cuda_kernel() -> None:
+    report = deq_kernels.backend_info()
+    assert report.cuda_library == str(_native.PACKAGE_DIR / _native.CUDA_LIBRARY)
+    # The memory of histories on a GPU is torch's own.
+    assert set(report.cuda_ops) >= set(OPS) - {"history_memory"}
+    assert report.cuda_backend == "native"
 
 
 @needs_native
@@ -84,18 +119,19 @@ def test_report_reads_well_and_is_json() -> None:
 def test_reference_backend_leaves_the_library_alone() -> None:
     program = "import deq_kernels as dk; print(dk.backend_info())"
     text = _run_python(program, DEQ_KERNELS_BACKEND="reference")
-    assert "absent: DEQ_KERNELS_BACKEND=reference" in text
+    assert text.count("absent: DEQ_KERNELS_BACKEND=reference") == 2
     assert "native ops     none" in text
+    assert "CUDA ops       none" in text
 
 
 def test_unknown_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEQ_KERNELS_BACKEND", "fast")
-    with pytest.raises(ValueError, match="must be auto, native or reference, but is 'fast'"):
+    with pytest.raises(ValueError, match="one of auto, native, triton, reference, but is 'fast'"):
         _load_again()
 
 
 def test_broken_library_is_an_error(empty_package: Path) -> None:
-    library = empty_package / _native.LIBRARY_NAME
+    library = empty_package / _native.CPU_LIBRARY
     library.write_bytes(b"not a library")
     with pytest.raises(ImportError, match=r"must load with the torch in use") as caught:
         _load_again()
@@ -116,7 +152,100 @@ def test_demanded_library_that_is_absent_is_an_error(
 def test_absence_gives_the_reason_that_the_build_recorded(empty_package: Path) -> None:
     absent = {"deq_kernels.lib.libdeq_kernels_cpu": "no compiler; install one"}
     (empty_package / "_build_record.json").write_text(json.dumps({"absent": absent}))
-    assert _load_again() == _native.CpuLibrary(None, "no compiler; install one")
+    assert _load_again() == _native.Library(None, "no compiler; install one")
+
+
+@pytest.mark.usefixtures("gpu_promised")
+def test_broken_cuda_library_is_an_error_with_the_cure(empty_package: Path) -> None:
+    library = empty_package / _native.CUDA_LIBRARY
+    library.write_bytes(b"not a library")
+    with pytest.raises(ImportError, match=r"must load with the torch in use") as caught:
+        _load_cuda_again()
+    message = str(caught.value)
+    for part in (
+        str(library),
+        torch.__version__,
+        f"for CUDA {torch.version.cuda}",
+        "libcudart.so.13",
+        "build the library again",
+        "DEQ_KERNELS_BACKEND=triton",
+        "DEQ_KERNELS_BACKEND=reference",
+    ):
+        assert part in message
+
+
+def test_a_cuda_library_is_left_alone_without_a_gpu(
+    empty_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where it is demanded: there are no CUDA tensors for it."""
+    (empty_package / _native.CUDA_LIBRARY).write_bytes(b"not a library")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for wanted in ("auto", "native"):
+        monkeypatch.setenv("DEQ_KERNELS_BACKEND", wanted)
+        assert "sees no CUDA device" in str(_load_cuda_again().absent)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "built without CUDA" in str(_load_cuda_again().absent)
+
+
+@pytest.mark.usefixtures("gpu_promised")
+def test_an_absent_cuda_library_gives_its_reason(
+    empty_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = {"deq_kernels.lib.libdeq_kernels_cuda": "no nvcc; install the CUDA toolkit"}
+    (empty_package / "_build_record.json").write_text(json.dumps({"absent": absent}))
+    assert _load_cuda_again() == _native.Library(None, "no nvcc; install the CUDA toolkit")
+    monkeypatch.setenv("DEQ_KERNELS_BACKEND", "native")
+    with pytest.raises(ImportError, match="native CUDA library, but no nvcc; install"):
+        _load_cuda_again()
+
+
+@pytest.mark.usefixtures("gpu_promised")
+@pytest.mark.parametrize("wanted", ["triton", "reference"])
+def test_another_backend_leaves_a_broken_cuda_library_alone(
+    empty_package: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    (empty_package / _native.CUDA_LIBRARY).write_bytes(b"not a library")
+    monkeypatch.setenv("DEQ_KERNELS_BACKEND", wanted)
+    assert f"DEQ_KERNELS_BACKEND={wanted} leaves it alone" in str(_load_cuda_again().absent)
+
+
+def test_a_regime_is_forced_in_the_cuda_library_and_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    class FakeLibrary:
+        def __init__(self, path: str) -> None:
+            assert path == "cuda.so"
+
+        @property
+        def deq_kernels_force_regime(self) -> Callable[[bytes], int]:
+            def force(name: bytes) -> int:
+                asked.append(name.decode())
+                return -1 if name == b"grid" else 0
+
+            return force
+
+    monkeypatch.setattr(_native, "load_cuda", lambda: _native.Library(Path("cuda.so"), None))
+    monkeypatch.setattr(ctypes, "CDLL", FakeLibrary)
+    with _native.force_regime("block"):
+        with pytest.raises(KeyError), _native.force_regime("cluster"):
+            raise KeyError
+        assert asked == ["block", "cluster", "block"]
+    assert asked[-1] == ""
+    with pytest.raises(ValueError, match="one of block, cluster, grid; got 'warp'"):
+        _native.force_regime("warp").__enter__()
+    with pytest.raises(RuntimeError, match="does not know the regime 'grid'"):
+        _native.force_regime("grid").__enter__()
+
+
+def test_a_regime_cannot_be_forced_without_a_cuda_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_native, "load_cuda", lambda: _native.Library(None, "no nvcc"))
+    with pytest.raises(RuntimeError, match=r"needs the native CUDA library, .* but no nvcc"):
+        _native.force_regime("block").__enter__()
 
 
 def test_source_tree_that_was_never_built_says_so(empty_package: Path) -> None:
@@ -139,7 +268,7 @@ def test_module_for_another_python_is_named(
 def test_plan_counts_tiles_and_bytes() -> None:
     batch, dim, rank = 3, 5000, 7
     plan = _native.plan_stream(batch=batch, dim=dim, rank=rank, element_bytes=4)
-    assert (plan["tile"], plan["tiles"]) == (TILE, tile_count(dim))
+    assert (plan["tile"], plan["tiles"]) == (TILES["cpu"], tile_count(dim, "cpu"))
     assert plan["bytes_moved"] == 4 * batch * (2 * rank + 6) * dim
 
 
@@ -151,6 +280,28 @@ def test_plan_follows_the_number_of_threads(set_threads) -> None:
     assert _native.plan_stream(batch=64, dim=100_000, rank=10)["regime"] != "serial"
 
 
+@needs_launch_planner
+def test_launch_plan_of_an_h200() -> None:
+    batch, dim, rank = 32, 61_440, 18
+    plan = _native.plan_launch(batch=batch, dim=dim, rank=rank, gpu=_native.Gpu())
+    assert plan["regime"] in _native.REGIMES
+    assert (plan["tile"], plan["tiles"]) == (TILES["cuda"], tile_count(dim, "cuda"))
+    assert plan["shared_bytes"] <= _native.Gpu().shared_bytes
+    small = _native.plan_launch(batch=32, dim=1000, rank=rank, gpu=_native.Gpu())
+    assert small["regime"] == "block"
+    assert small["launches"] == 1
+
+
+@needs_launch_planner
+def test_launch_plan_follows_the_device() -> None:
+    """Without clusters nothing is launched as one."""
+    sizes = {"batch": 4, "dim": 30_000, "rank": 20}
+    plan = _native.plan_launch(**sizes, gpu=_native.Gpu("any", 100, 100_000, max_cluster=1))
+    assert plan["cluster"] == 1
+    if _native.present_gpu() is None:
+        assert _native.plan_launch(**sizes) == _native.plan_launch(**sizes, gpu=_native.Gpu())
+
+
 @needs_module
 @pytest.mark.parametrize("bad", [{"batch": 0}, {"dim": 0}, {"rank": -1}, {"element_bytes": 0}])
 def test_plan_refuses_impossible_sizes(bad: dict[str, int]) -> None:
@@ -159,18 +310,24 @@ def test_plan_refuses_impossible_sizes(bad: dict[str, int]) -> None:
         _native.plan_stream(**sizes)
 
 
-@needs_module
+@needs_launch_planner
 def test_info_command_prints_the_report_and_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     info.add_parser(parser.add_subparsers())
     args = parser.parse_args(["info", "--plan", "2", "4096", "5"])
     assert info.run(args) == 0
-    assert str(deq_kernels.backend_info()) in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert str(deq_kernels.backend_info()) in text
+    assert "one step at batch 2, dim 4096, rank 5, float32, on the CPU:" in text
+    assert "one step at batch 2, dim 4096, rank 5, float32, on NVIDIA" in text
 
     args = parser.parse_args(["info", "--json", "--plan", "2", "4096", "5"])
     assert info.run(args) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["plan"] == _native.plan_stream(batch=2, dim=4096, rank=5)
+    gpu = _native.present_gpu() or _native.Gpu()
+    launch = _native.plan_launch(batch=2, dim=4096, rank=5, gpu=gpu)
+    assert printed["launch"] == {"device": gpu.name, **launch}
     assert printed["native_ops"] == list(deq_kernels.backend_info().native_ops)
 
 

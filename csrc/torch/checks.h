@@ -52,6 +52,22 @@ inline void check_table(const Tensor& t, const char* name, ScalarType dtype,
   check_contiguous(t, name);
 }
 
+struct NamedTensor {
+  const char* name;
+  const Tensor* tensor;
+};
+
+// One argument on a device sends the whole call there; the others must be there too.
+inline void check_same_device(const char* name, const Tensor& t,
+                              std::initializer_list<NamedTensor> others) {
+  for (const NamedTensor& other : others) {
+    STD_TORCH_CHECK(other.tensor->is_cuda() == t.is_cuda() &&
+                        other.tensor->get_device_index() == t.get_device_index(),
+                    other.name, " must be on the same device as ", name,
+                    ", but is not; move it with .to(", name, ".device)");
+  }
+}
+
 template <typename T>
 T* data(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());

@@ -63,11 +63,21 @@ CASES = (
     Case(14, 105_000, 30),
 )
 QUICK_CASES = (Case(32, 1_000, 20), Case(8, 61_440, 18))
+GPU_CASES = (
+    Case(1, 1_000, 20),
+    Case(32, 1_000, 20),
+    Case(1, 50_000, 18),
+    Case(8, 61_440, 18),
+    Case(32, 61_440, 18),
+    Case(32, 188_160, 26),
+    Case(14, 105_000, 30),
+)
+GPU_QUICK_CASES = (Case(32, 1_000, 20), Case(32, 61_440, 18))
 MEMORY_CASE = Case(32, 61_440, 18)
 
 
 def parse_case(text: str) -> Case:
-    """Read ``BATCHxDIMxSTEPS``; cases that are not in ``CASES`` are allowed.
+    """Read ``BATCHxDIMxSTEPS``; cases that are in no list here are allowed.
 
     Raises:
         ValueError: the text is not three positive integers joined by ``x``.

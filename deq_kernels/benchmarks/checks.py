@@ -1,5 +1,6 @@
 """Nothing is timed before it is shown to do the same work: equal evaluations, equal iterates."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from . import plain_pytorch
 from .cases import Case
-from .problem import make_problem
+from .problem import AffineMap, make_problem
 from .providers import Provider
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ class Anchor:
     """The solution that all providers are compared with: plain PyTorch in float64.
 
     Attributes:
+        f: the map in float64.
         z: the best iterates, [batch, dim], float64.
         residual_norm: their residual norms, [batch], float64.
         relative_residual: the smallest residual norm over norm of z in the batch.
     """
 
+    f: AffineMap
     z: Tensor
     residual_norm: Tensor
     relative_residual: float
@@ -59,26 +62,33 @@ class Work:
     """What one solve of a provider did, and why it may not be timed.
 
     Attributes:
-        evaluations: how often it called the map.
+        evaluations: how often it evaluated the map; None where it failed.
         iterate_difference: largest relative difference to the anchor over the batch.
         residual_ratio: largest residual norm over the anchor's.
         refusal: why the provider does not do the same work, or None.
     """
 
-    evaluations: int
+    evaluations: int | None
     iterate_difference: float
     residual_ratio: float
     refusal: str | None
 
+    @classmethod
+    def of_failure(cls, error: Exception) -> "Work":
+        """That of a provider that raised an error."""
+        first_line = str(error).strip().partition("\n")[0]
+        refusal = f"failed: {type(error).__name__}: {first_line}"
+        return cls(None, math.nan, math.nan, refusal)
 
-def make_anchor(case: Case, *, dtype: torch.dtype) -> Anchor:
-    """Solve the case in float64 for comparison.
+
+def make_anchor(case: Case, *, dtype: torch.dtype, device: torch.device | None = None) -> Anchor:
+    """Solve the case in float64 for comparison, on the CPU unless another device is given.
 
     Raises:
         ValueError: the case converges to rounding in ``dtype``, where iterates of any solver
             agree and nothing would be checked.
     """
-    problem = make_problem(case, dtype=torch.float64)
+    problem = make_problem(case, dtype=torch.float64, device=device)
     z = plain_pytorch.solve_rearranged(problem.f, problem.z0, case.steps)
     residual_norm = problem.f.residual_norm(z)
     relative = (residual_norm / torch.linalg.vector_norm(z, dim=1)).min().item()
@@ -88,16 +98,36 @@ def make_anchor(case: Case, *, dtype: torch.dtype) -> Anchor:
             f"the residual of a case must stay above {rounding:g} in {dtype} for its iterates to "
             f"be compared, but that of {case.name} falls to {relative:.1e}; take fewer steps"
         )
-    return Anchor(z=z, residual_norm=residual_norm, relative_residual=relative)
+    return Anchor(f=problem.f, z=z, residual_norm=residual_norm, relative_residual=relative)
 
 
 def check_work(
     provider: Provider, solve: "Solve", case: Case, anchor: Anchor, *, dtype: torch.dtype
 ) -> Work:
-    """Run a provider once, untimed, and hold what it did against the anchor."""
-    problem = make_problem(case, dtype=dtype)
-    z = solve(problem.f, problem.z0, case.steps)
-    evaluations = problem.f.evaluations
+    """Run a provider once, untimed, and hold what it did against the anchor.
+
+    A solve that raises an error is refused with that error: the others are measured nevertheless.
+    """
+    problem = make_problem(case, dtype=dtype, device=anchor.z.device, count_on_device=True)
+    try:
+        with provider.context():
+            z = solve(problem.f, problem.z0, case.steps)
+        evaluations = problem.f.evaluations
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        return Work.of_failure(error)
+    return compare(provider, z, evaluations, case, anchor, dtype=dtype)
+
+
+def compare(
+    provider: Provider,
+    z: Tensor,
+    evaluations: int,
+    case: Case,
+    anchor: Anchor,
+    *,
+    dtype: torch.dtype,
+) -> Work:
+    """Hold the iterates and the number of evaluations of a solve against the anchor."""
     if z.shape != anchor.z.shape:
         raise ValueError(
             f"provider {provider.name} must return {list(anchor.z.shape)} but returned "
@@ -106,8 +136,7 @@ def check_work(
     z = z.double()
     difference = torch.linalg.vector_norm(z - anchor.z, dim=1)
     iterate_difference = (difference / torch.linalg.vector_norm(anchor.z, dim=1)).max().item()
-    exact = make_problem(case, dtype=torch.float64)
-    ratio = exact.f.residual_norm(z) / anchor.residual_norm
+    ratio = anchor.f.residual_norm(z) / anchor.residual_norm
     return Work(
         evaluations=evaluations,
         iterate_difference=iterate_difference,

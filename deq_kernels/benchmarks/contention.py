@@ -11,6 +11,8 @@ _IDLE_FIELDS = (3, 4)
 _COUNTED_FIELDS = 8
 DISTURBED_CORES = 0.1
 """Above this many cores used by others, a timing with all threads is worth little."""
+DISTURBED_HOST_CORES = 1.0
+"""The same for a timing on a GPU, for which one thread of the host does all the work."""
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,13 @@ def describe_versions() -> dict[str, str | None]:
     return {
         "deq_kernels": __version__,
         "torch": str(torch.__version__),
-        "torchdeq": _version_of("torchdeq"),
+        "torchdeq": version_of("torchdeq"),
         "python": platform.python_version(),
     }
 
 
-def _version_of(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; None where it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

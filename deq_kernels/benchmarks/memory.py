@@ -1,4 +1,4 @@
-"""Peak memory of a solve, each provider in a process of its own."""
+"""Peak memory of a solve on the CPU, each provider in a process of its own."""
 
 import gc
 import multiprocessing
@@ -46,9 +46,11 @@ def peak_solver_bytes(provider: Provider, case: Case, *, dtype: torch.dtype, thr
 
 def _peak_growth(provider_name: str, case: Case, dtype: torch.dtype, threads: int) -> int:
     torch.set_num_threads(threads)
-    solve = find_provider(provider_name).load()
+    provider = find_provider(provider_name)
+    solve = provider.load("cpu")
     warm_up = make_problem(_WARM_UP, dtype=dtype)
-    solve(warm_up.f, warm_up.z0, _WARM_UP.steps)
+    with provider.context():
+        solve(warm_up.f, warm_up.z0, _WARM_UP.steps)
 
     problem = make_problem(case, dtype=dtype)
     for _ in range(2):  # touches both output buffers of the map
@@ -56,7 +58,8 @@ def _peak_growth(provider_name: str, case: Case, dtype: torch.dtype, threads: in
     gc.collect()
     before = _status_bytes("VmRSS")
     _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
-    solve(problem.f, problem.z0, case.steps)
+    with provider.context():
+        solve(problem.f, problem.z0, case.steps)
     return _status_bytes("VmHWM") - before
 
 

@@ -7,6 +7,7 @@ from deq_kernels.optional import optional_import
 
 from .providers import OURS
 from .report import Report, Row
+from .table import machine_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def save_plot(report: Report, path: Path) -> None:
-    """Draw time over ours (log scale) and the share of the triad, per case, into an image.
+    """Draw time over ours (log scale) and the share of the ceiling, per case, into an image.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -33,15 +34,15 @@ def save_plot(report: Report, path: Path) -> None:
     upper.axhline(1.0, color="black", linewidth=0.8)
     upper.set_ylabel(f"time / time of {OURS} (lower is faster)")
     upper.legend(ncols=len(names), fontsize="small")
-    _bars(lower, report, names, _percent_of_triad)
+    _bars(lower, report, names, _percent_of_ceiling)
     lower.axhline(100.0, color="black", linewidth=0.8)
-    lower.set_ylabel("least traffic / time, % of triad")
+    lower.set_ylabel(f"least traffic / time, % of {report.ceiling}")
     lower.set_xticks(range(len(report.cases)), [case.name for case in report.cases], rotation=20)
     lower.set_xlabel("case: batch x dim x steps")
-    figure.suptitle(
-        f"Broyden solves, {report.dtype}, {report.machine['threads']} thread(s), "
-        f"{report.machine['cpu']}"
-    )
+    title = f"Broyden solves, {report.dtype}, {machine_name(report)}"
+    if report.tests == "failed":
+        title += "\nthe tests of this library FAILED on this machine"
+    figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -65,5 +66,5 @@ def _time_over_ours(row: Row) -> float | None:
     return None if row.time_over_ours is None else row.time_over_ours.median
 
 
-def _percent_of_triad(row: Row) -> float | None:
+def _percent_of_ceiling(row: Row) -> float | None:
     return None if row.floor_share is None else 100 * row.floor_share

@@ -7,13 +7,14 @@ the last iterate; all providers keep the best one, because a solver in use has t
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from deq_kernels.optional import optional_import
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     Map = Callable[[Any], Tensor]
@@ -31,55 +32,82 @@ class Provider:
     Attributes:
         name: the name on the command line and in every report.
         description: one line for ``--list`` and the reports.
-        load: returns ``solve(f, z0, steps) -> z``, or raises ``ProviderAbsentError``.
+        load: returns ``solve(f, z0, steps) -> z`` for the device of that name (``cpu`` or
+            ``cuda``), or raises ``ProviderAbsentError``.
         history_itemsize: bytes per element of the stored directions where they have a dtype of
             their own; such a provider follows a trajectory of its own and is held to a bound on
             the residual instead of to equal iterates.
+        devices: where it is measured unless the command line says otherwise.
+        backend: the backend of this package that its solves run on; None for other packages.
+        has_step: whether its step is also recorded and timed alone, as one of this package's ops.
     """
 
     name: str
     description: str
-    load: "Callable[[], Solve]"
+    load: "Callable[[str], Solve]"
     history_itemsize: int | None = None
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    backend: str | None = None
+    has_step: bool = False
+
+    def context(self) -> AbstractContextManager[None]:
+        """What to enter around its solves, outside of what is timed."""
+        if self.backend is None:
+            return nullcontext()
+        import deq_kernels as dk
+
+        return dk.use_backend(self.backend)
 
 
-def _load_native() -> "Solve":
-    _require_native_library()
+def _load_native(device: str) -> "Solve":
+    require_backend("native", device)
     return _broyden_of_this_package()
 
 
-def _load_bfloat16_history() -> "Solve":
+def _load_bfloat16_history(device: str) -> "Solve":
     import torch
 
-    _require_native_library()
+    require_backend("native", device)
     return _broyden_of_this_package(history_dtype=torch.bfloat16)
 
 
-def _load_reference() -> "Solve":
-    import deq_kernels as dk
-
-    solve_with_active_backend = _broyden_of_this_package()
-
-    def solve(f: "Map", z0: "Tensor", steps: int) -> "Tensor":
-        with dk.use_backend("reference"):
-            return solve_with_active_backend(f, z0, steps)
-
-    return solve
+def _load_reference(device: str) -> "Solve":
+    return _broyden_of_this_package()
 
 
-def _load_plain_textbook() -> "Solve":
+def _load_triton(device: str) -> "Solve":
+    require_backend("triton", device)
+    return _broyden_of_this_package()
+
+
+def _load_graph(device: str) -> "Solve":
+    _require_gpu(device, "CUDA graphs")
+    require_backend("native", device)
+    return _broyden_of_this_package(cuda_graph=True)
+
+
+def _load_plain_textbook(device: str) -> "Solve":
     from .plain_pytorch import solve_textbook
 
     return solve_textbook
 
 
-def _load_plain_rearranged() -> "Solve":
+def _load_plain_rearranged(device: str) -> "Solve":
     from .plain_pytorch import solve_rearranged
 
     return solve_rearranged
 
 
-def _load_torchdeq() -> "Solve":
+def _load_plain_compiled(device: str) -> "Solve":
+    from .plain_compiled import CompileError, make_solve
+
+    try:
+        return make_solve(device)
+    except CompileError as error:
+        raise ProviderAbsentError(f"torch.compile does not work here: {error}") from error
+
+
+def _load_torchdeq(device: str) -> "Solve":
     try:
         with optional_import(extra="bench"):
             from torchdeq.solver.broyden import broyden_solver
@@ -93,29 +121,47 @@ def _load_torchdeq() -> "Solve":
     return solve
 
 
-def _require_native_library() -> None:
-    import deq_kernels as dk
+def require_backend(backend: str, device: str) -> None:
+    """Make sure that a backend of this package has kernels of its own for a device.
 
-    absent = dk.backend_info().cpu_library_absent
+    Raises:
+        ProviderAbsentError: it has none; the message says why.
+    """
+    import deq_kernels as dk
+    from deq_kernels.ops.backends import usable_triton_kernels
+
+    if backend == "triton":
+        _require_gpu(device, "Triton kernels")
+        try:
+            keys = usable_triton_kernels().keys
+        except (ImportError, RuntimeError) as error:
+            raise ProviderAbsentError(str(error)) from error
+        if "CUDA" not in keys:
+            raise ProviderAbsentError("Triton interprets its kernels here: unset TRITON_INTERPRET")
+        return
+    info = dk.backend_info()
+    absent = info.cuda_library_absent if device == "cuda" else info.cpu_library_absent
     if absent is not None:
         raise ProviderAbsentError(f"no native kernels: {absent}")
 
 
-def _broyden_of_this_package(*, history_dtype: "torch.dtype | None" = None) -> "Solve":
+def _require_gpu(device: str, what: str) -> None:
+    if device != "cuda":
+        raise ProviderAbsentError(f"{what} run on a GPU only: measure with --device cuda")
+
+
+def _broyden_of_this_package(**options: Any) -> "Solve":
     import torch
 
     import deq_kernels as dk
 
+    @cache
+    def solver(steps: int) -> dk.Broyden:
+        return dk.Broyden(max_steps=steps + 1, rtol=0.0, atol=0.0, stall_steps=None, **options)
+
     def solve(f: "Map", z0: "Tensor", steps: int) -> "Tensor":
-        solver = dk.Broyden(
-            max_steps=steps + 1,
-            rtol=0.0,
-            atol=0.0,
-            stall_steps=None,
-            history_dtype=history_dtype,
-        )
         # The others return no inverse either.
-        z = solver(f, z0, keep_inverse=False).z
+        z = solver(steps)(f, z0, keep_inverse=False).z
 
         assert isinstance(z, torch.Tensor)  # as z0 is, not a tuple
         return z
@@ -125,20 +171,54 @@ def _broyden_of_this_package(*, history_dtype: "torch.dtype | None" = None) -> "
 
 OURS = "ours"
 PROVIDERS = (
-    Provider(OURS, "deq_kernels, native kernels", _load_native),
+    Provider(OURS, "deq_kernels, native kernels", _load_native, backend="native", has_step=True),
     Provider(
         "ours-bf16",
         "deq_kernels, native kernels, directions stored in bfloat16",
         _load_bfloat16_history,
         history_itemsize=2,
+        backend="native",
+        has_step=True,
     ),
-    Provider("reference", "deq_kernels, its PyTorch reference", _load_reference),
+    Provider(
+        "ours-triton",
+        "deq_kernels, Triton kernels",
+        _load_triton,
+        devices=("cuda",),
+        backend="triton",
+        has_step=True,
+    ),
+    Provider(
+        "ours-graph",
+        "deq_kernels, native kernels, map and step replayed as a CUDA graph",
+        _load_graph,
+        devices=("cuda",),
+        backend="native",
+    ),
+    Provider(
+        "reference",
+        "deq_kernels, its PyTorch reference",
+        _load_reference,
+        devices=("cpu",),
+        backend="reference",
+    ),
     Provider(
         "plain", "plain PyTorch, best layout: U and V [B, m, d], baddbmm", _load_plain_textbook
     ),
     Provider("plain-4k", "the same, rearranged to two products per step", _load_plain_rearranged),
+    Provider(
+        "plain-compiled",
+        "plain-4k with its update compiled by torch.compile",
+        _load_plain_compiled,
+        devices=("cuda",),
+    ),
     Provider("torchdeq", "torchdeq.solver.broyden.broyden_solver", _load_torchdeq),
 )
+
+
+def providers_on(device: str) -> tuple[Provider, ...]:
+    """The providers that are measured on a device unless the command line says otherwise."""
+    return tuple(provider for provider in PROVIDERS if device in provider.devices)
 
 
 def find_provider(name: str) -> Provider:

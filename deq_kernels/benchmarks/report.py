@@ -9,14 +9,20 @@ from typing import Any, Literal, TypeVar
 
 from deq_kernels.files import write_atomically
 
-from .contention import DISTURBED_CORES
+from .contention import DISTURBED_CORES, DISTURBED_HOST_CORES
 from .timing import Spread
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: the ceiling has a name and may be a copy; steps recorded in a CUDA graph; results on GPUs."""
+Ceiling = Literal["triad", "copy"]
 Status = Literal["timed", "refused", "absent"]
 _T = TypeVar("_T")
-# What every table and chart states; a report may hold more.
-_MACHINE_KEYS = {"cpu", "threads", "torch_isa"}
+# What every table and chart states, by device; a report may hold more.
+_MACHINE_KEYS = {
+    "cpu": {"cpu", "threads", "torch_isa"},
+    "cuda": {"cpu", "gpu", "compute_capability", "multiprocessors", "driver"},
+}
+_NEW_NAMES = {"triad_gigabytes_per_second": "ceiling_gigabytes_per_second"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,8 @@ class Row:
         floor_bytes: least traffic of the solver with this provider's history dtype.
         gigabytes_per_second: floor_bytes over the median time; for a provider that moves more
             than the floor this is its useful rate, not its traffic.
-        floor_share: gigabytes_per_second over that of the triad.
-        fits_cache: whether state and directions fit the last-level cache, so that the triad is
+        floor_share: gigabytes_per_second over that of the ceiling.
+        fits_cache: whether state and directions fit the last-level cache, so that the ceiling is
             no bound; None where the size of the cache is unknown.
     """
 
@@ -55,15 +61,41 @@ class Row:
 
 
 @dataclass(frozen=True)
+class StepRow:
+    """One way to run the step, recorded in a CUDA graph, with the map taken off.
+
+    Attributes:
+        name: the provider, or ours in one regime of its kernels.
+        status: ``timed`` or ``refused``.
+        reason: why it was refused.
+        microseconds: per step, of a replayed solve less a replay of the map alone.
+        floor_bytes: least traffic of all steps with this history dtype.
+        gigabytes_per_second: floor_bytes over the median time of all steps.
+        floor_share: gigabytes_per_second over that of the ceiling.
+        fits_cache: as in ``Row``.
+    """
+
+    name: str
+    status: Status
+    reason: str | None
+    microseconds: Spread | None = None
+    floor_bytes: int | None = None
+    gigabytes_per_second: float | None = None
+    floor_share: float | None = None
+    fits_cache: bool | None = None
+
+
+@dataclass(frozen=True)
 class CaseResult:
     """One case with all its rows.
 
     Attributes:
         relative_residual: smallest residual norm over norm of z in the batch, of the anchor.
         map_milliseconds: the evaluations of the map alone, which every row contains.
-        triad_gigabytes_per_second: measured in the rounds of this case.
+        ceiling_gigabytes_per_second: measured in the rounds of this case.
         other_load_cores: cores that other processes used during the rounds, on average; None
             where the system does not say.
+        steps_recorded: the steps in a CUDA graph; empty where none can be recorded.
     """
 
     name: str
@@ -72,9 +104,10 @@ class CaseResult:
     steps: int
     relative_residual: float
     map_milliseconds: Spread
-    triad_gigabytes_per_second: Spread
+    ceiling_gigabytes_per_second: Spread
     other_load_cores: float | None
     rows: tuple[Row, ...]
+    steps_recorded: tuple[StepRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,12 +138,16 @@ class Report:
 
     Attributes:
         date: UTC, ISO 8601.
+        ceiling: the operation whose bandwidth shares refer to: STREAM's triad on a CPU, a copy
+            within the device's memory on a GPU.
         providers: what each provider is, by name.
+        tests: what the tests of this library said on this machine; None if nobody told.
     """
 
     schema: int
     date: str
     commit: str | None
+    ceiling: Ceiling
     machine: dict[str, str | int | None]
     versions: dict[str, str | None]
     dtype: str
@@ -118,23 +155,35 @@ class Report:
     providers: dict[str, str]
     cases: tuple[CaseResult, ...]
     memory: MemoryResult | None = None
+    tests: Literal["passed", "failed"] | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this was measured on a GPU."""
+        return self.machine["device"] == "cuda"
 
     @property
     def disturbed_cases(self) -> tuple[str, ...]:
         """Names of the cases that were timed while others used the machine."""
-        return tuple(
-            case.name for case in self.cases if (case.other_load_cores or 0.0) > DISTURBED_CORES
-        )
+        limit = DISTURBED_HOST_CORES if self.on_gpu else DISTURBED_CORES
+        return tuple(case.name for case in self.cases if (case.other_load_cores or 0.0) > limit)
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """One line for every provider that was refused."""
-        return tuple(
-            f"{case.name}: {row.provider} {row.reason}"
-            for case in self.cases
-            for row in case.rows
-            if row.status == "refused"
-        )
+        """One line for everything that was refused."""
+        lines: list[str] = []
+        for case in self.cases:
+            lines += [
+                f"{case.name}: {row.provider} {row.reason}"
+                for row in case.rows
+                if row.status == "refused"
+            ]
+            lines += [
+                f"{case.name}: step of {step.name} {step.reason}"
+                for step in case.steps_recorded
+                if step.status == "refused"
+            ]
+        return tuple(lines)
 
 
 def save_report(report: Report, path: Path) -> None:
@@ -145,28 +194,46 @@ def save_report(report: Report, path: Path) -> None:
 
 
 def load_report(path: Path) -> Report:
-    """Read a report written by ``save_report``.
+    """Read a report written by ``save_report``, with this schema or an earlier one.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file is not such a report, or was written with another schema; the message
-            names what is missing or strange.
+        ValueError: the file is not such a report, or was written with a schema that is unknown;
+            the message names what is missing or strange.
     """
     data = json.loads(path.read_text(encoding="utf-8"))
     schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA:
+    if schema not in range(1, SCHEMA + 1):
         raise ValueError(
-            f"a benchmark report has schema {SCHEMA}, but {path} has {schema!r}; "
+            f"a benchmark report has schema {SCHEMA} or an earlier one, but {path} has {schema!r}; "
             "measure again with this version"
         )
+    if schema == 1:
+        data = _from_schema_1(data)
     report = _build(Report, data, "the report")
-    if missing := _MACHINE_KEYS - set(report.machine):
+    device = report.machine.get("device")
+    if device not in _MACHINE_KEYS:
+        raise _damaged("the report: machine", "must name the device cpu or cuda", device)
+    if missing := _MACHINE_KEYS[device] - set(report.machine):
         raise ValueError(f"the report: machine lacks {', '.join(sorted(missing))}; it is damaged")
     for case in report.cases:
         rows = [row.provider for row in case.rows]
         if sorted(rows) != sorted(report.providers):
             raise _damaged(f"the report: {case.name}", "must have a row for each provider", rows)
     return report
+
+
+def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:
+    """The same report in schema 2: its ceiling was always the triad."""
+    data = {**data, "schema": SCHEMA, "ceiling": "triad"}
+    if isinstance(data.get("cases"), list):
+        data["cases"] = [
+            {_NEW_NAMES.get(name, name): value for name, value in case.items()}
+            if isinstance(case, dict)
+            else case
+            for case in data["cases"]
+        ]
+    return data
 
 
 def _build(kind: type[_T], data: Any, where: str) -> _T:

@@ -5,11 +5,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 _SAMPLE_SECONDS = 5e-3
 _MAX_REPEATS = 1000
+
+Clock = Callable[[Callable[[], object], int], float]
+"""``clock(call, repeats)``: makes the call so many times and returns the seconds of one."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,32 @@ def spread(samples: Sequence[float]) -> Spread:
     return Spread(median, lower, upper, tuple(samples))
 
 
+def wall_clock(call: Callable[[], object], repeats: int) -> float:
+    """The clock on the wall, for calls that return when their work is done."""
+    start = time.perf_counter_ns()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter_ns() - start) / repeats * 1e-9
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One call that takes part in the rounds.
+
+    Attributes:
+        call: what is timed.
+        clock: what times it.
+        context: what is entered around its samples, outside the clock, such as the choice of a
+            backend.
+    """
+
+    call: Callable[[], object]
+    clock: Clock = wall_clock
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
 def time_interleaved(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int, say: Callable[[str], None]
+    calls: Mapping[str, Timed], *, rounds: int, say: Callable[[str], None]
 ) -> dict[str, tuple[float, ...]]:
     """Time every call once per round and return the seconds of one call, per round.
 
@@ -40,30 +67,26 @@ def time_interleaved(
     repeats it for about 5 ms after one untimed call that brings its data back into the caches.
     """
     names = list(calls)
-    repeats = {name: _repeats(call) for name, call in calls.items()}
+    repeats = {name: _repeats(timed) for name, timed in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with _without_garbage_collection():
         for index in range(rounds):
             say(f"round {index + 1} of {rounds}")
             start = index % len(names)
             for name in names[start:] + names[:start]:
-                if repeats[name] > 1:
-                    calls[name]()
-                seconds[name].append(_seconds_per_call(calls[name], repeats[name]))
+                timed = calls[name]
+                with timed.context():
+                    if repeats[name] > 1:
+                        timed.call()
+                    seconds[name].append(timed.clock(timed.call, repeats[name]))
     return {name: tuple(samples) for name, samples in seconds.items()}
 
 
-def _repeats(call: Callable[[], object]) -> int:
-    call()
-    once = _seconds_per_call(call, 1)
+def _repeats(timed: Timed) -> int:
+    with timed.context():
+        timed.call()
+        once = timed.clock(timed.call, 1)
     return min(_MAX_REPEATS, max(1, math.ceil(_SAMPLE_SECONDS / max(once, 1e-9))))
-
-
-def _seconds_per_call(call: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter_ns()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter_ns() - start) / repeats * 1e-9
 
 
 @contextmanager

@@ -3,21 +3,33 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deq_kernels.benchmarks.cases import CASES, MEMORY_CASE, QUICK_CASES, Case, parse_case
+from deq_kernels.benchmarks.cases import (
+    CASES,
+    GPU_CASES,
+    GPU_QUICK_CASES,
+    MEMORY_CASE,
+    QUICK_CASES,
+    Case,
+    parse_case,
+)
+from deq_kernels.benchmarks.device import DEVICES, find_device
 from deq_kernels.benchmarks.providers import (
     PROVIDERS,
     Provider,
     ProviderAbsentError,
     find_provider,
+    providers_on,
 )
 from deq_kernels.commands.errors import fail
 from deq_kernels.commands.numbers import positive_int
 from deq_kernels.optional import require_packages
 
 if TYPE_CHECKING:
+    from deq_kernels.benchmarks.captured import ForceRegime
     from deq_kernels.benchmarks.report import Report
 
 _ROUNDS = 9
@@ -32,13 +44,15 @@ All providers solve the same problem from the same start with the same number of
 cheap map, so that the solver is what is measured. Before anything is timed, every provider's
 evaluations are counted and its iterates are compared with float64 ones; a provider that did other
 work is refused, and the command exits with 1. Timed rounds are interleaved, and the memory
-bandwidth that shares refer to is measured in the same rounds.
+bandwidth that shares refer to is measured in the same rounds. On a GPU the step is also recorded
+in a CUDA graph and timed without the map.
 """
 _EPILOG = """\
 examples:
   deq-kernels bench --quick
   deq-kernels bench --cases 8x61440x18 --providers ours,torchdeq --threads 1
   deq-kernels bench --memory --json result.json --plot result.png
+  deq-kernels bench --device cuda --regimes --memory --json gpu.json
   deq-kernels bench --render result.json
 
 The table goes to standard output, progress to standard error. Run on an idle machine: only ratios
@@ -85,19 +99,26 @@ def run(args: argparse.Namespace) -> int:
     from deq_kernels.benchmarks.harness import run_benchmark
     from deq_kernels.benchmarks.table import format_table
 
-    cases = args.cases or (QUICK_CASES if args.quick else CASES)
+    device_name = args.device or DEVICES[0]
+    cases = args.cases or _default_cases(device_name, quick=args.quick)
     rounds = args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS)
     try:
+        device = find_device(device_name)
         if args.plot is not None:
             require_packages("matplotlib", extra="bench")
         _prepare_outputs(args.json, args.plot)
         report = run_benchmark(
             cases,
-            args.providers or PROVIDERS,
+            args.providers or providers_on(device_name),
+            device=device,
             dtype=args.dtype or _DTYPES[0],
             rounds=rounds,
             threads=args.threads,
             memory_case=args.memory,
+            force_regime=_force_regime(device_name) if args.regimes else None,
+            commit=args.commit,
+            tests=args.tests,
+            save=None if args.json is None else partial(_save_json, path=args.json),
             say=_say,
         )
         print(format_table(report))
@@ -119,7 +140,7 @@ def quick(out_dir: Path) -> "Report":
     from deq_kernels.benchmarks.harness import run_benchmark
     from deq_kernels.benchmarks.table import format_table
 
-    report = run_benchmark(QUICK_CASES, PROVIDERS, rounds=_QUICK_ROUNDS, say=_say)
+    report = run_benchmark(QUICK_CASES, providers_on("cpu"), rounds=_QUICK_ROUNDS, say=_say)
     print(format_table(report))
     _save(report, json_path=out_dir / "bench.json", plot_path=out_dir / "bench.png")
     return report
@@ -132,14 +153,20 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_parse_cases,
         metavar="CASE,...",
         help="cases as BATCHxDIMxSTEPS, separated by commas; any sizes are allowed "
-        f"(default: {', '.join(case.name for case in CASES)})",
+        f"(default: {_names(CASES)}; on a GPU: {_names(GPU_CASES)})",
+    )
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        help=f"where to measure (default: {DEVICES[0]}); cuda is the GPU that "
+        "CUDA_VISIBLE_DEVICES puts first",
     )
     parser.add_argument(
         "--providers",
         type=_parse_providers,
         metavar="NAME,...",
         help="providers, separated by commas "
-        f"(default: {', '.join(provider.name for provider in PROVIDERS)})",
+        f"(default: {_names(providers_on('cpu'))}; on a GPU: {_names(providers_on('cuda'))})",
     )
     parser.add_argument(
         "--rounds",
@@ -165,10 +192,32 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=MEMORY_CASE,
         metavar="CASE",
-        help="also measure the peak memory of a solve, each provider in a process of its own "
-        f"(case: {MEMORY_CASE.name} if none is given; Linux only)",
+        help="also measure the peak memory of a solve: on the CPU (Linux only) each provider in a "
+        f"process of its own, on a GPU what torch hands out (case: {MEMORY_CASE.name} if none is "
+        "given)",
     )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all numbers as JSON")
+    parser.add_argument(
+        "--regimes",
+        action="store_true",
+        help="on a GPU: also time the recorded step of ours in each regime of its kernels, where "
+        "the sizes allow it",
+    )
+    parser.add_argument(
+        "--tests",
+        choices=("passed", "failed"),
+        help="what the tests of this library said on this machine, for the report",
+    )
+    parser.add_argument(
+        "--commit",
+        metavar="HASH",
+        help="the commit that is measured, for the report (default: what git says of the checkout)",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="PATH",
+        help="write all numbers as JSON, after each case what there is so far",
+    )
     parser.add_argument(
         "--plot",
         type=_plot_path,
@@ -178,7 +227,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     selection.add_argument(
         "--quick",
         action="store_true",
-        help=f"only {' and '.join(case.name for case in QUICK_CASES)}, few rounds: under 30 s",
+        help=f"few rounds of two cases, {_names(QUICK_CASES)} (on a GPU: "
+        f"{_names(GPU_QUICK_CASES)}): under 30 s",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -194,7 +244,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _options_of_a_measurement(args: argparse.Namespace) -> list[str]:
     """Name the options given that have an effect on a measurement only."""
-    names = ("cases", "quick", "providers", "rounds", "dtype", "threads", "memory", "json", "plot")
+    names = (
+        *("cases", "quick", "device", "providers", "rounds", "dtype", "threads", "memory"),
+        *("regimes", "tests", "commit", "json", "plot"),
+    )
     return [f"--{name}" for name in names if getattr(args, name) not in (None, False)]
 
 
@@ -212,18 +265,49 @@ def _prepare_outputs(*paths: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def _names(named: "Sequence[Case | Provider]") -> str:
+    return ", ".join(item.name for item in named)
+
+
+def _default_cases(device: str, *, quick: bool) -> tuple[Case, ...]:
+    if device == "cuda":
+        return GPU_QUICK_CASES if quick else GPU_CASES
+    return QUICK_CASES if quick else CASES
+
+
+def _force_regime(device: str) -> "ForceRegime":
+    """What makes the native kernels of a GPU take a regime for a while.
+
+    Raises:
+        ValueError: the device is no GPU.
+    """
+    from deq_kernels._native import force_regime
+
+    if device != "cuda":
+        raise ValueError("--regimes is about kernels on a GPU; add --device cuda or leave it out")
+    return force_regime
+
+
 def _print_list() -> None:
-    print("cases (BATCHxDIMxSTEPS):")
-    for case in CASES:
-        print(f"  {case.name}")
-    print("providers:")
+    for title, cases in (("cpu", CASES), ("cuda", GPU_CASES)):
+        print(f"cases on --device {title} (BATCHxDIMxSTEPS):")
+        for case in cases:
+            print(f"  {case.name}")
+    print("providers, and where they are measured unless asked for elsewhere:")
     for provider in PROVIDERS:
-        try:
-            provider.load()
-        except ProviderAbsentError as error:
-            print(f"  {provider.name}: {provider.description}; absent: {error}")
-        else:
-            print(f"  {provider.name}: {provider.description}")
+        print(f"  {provider.name}: {provider.description} ({', '.join(provider.devices)})")
+        for device in provider.devices:
+            if absent := _why_absent(provider, device):
+                print(f"    absent on {device}: {absent}")
+
+
+def _why_absent(provider: Provider, device: str) -> str | None:
+    try:
+        find_device(device)
+        provider.load(device)
+    except (ProviderAbsentError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _render(path: Path) -> int:
@@ -248,12 +332,17 @@ def _link(path: Path) -> str:
     return path.as_posix()
 
 
-def _save(report: "Report", *, json_path: Path | None, plot_path: Path | None) -> None:
-    from deq_kernels.benchmarks.plot import save_plot
+def _save_json(report: "Report", path: Path) -> None:
     from deq_kernels.benchmarks.report import save_report
 
+    save_report(report, path)
+
+
+def _save(report: "Report", *, json_path: Path | None, plot_path: Path | None) -> None:
+    from deq_kernels.benchmarks.plot import save_plot
+
     if json_path is not None:
-        save_report(report, json_path)
+        _save_json(report, json_path)
         _say(f"wrote {json_path}")
     if plot_path is not None:
         save_plot(report, plot_path)

@@ -24,13 +24,25 @@ class Implicit(AdjointGradient):
 
     Args:
         solver: solves for w, from ℓ. Its rtol is relative to ‖Jᵀw + ℓ‖₂, its atol absolute on the
-            scaled equation.
+            scaled equation. It must leave `cuda_graph` out: autograd runs the products with Jᵀ on
+            the stream of the forward pass, which is not the one that a solver captures.
         on_solve: called with the adjoint's `Solution` in every backward pass, for logging its
             status and steps; what a sample that did not converge means is the caller's decision.
+
+    Raises:
+        ValueError: the solver has `cuda_graph` set.
     """
 
     solver: Solver = field(default_factory=lambda: Broyden(max_steps=40, rtol=1e-5))
     on_solve: Callable[[Solution], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.solver.cuda_graph:
+            raise ValueError(
+                "Implicit's solver must have cuda_graph=False: autograd runs the products with Jᵀ "
+                "on the stream of the forward pass, which is not the one that a solver captures. "
+                "The forward solver may have it."
+            )
 
     def adjoint(
         self, cotangent: Tensor, vjp: VectorJacobianProduct, inverse: InverseJacobian | None

@@ -1,10 +1,10 @@
-"""Operators: one schema, one PyTorch reference, and native kernels where they were built."""
+"""Operators: one schema, one PyTorch reference, and faster kernels where they can be had."""
 
-from deq_kernels import _native
-from deq_kernels.ops import broyden, damped, low_rank
-from deq_kernels.ops.registry import OPS, use_backend
+from deq_kernels.ops import backends, broyden, damped, low_rank, memory
+from deq_kernels.ops.backends import use_backend
+from deq_kernels.ops.registry import OPS
 from deq_kernels.ops.termination import Status
 
-_native.load()
+backends.load()
 
-__all__ = ["OPS", "Status", "broyden", "damped", "low_rank", "use_backend"]
+__all__ = ["OPS", "Status", "backends", "broyden", "damped", "low_rank", "memory", "use_backend"]

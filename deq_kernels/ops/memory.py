@@ -7,10 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from deq_kernels import _native
 from deq_kernels.ops import registry
 
 POOLED_BYTES = 4 << 20
 """Smaller buffers come from torch's allocator, which keeps them itself."""
+
+ROW_BYTES = 16
+"""Rows on a GPU begin at multiples of this, so that every one is read 16 bytes at a time."""
 
 
 def _plain_memory(like: Tensor, size: int) -> Tensor:
@@ -31,7 +35,16 @@ def new_history(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Ten
     (never more than were once alive together; `deq_kernels.empty_cache` lets go of them), because
     mapping fresh pages can cost more than the solve. Where torch was told to fill uninitialised
     memory, this memory is torch's own and filled.
+
+    On a GPU torch's allocator keeps freed memory itself. There the result is a view whose rows
+    begin at multiples of 16 bytes: the stride between rows may be larger than their length.
     """
+    if like.device.type == "cuda":
+        *outer, dim = shape
+        aligned = ROW_BYTES // dtype.itemsize
+        padded = -(-dim // aligned) * aligned
+        rows = torch.empty((*outer, padded), dtype=dtype, device=like.device)
+        return rows.narrow(-1, 0, dim)
     size = math.prod(shape) * dtype.itemsize
     filled = (
         torch.are_deterministic_algorithms_enabled()
@@ -41,3 +54,8 @@ def new_history(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Ten
         return torch.empty(shape, dtype=dtype, device=like.device)
     memory: Tensor = _MEMORY.call(like, size)
     return memory.view(dtype).view(shape)
+
+
+def empty_cache() -> int:
+    """Give the memory kept by `new_history` back to the operating system; returns its bytes."""
+    return _native.empty_cache()

@@ -1,21 +1,18 @@
-"""Schemas, references and fakes go in here; native kernels join through torch's dispatcher.
+"""Schemas, references and fakes go in here; other kernels join through torch's dispatcher.
 
-An op is defined once, with the PyTorch reference as its composite kernel. Compiled libraries
-only add kernels for their dispatch key, so an install without a compiler has every op.
+An op is defined once, with the PyTorch reference as its composite kernel. Compiled libraries and
+Triton only add kernels for their dispatch key, so an install without a compiler has every op.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 NAMESPACE = "deq_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
-
-BACKENDS = ("native", "reference")
 
 
 class Op:
@@ -28,6 +25,10 @@ class Op:
         self.reference = reference
         self.overload: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
         self.call = self.overload
+
+    def holds_kernel(self, key: str) -> bool:
+        """Whether a kernel other than the reference is registered at a dispatch key."""
+        return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{self.name}", key)
 
 
 OPS: dict[str, Op] = {}
@@ -45,26 +46,3 @@ def define(schema: str, *, reference: Callable[..., Any], fake: Callable[..., An
 
 def in_place_fake(*args: Any) -> None:
     """Fake of an op that only writes to its arguments."""
-
-
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Run every op on one backend inside the `with` block, in all threads of the process.
-
-    Args:
-        name: "native" (the dispatcher's choice: compiled kernels where they exist) or
-            "reference" (the PyTorch formulas, on any device).
-
-    Raises:
-        ValueError: for any other name.
-    """
-    if name not in BACKENDS:
-        raise ValueError(f"use_backend takes one of {', '.join(BACKENDS)}; got {name!r}.")
-    before = {op_name: op.call for op_name, op in OPS.items()}
-    for op in OPS.values():
-        op.call = op.reference if name == "reference" else op.overload
-    try:
-        yield
-    finally:
-        for op_name, call in before.items():
-            OPS[op_name].call = call

@@ -6,7 +6,9 @@ The tables are shared by all solver steps (`csrc/algebra/termination.h` names th
   norm, then the trace, the residual norm at each evaluation, NaN where none was;
 - `counters` [batch, 5] int64: status, stored directions, evaluations, rejections, and the
   evaluation at which progress was last marked;
-- `active` [1] int64: how many samples still run.
+- `active` [1] int64: how many samples still run. Both read and written: the ops keep it up to date
+  from its value before the step, by counting anew or by subtracting the samples that stop, so it
+  must hold the number of samples whose status is RUNNING whenever a step begins.
 """
 
 from __future__ import annotations
@@ -58,7 +60,10 @@ PROGRESS_SHARE = 0.99
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """Termination tables of one solve; every tensor is updated in place by the step ops."""
+    """Termination tables of one solve; every tensor is updated in place by the step ops.
+
+    Whoever changes a status by hand keeps `active` equal to the number of running samples.
+    """
 
     record: Tensor
     counters: Tensor
@@ -80,7 +85,7 @@ class Tables:
         shape = (batch, len(Norm) + max_steps)
         record = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
         counters = torch.zeros((batch, len(Counter)), dtype=torch.int64, device=device)
-        active = torch.empty(1, dtype=torch.int64, device=device)
+        active = torch.full((1,), batch, dtype=torch.int64, device=device)
         return cls(record, counters, active)
 
 
@@ -142,7 +147,8 @@ def judge_(
     improved = running & (first | better | converged)
     record = running & (better | converged)
     norms[:, Norm.BEST] = torch.where(record, residual, norms[:, Norm.BEST])
-    progress = running & better & (residual < PROGRESS_SHARE * norms[:, Norm.PROGRESS])
+    progress = running & better & ~converged
+    progress &= residual < PROGRESS_SHARE * norms[:, Norm.PROGRESS]
     norms[:, Norm.PROGRESS] = torch.where(progress, residual, norms[:, Norm.PROGRESS])
     counters[:, Counter.PROGRESS_STEP] = torch.where(
         progress, step, counters[:, Counter.PROGRESS_STEP]

@@ -1,8 +1,13 @@
-"""The tile every sum over the dimension is cut into (`csrc/algebra/plan.h` states the same)."""
+"""The tile every sum over the dimension is cut into, by the kind of device.
 
-TILE = 4096
+`csrc/algebra/plan.h` states the CPU's, `csrc/cuda/plan.h` the GPU's.
+"""
+
+TILES = {"cpu": 4096, "cuda": 2048}
 
 
-def tile_count(dim: int) -> int:
+def tile_count(dim: int, device_type: str) -> int:
     """Tiles of a state of `dim` elements: what scratch tables are sized by."""
-    return (dim + TILE - 1) // TILE
+    # On a device without kernels the reference runs, which needs no scratch.
+    tile = TILES.get(device_type, TILES["cpu"])
+    return (dim + tile - 1) // tile

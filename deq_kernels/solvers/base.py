@@ -13,10 +13,9 @@ from torch import Tensor
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops.dtypes import check_state_dtype
 from deq_kernels.ops.termination import Tables
+from deq_kernels.solvers.loop import StepFunction, iterate
 from deq_kernels.solvers.solution import Solution
-from deq_kernels.solvers.structure import State, Structure, evaluate
-
-StepFunction = Callable[[Tensor], None]
+from deq_kernels.solvers.structure import State, Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,13 @@ class Solver:
             many evaluations; None for never.
         divergence_factor: a residual above this times the sample's first one is rejected like one
             that is not finite.
+        cuda_graph: capture f with its step into a CUDA graph in the second step of every solve, and
+            replay it from then on. Spares the launches from Python, which pays where a step takes
+            the GPU less time than the CPU (small states, f of many small kernels) and a solve takes
+            many more steps than the one or two that a capture costs. Only for CUDA states. f must
+            only enqueue work, the same in every evaluation, and Python in it runs twice per solve,
+            so that changes of z in place are noticed in the first two evaluations only. Device
+            memory that f works in is kept for the thread's next solve (`deq_kernels.empty_cache`).
 
     Raises:
         ValueError: an option is out of its range.
@@ -51,6 +57,7 @@ class Solver:
     atol: float = 0.0
     stall_steps: int | None = 30
     divergence_factor: float = 1e6
+    cuda_graph: bool = False
 
     builds_inverse: ClassVar[bool] = False
     """Whether the solution carries an inverse Jacobian estimate."""
@@ -64,6 +71,7 @@ class Solver:
             check_count("stall_steps", self.stall_steps)
         factor = self.divergence_factor
         check_option("divergence_factor", factor, factor > 1, "above 1")
+        check_option("cuda_graph", self.cuda_graph, isinstance(self.cuda_graph, bool), "a bool")
 
     def __call__(
         self, f: Callable[..., State], z0: State, *, keep_inverse: bool = True
@@ -72,6 +80,9 @@ class Solver:
 
         f runs without autograd; attach a gradient with `deq_kernels.DEQ`. The z it receives is a
         buffer that the next step overwrites: clone what should outlive the call.
+
+        On a GPU the host does not wait for the solution, and learns one step late that no sample
+        runs any more: f is evaluated once more then, but never more than `max_steps` times.
 
         Args:
             f: map of states [B, ...] to states of the same structure, shape, dtype and device.
@@ -85,18 +96,27 @@ class Solver:
 
         Raises:
             TypeError: z0 or f(z) has a wrong structure, dtype or device.
-            ValueError: z0 or f(z) has a wrong shape.
-            RuntimeError: f changed its z in place.
+            ValueError: z0 or f(z) has a wrong shape, or z0 is not on a CUDA device as `cuda_graph`
+                needs it.
+            RuntimeError: f changed its z in place, or `cuda_graph` could not capture it; or the
+                current stream is being captured into a graph of the caller's.
         """
         structure = Structure.of(z0, "z0")
         check_state_dtype(structure.dtype)
+        if self.cuda_graph and structure.device.type != "cuda":
+            raise ValueError(
+                "cuda_graph=True needs a state on a CUDA device; got z0 on "
+                f"{structure.device}. Move z0 and f to a GPU, or leave cuda_graph out."
+            )
         # Inference tensors count no changes, which `evaluate` relies on.
         with torch.inference_mode(False), torch.no_grad():
             z = structure.flatten(z0).clone(memory_format=torch.contiguous_format)
             tables = Tables.new(structure.batch, self.max_steps, structure.device)
             iteration = Iteration(z, torch.empty_like(z), tables)
             step, finish = self._prepare(iteration, keep_inverse)
-            iterate(f, structure, iteration, step, self.max_steps)
+            iterate(
+                f, structure, z, tables.active, step, self.max_steps, cuda_graph=self.cuda_graph
+            )
             inverse = finish() if keep_inverse else None
             return Solution(structure.unflatten(iteration.best_z), tables, inverse)
 
@@ -117,22 +137,3 @@ def check_count(name: str, value: object) -> None:
     """Raise ValueError unless an option is a whole number, at least 1."""
     holds = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     check_option(name, value, holds, "a whole number, at least 1")
-
-
-def iterate(
-    f: Callable[..., State],
-    structure: Structure,
-    iteration: Iteration,
-    step: StepFunction,
-    max_steps: int,
-) -> None:
-    """Evaluate f and take a step until no sample runs any more."""
-    if structure.batch == 0:
-        return
-    z, active = iteration.z, iteration.tables.active
-    state = structure.unflatten(z)
-    allow_cast = torch.is_autocast_enabled(structure.device.type)
-    for _ in range(max_steps):
-        step(structure.flatten(evaluate(f, state, z), allow_cast=allow_cast))
-        if not active.item():
-            return

@@ -11,7 +11,8 @@ import torch
 from deq_kernels.inverse import ProductFormInverse
 from deq_kernels.ops import broyden
 from deq_kernels.ops.termination import Counter
-from deq_kernels.solvers.base import Iteration, Solver, StepFunction, check_count, check_option
+from deq_kernels.solvers.base import Iteration, Solver, check_count, check_option
+from deq_kernels.solvers.loop import StepFunction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deq_kernels.ops import damped
-from deq_kernels.solvers.base import Iteration, Solver, StepFunction, check_option
+from deq_kernels.solvers.base import Iteration, Solver, check_option
+from deq_kernels.solvers.loop import StepFunction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,10 @@ class Solution:
         return self.status == Status.CONVERGED
 
     def summary(self) -> str:
-        """One line for logs: how many samples ended how, and after how many steps."""
+        """One line for logs: how many samples ended how, and after how many steps.
+
+        On a GPU this waits for the solve, as every look at the values of a tensor does.
+        """
         if not len(self.steps):
             return "no samples"
         counts = ", ".join(

@@ -11,7 +11,7 @@ from torch import Tensor
 from deq_kernels.benchmarks import plain_pytorch
 from deq_kernels.benchmarks.cases import Case
 from deq_kernels.benchmarks.checks import Work, check_work, make_anchor
-from deq_kernels.benchmarks.providers import PROVIDERS, Provider, ProviderAbsentError
+from deq_kernels.benchmarks.providers import Provider, ProviderAbsentError, providers_on
 
 if TYPE_CHECKING:
     from _pytest.mark.structures import ParameterSet
@@ -23,14 +23,15 @@ CASE = Case(3, 300, 10)
 
 def _why_absent(provider: Provider) -> str | None:
     try:
-        provider.load()
+        provider.load("cpu")
     except ProviderAbsentError as error:
         return str(error)
     return None
 
 
 def _parameters() -> list[ParameterSet]:
-    absent = {provider.name: _why_absent(provider) for provider in PROVIDERS}
+    providers = providers_on("cpu")
+    absent = {provider.name: _why_absent(provider) for provider in providers}
     return [
         pytest.param(
             provider,
@@ -39,12 +40,12 @@ def _parameters() -> list[ParameterSet]:
                 absent[provider.name] is not None, reason=absent[provider.name] or "present"
             ),
         )
-        for provider in PROVIDERS
+        for provider in providers
     ]
 
 
 def _work(solve: Solve, *, history_itemsize: int | None = None) -> Work:
-    provider = Provider("candidate", "under test", lambda: solve, history_itemsize)
+    provider = Provider("candidate", "under test", lambda device: solve, history_itemsize)
     dtype = torch.float64
     return check_work(provider, solve, CASE, make_anchor(CASE, dtype=dtype), dtype=dtype)
 
@@ -52,7 +53,8 @@ def _work(solve: Solve, *, history_itemsize: int | None = None) -> Work:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("provider", _parameters())
 def test_every_provider_does_the_same_work(provider: Provider, dtype: torch.dtype) -> None:
-    work = check_work(provider, provider.load(), CASE, make_anchor(CASE, dtype=dtype), dtype=dtype)
+    anchor = make_anchor(CASE, dtype=dtype)
+    work = check_work(provider, provider.load("cpu"), CASE, anchor, dtype=dtype)
     assert work.refusal is None
     assert work.evaluations == CASE.evaluations
     if provider.history_itemsize is None:
@@ -104,6 +106,17 @@ def test_rounded_history_is_held_to_its_residual() -> None:
 
     assert _work(nearly, history_itemsize=2).refusal is None
     assert "times the exact one" in (_work(far, history_itemsize=2).refusal or "")
+
+
+def test_an_error_is_a_refusal() -> None:
+    def solve(f: Map, z0: Tensor, steps: int) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
+
+    work = _work(solve)
+    assert work.evaluations is None
+    assert work.refusal == "failed: RuntimeError: CUDA error: an illegal memory access was " + (
+        "encountered"
+    )
 
 
 def test_wrong_shape_raises() -> None:

@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
-from deq_kernels.benchmarks.cases import CASES, Case
-from deq_kernels.benchmarks.providers import PROVIDERS, find_provider
+from deq_kernels.benchmarks.cases import CASES, GPU_CASES, Case
+from deq_kernels.benchmarks.providers import PROVIDERS, find_provider, providers_on
 from deq_kernels.benchmarks.report import load_report
 from deq_kernels.benchmarks.table import format_markdown
 from deq_kernels.commands import bench
@@ -26,15 +27,27 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert option in text
     for option in ("--json", "--plot", "--quick", "--list", "--render"):
         assert option in text
+    for option in ("--device", "--regimes", "--tests", "--commit"):
+        assert option in text
     assert "examples:" in text
+    words = text.split()
     assert all(case.name in text for case in CASES)
+    assert all(f"{case.name}," in words for case in GPU_CASES[:-1])
 
 
 def test_list_names_cases_and_providers(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--list"]) == 0
     text = capsys.readouterr().out
-    assert all(case.name in text for case in CASES)
+    assert all(f"  {case.name}\n" in text for case in (*CASES, *GPU_CASES))
     assert all(f"  {provider.name}: {provider.description}" in text for provider in PROVIDERS)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_list_says_what_is_absent_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    after = lines[[line.startswith("  ours-graph:") for line in lines].index(True) + 1]
+    assert after.startswith("    absent on cuda: device cuda needs a GPU that torch can use")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +60,8 @@ def test_list_names_cases_and_providers(capsys: pytest.CaptureFixture[str]) -> N
         (["--quick", "--cases", "2x300x8"], "not allowed with argument --quick"),
         (["--list", "--render", "x.json"], "not allowed with argument --list"),
         (["--dtype", "float16"], "invalid choice"),
+        (["--device", "tpu"], "invalid choice"),
+        (["--tests", "red"], "invalid choice"),
         (["--fast"], "unrecognized arguments"),
     ],
 )
@@ -103,6 +118,10 @@ def test_render_links_a_file_of_the_repository_from_its_root(
         ["--memory"],
         ["--json", "y.json"],
         ["--plot", "y.png"],
+        ["--device", "cpu"],
+        ["--regimes"],
+        ["--tests", "passed"],
+        ["--commit", "abc"],
     ],
 )
 def test_nothing_else_beside_what_measures_nothing(
@@ -166,13 +185,60 @@ def test_render_of_a_missing_file_is_an_error(capsys: pytest.CaptureFixture[str]
     assert "cannot render nowhere.json" in capsys.readouterr().err
 
 
-def test_readme_table_is_the_rendering_of_its_committed_result() -> None:
+def test_readme_tables_are_the_renderings_of_their_committed_results() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"<!-- bench:begin -->\n(.*?)\n<!-- bench:end -->", readme, re.DOTALL)
-    assert len(blocks) == 1, "README.md must hold one table between the bench markers"
-    sources = re.findall(r"\]\((benchmarks/results/[^)]+\.json)\)", blocks[0])
-    assert len(sources) == 1, "the table must link the one JSON it was rendered from"
-    assert blocks[0].strip() == format_markdown(load_report(ROOT / sources[0]), sources[0])
+    assert blocks, "README.md must hold a table between the bench markers"
+    for block in blocks:
+        sources = re.findall(r"\]\((benchmarks/results/[^)]+\.json)\)", block)
+        assert len(sources) == 1, "a table must link the one JSON it was rendered from"
+        assert block.strip() == format_markdown(load_report(ROOT / sources[0]), sources[0])
+
+
+def test_committed_results_load() -> None:
+    results = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert results
+    for path in results:
+        report = load_report(path)
+        assert report.refusals == ()
+        assert report.tests != "failed"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_gpu_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--device", "cuda"]) == 2
+    captured = capsys.readouterr()
+    assert "error: device cuda needs a GPU that torch can use" in captured.err
+    assert captured.out == ""
+
+
+def test_regimes_are_about_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--cases", "2x300x8", "--providers", "plain", "--regimes"]) == 2
+    assert "add --device cuda or leave it out" in capsys.readouterr().err
+
+
+def test_defaults_follow_the_device() -> None:
+    on_cpu = {provider.name for provider in providers_on("cpu")}
+    on_gpu = {provider.name for provider in providers_on("cuda")}
+    assert on_cpu == {"ours", "ours-bf16", "reference", "plain", "plain-4k", "torchdeq"}
+    assert on_gpu - on_cpu == {"ours-triton", "ours-graph", "plain-compiled"}
+    assert bench._default_cases("cpu", quick=False) == CASES
+    assert bench._default_cases("cuda", quick=False) == GPU_CASES
+    assert set(bench._default_cases("cuda", quick=True)) <= set(GPU_CASES)
+
+
+def test_what_the_tests_said_and_the_commit_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "result.json"
+    arguments = ["--cases", "2x300x8", "--providers", "plain", "--rounds", "1"]
+    assert (
+        bench.main([*arguments, "--tests", "failed", "--commit", "abc", "--json", str(path)]) == 0
+    )
+    assert "the tests of this library FAILED on this machine" in capsys.readouterr().out
+    assert load_report(path).commit == "abc"
+    assert bench.main(["--render", str(path)]) == 0
+    assert "**The tests of this library FAILED on this machine" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="charts need matplotlib")
@@ -180,7 +246,7 @@ def test_quick_prints_the_table_and_writes_json_and_chart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "QUICK_CASES", (Case(2, 300, 8),))
-    monkeypatch.setattr(bench, "PROVIDERS", (find_provider("plain"),))
+    monkeypatch.setattr(bench, "providers_on", lambda device: (find_provider("plain"),))
     report = bench.quick(tmp_path)
     assert "2x300x8 float32" in capsys.readouterr().out
     assert load_report(tmp_path / "bench.json") == report

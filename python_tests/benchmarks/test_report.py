@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 CASE = Case(2, 300, 8)
 
 
-def _load_absent() -> "Solve":
+def _load_absent(device: str) -> "Solve":
     raise ProviderAbsentError("not installed: pip install nothing")
 
 
-def _load_wrong() -> "Solve":
+def _load_wrong(device: str) -> "Solve":
     return lambda f, z0, steps: plain_pytorch.solve_rearranged(f, z0, steps) * 1.01
 
 
 # Stand-ins keep this independent of what is installed: the first plays the part of ours.
 PROVIDERS = (
-    Provider(OURS, "stand-in", lambda: plain_pytorch.solve_rearranged),
+    Provider(OURS, "stand-in", lambda device: plain_pytorch.solve_rearranged),
     Provider("wrong", "returns other iterates", _load_wrong),
     Provider("missing", "is not there", _load_absent),
 )
@@ -56,9 +56,9 @@ def test_rows_say_what_was_done(report: Report) -> None:
     assert timed.gigabytes_per_second == pytest.approx(
         timed.floor_bytes / timed.milliseconds.median / 1e6
     )
-    triad = report.cases[0].triad_gigabytes_per_second.median
+    ceiling = report.cases[0].ceiling_gigabytes_per_second.median
     assert timed.gigabytes_per_second is not None
-    assert timed.floor_share == pytest.approx(timed.gigabytes_per_second / triad)
+    assert timed.floor_share == pytest.approx(timed.gigabytes_per_second / ceiling)
     assert refused.milliseconds is None
     assert "iterates differ" in (refused.reason or "")
     assert absent.reason == "not installed: pip install nothing"
@@ -71,16 +71,17 @@ def test_json_has_the_documented_fields(report: Report, tmp_path: Path) -> None:
     data = json.loads(path.read_text(encoding="utf-8"))
     assert data["schema"] == SCHEMA
     assert set(data) == {
-        *("schema", "date", "commit", "machine", "versions", "dtype", "rounds"),
-        *("providers", "cases", "memory"),
+        *("schema", "date", "commit", "ceiling", "machine", "versions", "dtype", "rounds"),
+        *("providers", "cases", "memory", "tests"),
     }
+    assert data["ceiling"] == "triad"
     assert {"device", "cpu", "threads"} <= set(data["machine"])
     assert set(data["versions"]) == {"deq_kernels", "torch", "torchdeq", "python"}
     assert load_report(path) == report
 
 
 def test_json_of_a_provider_that_returns_nan_is_strict(tmp_path: Path) -> None:
-    def load() -> "Solve":
+    def load(device: str) -> "Solve":
         return lambda f, z0, steps: plain_pytorch.solve_rearranged(f, z0, steps) * float("nan")
 
     provider = Provider("nan", "returns no numbers", load)
@@ -95,7 +96,7 @@ def test_json_of_a_provider_that_returns_nan_is_strict(tmp_path: Path) -> None:
 def test_json_of_another_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text('{"schema": 0}', encoding="utf-8")
-    with pytest.raises(ValueError, match="has schema 1, but"):
+    with pytest.raises(ValueError, match="has schema 2 or an earlier one, but"):
         load_report(path)
 
 
@@ -119,6 +120,10 @@ def test_json_with_an_unknown_field_is_refused(report: Report, tmp_path: Path) -
         (lambda data: data.update(rounds=None), "the report: rounds must be int, but got None"),
         (lambda data: data.update(providers=[]), r"providers must be dict.* but got \[\]"),
         (lambda data: data["machine"].pop("cpu"), "the report: machine lacks cpu; it is damaged"),
+        (lambda data: data["machine"].update(device="tpu"), "device cpu or cuda, but got 'tpu'"),
+        (lambda data: data["machine"].update(device="cuda"), "compute_capability, driver, gpu, mu"),
+        (lambda data: data.update(ceiling="roof"), "ceiling must be .* but got 'roof'"),
+        (lambda data: data.update(tests="red"), "tests must be .* but got 'red'"),
         (lambda data: data["cases"][0]["rows"].pop(), "must have a row for each provider, but got"),
         (lambda data: data["cases"].append(3), r"cases\[1\] must be the fields of a CaseResult"),
         (lambda data: data["cases"][0]["rows"][0].update(status="lost"), "but got 'lost'"),
@@ -139,7 +144,7 @@ def test_damaged_json_is_refused(
 def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("[1]", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"has schema 1, but .* has None"):
+    with pytest.raises(ValueError, match=r"has schema 2 or an earlier one, but .* has None"):
         load_report(path)
 
 

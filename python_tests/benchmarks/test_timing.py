@@ -1,5 +1,7 @@
 """Interleaving and summaries; nothing here depends on how fast anything is."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +9,7 @@ import pytest
 
 from deq_kernels.benchmarks import contention
 from deq_kernels.benchmarks.contention import OtherLoad
-from deq_kernels.benchmarks.timing import spread, time_interleaved
+from deq_kernels.benchmarks.timing import Timed, spread, time_interleaved
 
 
 def test_spread_interpolates_quartiles() -> None:
@@ -27,7 +29,7 @@ def test_every_call_gets_one_sample_per_round_and_the_order_rotates(
     # With a sample length of zero every call is made once per sample.
     monkeypatch.setattr("deq_kernels.benchmarks.timing._SAMPLE_SECONDS", 0.0)
     made: list[str] = []
-    calls = {name: lambda name=name: made.append(name) for name in "abc"}
+    calls = {name: Timed(lambda name=name: made.append(name)) for name in "abc"}
     lines: list[str] = []
     seconds = time_interleaved(calls, rounds=4, say=lines.append)
     assert {name: len(samples) for name, samples in seconds.items()} == {"a": 4, "b": 4, "c": 4}
@@ -35,6 +37,31 @@ def test_every_call_gets_one_sample_per_round_and_the_order_rotates(
     warm_up = 6
     assert "".join(made[warm_up:]) == "abc" + "bca" + "cab" + "abc"
     assert lines == [f"round {index} of 4" for index in (1, 2, 3, 4)]
+
+
+def test_each_call_has_its_clock_and_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The context is open around every call, and the clock is the call's own."""
+    monkeypatch.setattr("deq_kernels.benchmarks.timing._SAMPLE_SECONDS", 0.6)
+    events: list[str] = []
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        events.append("enter")
+        yield
+        events.append("leave")
+
+    def clock(call: Callable[[], object], repeats: int) -> float:
+        events.append(f"clock {repeats}")
+        call()
+        return 0.25
+
+    timed = Timed(lambda: events.append("call"), clock, context)
+    seconds = time_interleaved({"a": timed}, rounds=1, say=lambda line: None)
+    assert seconds == {"a": (0.25,)}
+    first = ["enter", "call", "clock 1", "call", "leave"]
+    # 0.6 s hold three calls of 0.25 s.
+    sample = ["enter", "call", "clock 3", "call", "leave"]
+    assert events == first + sample
 
 
 def test_other_load_counts_what_this_process_did_not_use(monkeypatch: pytest.MonkeyPatch) -> None:

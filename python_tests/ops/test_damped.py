@@ -14,6 +14,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 OPTIONS = {"rtol": 0.0, "atol": 0.0, "stall_steps": 0, "divergence_factor": 1e6}
 
 
+@pytest.mark.interpreter(dtype=(torch.float32, torch.bfloat16), dim=(7, 6000), damping=(0.3,))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [1, 7, 64, 2049, 6000])
 @pytest.mark.parametrize("damping", [1.0, 0.3])
@@ -40,12 +41,17 @@ def test_step_judges_each_sample(backend: str) -> None:
     best = torch.full_like(z, 9.0)
     tables = Tables.new(4, 5, z.device)
     tables.counters[2, Counter.STATUS] = dk.Status.STALLED
+    tables.active.fill_(3)
     damped.step_(f_z, z, best, tables, damped.new_scratch(z), damping=0.5, **OPTIONS)
     status = tables.counters[:, Counter.STATUS].tolist()
     assert status == [dk.Status.CONVERGED, dk.Status.RUNNING, dk.Status.STALLED, dk.Status.DIVERGED]
     assert z[:, 0].tolist() == [1.0, 1.5, 1.0, 1.0]
     assert best[:, 0].tolist() == [1.0, 1.0, 9.0, 1.0]
     assert tables.counters[:, Counter.STEPS].tolist() == [1, 1, 0, 1]
+    assert tables.active.item() == 1
+    damped.step_(z.clone(), z, best, tables, damped.new_scratch(z), damping=0.5, **OPTIONS)
+    assert tables.counters[:, Counter.STEPS].tolist() == [1, 2, 0, 1]
+    assert tables.active.item() == 0
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
@@ -57,6 +63,7 @@ def test_norms_neither_overflow_nor_vanish(backend: str, scale: float) -> None:
     assert tables.active.item() == 1
 
 
+@pytest.mark.interpreter(dtype=(torch.float32,), dim=(7, 6000))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [1, 7, 2049, 6000])
 def test_neumann_step(backend: str, dtype: torch.dtype, dim: int) -> None:
@@ -95,7 +102,7 @@ def test_empty_sizes(backend: str, batch: int, dim: int) -> None:
     assert not norms.any()
 
 
-def test_opcheck() -> None:
+def test_opcheck(fused_backend: str) -> None:
     z = torch.randn(2, 7)
     tables = Tables.new(2, 5, z.device)
     state = (z + 1.0, z, z.clone(), tables.record, tables.counters, tables.active)

@@ -21,13 +21,13 @@ def elementwise_map(dim: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return lambda z: (gain * z + shift) / (1 + 0.1 * z * z)
 
 
-def solvers(dtype: torch.dtype) -> list[dk.Solver]:
+def solvers(dtype: torch.dtype, max_steps: int = 9) -> list[dk.Solver]:
     history = [None] if dtype == torch.float64 else [None, torch.bfloat16]
     broyden = [
-        dk.Broyden(max_steps=9, rtol=1e-5, history_length=4, damping=0.9, history_dtype=h)
+        dk.Broyden(max_steps=max_steps, rtol=1e-5, history_length=4, damping=0.9, history_dtype=h)
         for h in history
     ]
-    return [*broyden, dk.FixedPoint(max_steps=9, rtol=1e-5, damping=0.9)]
+    return [*broyden, dk.FixedPoint(max_steps=max_steps, rtol=1e-5, damping=0.9)]
 
 
 def results(solver: dk.Solver, f: Callable[[Tensor], Tensor], z0: Tensor) -> list[Tensor]:
@@ -55,10 +55,15 @@ def test_threads_change_no_bit(
                 assert torch.equal(now, before)
 
 
+@pytest.mark.interpreter(dtype=(torch.float32,), dim=(9001,))
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_neighbours_change_no_bit(
-    set_threads: Callable[[int], None], dtype: torch.dtype, dim: int
+    fused_backend: str,
+    interpreted: bool,
+    set_threads: Callable[[int], None],
+    dtype: torch.dtype,
+    dim: int,
 ) -> None:
     """Alone, among others, next to a solved sample and next to one that turns NaN."""
     set_threads(2)
@@ -69,17 +74,17 @@ def test_neighbours_change_no_bit(
     for _ in range(300):
         solved = f(solved)
     z0[4] = solved
-    for solver in solvers(dtype):
+    for solver in solvers(dtype, max_steps=4)[:1] if interpreted else solvers(dtype):
         together = results(solver, f, z0)
         assert together[3][3] == dk.Status.DIVERGED
-        for sample in (0, 1, 2, 5):
+        for sample in (1,) if interpreted else (0, 1, 2, 5):
             alone = results(solver, f, z0[sample : sample + 1])
             for one, many in zip(alone, together, strict=True):
                 assert torch.equal(one[0], many[sample])
 
 
 def test_low_rank_append_is_independent_of_neighbours(
-    set_threads: Callable[[int], None],
+    fused_backend: str, set_threads: Callable[[int], None]
 ) -> None:
     set_threads(2)
     batch, dim = 4, 5001

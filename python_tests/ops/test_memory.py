@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import deq_kernels as dk
 from deq_kernels.ops import OPS, memory
@@ -96,3 +97,28 @@ def test_opcheck() -> None:
     torch.library.opcheck(overload, (torch.empty(1), 64), test_utils=utilities)
     with pytest.raises(RuntimeError, match="at least one byte"):
         overload(torch.empty(1), 0)
+
+
+@pytest.mark.usefixtures("unfilled")
+@pytest.mark.parametrize(
+    ("dtype", "dim", "stride"),
+    [
+        (torch.float64, 7, 8),
+        (torch.float32, 7, 8),
+        (torch.float32, 8, 8),
+        (torch.float16, 9, 16),
+        (torch.bfloat16, 1, 8),
+        (torch.float32, 0, 0),
+    ],
+)
+def test_rows_on_a_gpu_begin_at_multiples_of_16_bytes(
+    dtype: torch.dtype, dim: int, stride: int
+) -> None:
+    with FakeTensorMode():
+        history = memory.new_history(torch.empty(1, device="cuda"), (2, 3, dim), dtype)
+    assert history.shape == (2, 3, dim)
+    assert history.dtype == dtype
+    assert history.device.type == "cuda"
+    if dim:
+        assert history.stride() == (3 * stride, stride, 1)
+        assert stride * dtype.itemsize % 16 == 0

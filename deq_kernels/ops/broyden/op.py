@@ -80,10 +80,12 @@ class History:
     """What one Broyden solve stores: directions and their rank-sized tables.
 
     Attributes:
-        directions: [batch, history_length + 1, dim], the first `count` rows of a sample valid.
+        directions: [batch, history_length + 1, dim], the first `count` rows of a sample valid, the
+            others never read; rows are dense and may lie apart (`new_history`).
         algebra: [batch, history_length + 1, history_length + 3] float64; row j holds ⟨p_j, p_i⟩
             for all i, then the step length α_j and the weight ω_j.
-        scratch: [batch, tiles + 1, 2 + 2 (history_length + 1)] float64, partial sums of a step.
+        scratch: [batch, tiles + 1, 2 + 2 (history_length + 1)] float64, partial sums of a step,
+            laid out as the backend likes; the tile is the device's (`deq_kernels.ops.tiles`).
     """
 
     directions: Tensor
@@ -94,13 +96,13 @@ class History:
     def new(cls, z: Tensor, history_length: int, history_dtype: torch.dtype | None) -> History:
         """An empty history for states like z [batch, dim]."""
         batch, dim = z.shape
-        capacity = history_length + 1
+        capacity, tiles = history_length + 1, tile_count(dim, z.device.type)
         table = partial(torch.empty, dtype=torch.float64, device=z.device)
         dtype = resolve_history_dtype(z.dtype, history_dtype)
         return cls(
             new_history(z, (batch, capacity, dim), dtype),
             table((batch, capacity, capacity + 2)),
-            table((batch, tile_count(dim) + 1, 2 + 2 * capacity)),
+            table((batch, tiles + 1, 2 + 2 * capacity)),
         )
 
 
@@ -145,7 +147,8 @@ def step_(
         z: the iterates, [batch, dim], contiguous; updated.
         best_z: the best iterate of each sample, [batch, dim]; updated.
         history: stored directions and their tables; updated.
-        tables: norms, counters, trace and the number of running samples; updated.
+        tables: norms, counters, trace and the number of running samples, from `Tables.new`;
+            updated.
         **options: those of `bind_step`, all of them:
             rtol, relative tolerance on ‖f(z) − z‖ against ‖f(z)‖;
             atol, absolute tolerance on ‖f(z) − z‖;

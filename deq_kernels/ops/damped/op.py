@@ -34,7 +34,7 @@ _NEUMANN = registry.define(
 def new_scratch(z: Tensor) -> Tensor:
     """Room for the partial sums of `step_` on states like z [batch, dim]."""
     batch, dim = z.shape
-    shape = (batch, tile_count(dim) + 1, 2)
+    shape = (batch, tile_count(dim, z.device.type) + 1, 2)
     return torch.empty(shape, dtype=torch.float64, device=z.device)
 
 
@@ -70,7 +70,8 @@ def step_(
         f_z: f(z), [batch, dim]; any strides.
         z: the iterates, [batch, dim], contiguous; updated.
         best_z: the best iterate of each sample, [batch, dim]; updated.
-        tables: norms, counters, trace and the number of running samples; updated.
+        tables: norms, counters, trace and the number of running samples, from `Tables.new`;
+            updated.
         scratch: from `new_scratch`.
         **options: those of `bind_step`, all of them:
             rtol, relative tolerance on ‖f(z) − z‖ against ‖f(z)‖;

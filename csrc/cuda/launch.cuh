@@ -1,0 +1,198 @@
+// Kernels around the bodies of two_pass.h, and their launch on torch's current stream.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "cuda/device.cuh"
+#include "cuda/regime.h"
+#include "cuda/two_pass.h"
+#include "torch/checks.h"
+
+namespace deq {
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // or it would be taken for an error of torch's next call
+    STD_TORCH_CHECK(false, what, " failed: ", cudaGetErrorString(error));
+  }
+}
+
+// Two blocks per multiprocessor hide each other's barriers; 128 registers per thread allow it.
+template <typename Op>
+__global__ void __launch_bounds__(kGpuThreads, 2)
+    fused_kernel(const __grid_constant__ Op op, const SharedLayout layout, int64_t tiles,
+                 int64_t own_tiles, int64_t kept_rows) {
+  fused_pass(DeviceBlock(), op, layout, tiles, own_tiles, kept_rows);
+}
+
+template <typename Op>
+__global__ void __launch_bounds__(kGpuThreads, 2)
+    measure_kernel(const __grid_constant__ Op op, const GridScratch scratch) {
+  measure_pass(DeviceBlock(), op, scratch);
+}
+
+template <typename Op>
+__global__ void __launch_bounds__(kGpuThreads, 1)
+    conclude_kernel(const __grid_constant__ Op op, const GridScratch scratch,
+                    const SharedLayout layout, bool staged) {
+  conclude_pass(DeviceBlock(), op, scratch, layout, staged);
+}
+
+template <typename Op>
+__global__ void __launch_bounds__(kGpuThreads, 2)
+    apply_kernel(const __grid_constant__ Op op, const GridScratch scratch) {
+  apply_pass(DeviceBlock(), op, scratch);
+}
+
+// The device and stream an op runs on: those of its first tensor.
+class Place {
+ public:
+  explicit Place(const Tensor& tensor)
+      : index_(tensor.get_device_index()), guard_(index_), stream_(nullptr) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  int index() const { return index_; }
+  cudaStream_t stream() const { return stream_; }
+
+  int attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, which, index_), "cudaDeviceGetAttribute");
+    return value;
+  }
+
+ private:
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+};
+
+// Lets a kernel have all the shared memory of a block, and clusters beyond the portable eight; once
+// per kernel and device.
+template <typename Kernel>
+void allow_large_launches(Kernel kernel, const Place& place, const GpuDevice& device) {
+  static std::atomic<uint64_t> done{0};
+  const uint64_t bit = uint64_t(1) << (place.index() % 64);
+  if (done.load(std::memory_order_acquire) & bit) {
+    return;
+  }
+  const auto* function = reinterpret_cast<const void*>(kernel);
+  check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(device.shared_bytes)),
+             "raising a kernel's shared memory");
+  if (device.max_cluster > 8) {
+    check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+               "allowing a kernel larger clusters");
+  }
+  done.fetch_or(bit, std::memory_order_release);
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch_kernel(void (*kernel)(Parameters...), const Place& place, int64_t blocks,
+                   int64_t cluster, int64_t shared_bytes, const Arguments&... arguments) {
+  STD_TORCH_CHECK(blocks <= INT32_MAX, "a launch has at most 2^31 - 1 blocks, but this one needs ",
+                  blocks, "; split the batch");
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kGpuThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = place.stream();
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), "launching a kernel");
+}
+
+// The facts about a device that the planner asks for. The largest cluster is what the hardware has
+// room for, which a part of a partitioned GPU may not.
+template <typename Op>
+GpuDevice device_facts(const Place& place) {
+  static std::atomic<int> largest_cluster[64] = {};
+  GpuDevice device = {place.attribute(cudaDevAttrMultiProcessorCount),
+                      place.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), 1};
+  std::atomic<int>& cached = largest_cluster[place.index() % 64];
+  int cluster = cached.load(std::memory_order_acquire);
+  if (cluster == 0) {
+    cluster = 1;
+    if (place.attribute(cudaDevAttrClusterLaunch)) {
+      device.max_cluster = 16;
+      allow_large_launches(&fused_kernel<Op>, place, device);
+      cudaLaunchConfig_t config = {};
+      config.gridDim = dim3(16);
+      config.blockDim = dim3(kGpuThreads);
+      config.dynamicSmemBytes = static_cast<size_t>(device.shared_bytes);
+      check_cuda(cudaOccupancyMaxPotentialClusterSize(&cluster, fused_kernel<Op>, &config),
+                 "asking for the largest cluster");
+    }
+    cached.store(cluster, std::memory_order_release);
+  }
+  device.max_cluster = cluster;
+  return device;
+}
+
+// Runs an op. `scratch` gives room for GridScratch::size(demand.sums, tiles) doubles per problem
+// where the plan is a grid.
+template <typename Op, typename Scratch>
+void launch(const Op& op, const Place& place, const GpuDemand& demand, const Scratch& scratch) {
+  if (demand.problems == 0) {
+    return;
+  }
+  const GpuDevice device = device_facts<Op>(place);
+  const GpuPlan plan = plan_gpu(demand, device, forced_regime());
+  if (plan.regime != GpuRegime::kGrid) {
+    allow_large_launches(&fused_kernel<Op>, place, device);
+    launch_kernel(&fused_kernel<Op>, place, demand.problems * plan.cluster, plan.cluster,
+                  plan.shared.bytes, op, plan.shared, plan.tiles, plan.own_tiles, plan.kept_rows);
+    return;
+  }
+  const GridScratch room = {scratch(GridScratch::size(demand.sums, plan.tiles)), demand.sums,
+                            plan.tiles};
+  const int64_t blocks = demand.problems * plan.tiles;
+  constexpr int64_t kFlushBytes = kGpuWarps * kFlushValues * sizeof(double);
+  if (blocks > 0) {
+    launch_kernel(&measure_kernel<Op>, place, blocks, 1, kFlushBytes, op, room);
+  }
+  allow_large_launches(&conclude_kernel<Op>, place, device);
+  launch_kernel(&conclude_kernel<Op>, place, demand.problems, 1, plan.shared.bytes, op, room,
+                plan.shared, plan.table_staged);
+  if (blocks > 0) {
+    launch_kernel(&apply_kernel<Op>, place, blocks, 1, 0, op, room);
+  }
+}
+
+// Scratch for an op that is given none: a tensor of torch's, made where a grid needs it. Memory of
+// torch's allocator may be let go of before the kernels that use it have run.
+class Scratch {
+ public:
+  Scratch(const Tensor& like, int64_t problems) : like_(like), problems_(problems) {}
+
+  double* operator()(int64_t doubles_per_problem) const {
+    return data<double>(
+        torch::stable::new_empty(like_, {problems_ * doubles_per_problem}, ScalarType::Double));
+  }
+
+ private:
+  const Tensor& like_;
+  int64_t problems_;
+};
+
+// Whether every row of a [batch, rows, dim] tensor begins on 16 bytes.
+inline bool rows_are_aligned(const Tensor& rows) {
+  const int64_t element = rows.element_size();
+  return reinterpret_cast<uintptr_t>(rows.data_ptr()) % 16 == 0 &&
+         rows.stride(0) * element % 16 == 0 && rows.stride(1) * element % 16 == 0;
+}
+
+}  // namespace deq

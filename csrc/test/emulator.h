@@ -1,0 +1,257 @@
+// A host stand-in for the blocks and clusters of a GPU: runs the bodies of the CUDA kernels.
+//
+// Every thread of a cluster is a fiber. A fiber runs until it meets a barrier or a shuffle, and
+// goes on when everybody whom the barrier joins has arrived. What a GPU leaves open is made as
+// hostile as possible: shared memory begins as NaN, asynchronous copies land only when they are
+// waited for, and the order in which threads run is chosen by the test, so that a missing barrier
+// shows as a result that depends on it. A barrier that some thread never reaches is an error.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/plan.h"
+
+namespace deq_test {
+
+enum class Order { kForwards, kBackwards, kInterleaved };
+
+class Emulator {
+ public:
+  class Block;
+  using Body = std::function<void(const Block&)>;
+
+  explicit Emulator(Order order = Order::kForwards) : order_(order) {}
+
+  // Runs `clusters` clusters of `ranks` blocks, one after the other.
+  void run(int64_t clusters, int ranks, int64_t shared_bytes, const Body& body);
+
+ private:
+  enum class State { kReady, kAtWarp, kAtBlock, kAtCluster, kDone };
+
+  struct Copy {
+    const void* from;
+    void* to;
+  };
+
+  struct Fiber {
+    ucontext_t start;
+    jmp_buf place;  // where it waits; jumping there, unlike swapcontext, asks nothing of the system
+    bool started = false;
+    std::unique_ptr<char[]> stack;
+    State state = State::kReady;
+    int shuffles = 0;
+    std::vector<std::vector<Copy>> copies = {{}};  // the last group is open
+  };
+
+  // What the threads of a warp show each other; two buffers, so that one barrier is enough.
+  struct Exchange {
+    char values[2][deq::kGpuWarp][16];
+  };
+
+  static constexpr size_t kStackBytes = 64 << 10;
+
+  void run_cluster();
+  void resume(int thread);
+  void wait(int thread, State state);
+  // Whether all of [first, first + count) wait at `state`; then they go on.
+  bool release(int first, int count, State state);
+  static void enter(unsigned high, unsigned low, unsigned thread);
+
+  Order order_;
+  const Body* body_ = nullptr;
+  int64_t cluster_ = 0;
+  int ranks_ = 0;
+  std::vector<Fiber> fibers_;
+  std::vector<Exchange> exchanges_;
+  std::vector<std::vector<double>> shared_;  // of each block, as doubles for their alignment
+  jmp_buf scheduler_;
+  std::string failure_;
+};
+
+class Emulator::Block {
+ public:
+  Block(Emulator* emulator, int fiber) : emulator_(emulator), fiber_(fiber) {}
+
+  int thread() const { return fiber_ % deq::kGpuThreads; }
+  int lane() const { return thread() % deq::kGpuWarp; }
+  int warp() const { return thread() / deq::kGpuWarp; }
+  int rank() const { return fiber_ / deq::kGpuThreads; }
+  int ranks() const { return emulator_->ranks_; }
+  int64_t problem() const { return emulator_->cluster_; }
+  int64_t index() const { return emulator_->cluster_ * ranks() + rank(); }
+  char* shared() const { return shared_of(rank()); }
+
+  void sync() const { emulator_->wait(fiber_, State::kAtBlock); }
+  void sync_warp() const { emulator_->wait(fiber_, State::kAtWarp); }
+  void sync_cluster() const { emulator_->wait(fiber_, State::kAtCluster); }
+
+  template <typename T>
+  T shuffle_xor(T value, int mask) const {
+    static_assert(sizeof(T) <= 16, "fits the exchange");
+    Fiber& fiber = emulator_->fibers_[static_cast<size_t>(fiber_)];
+    auto& buffer = emulator_->exchanges_[static_cast<size_t>(fiber_ / deq::kGpuWarp)]
+                       .values[fiber.shuffles++ % 2];
+    std::memcpy(buffer[lane()], &value, sizeof(T));
+    sync_warp();
+    std::memcpy(&value, buffer[lane() ^ mask], sizeof(T));
+    return value;
+  }
+
+  // The same place in the shared memory of another block of the cluster.
+  template <typename T>
+  const T* of_rank(const T* mine, int rank) const {
+    const auto offset = reinterpret_cast<const char*>(mine) - shared();
+    return reinterpret_cast<const T*>(shared_of(rank) + offset);
+  }
+
+  void copy_async(const void* from, void* to) const { copies().back().push_back({from, to}); }
+  void commit_copies() const { copies().emplace_back(); }
+  // Waits until at most `pending` committed groups are under way.
+  void wait_for_copies(int64_t pending) const {
+    auto& groups = copies();
+    while (static_cast<int64_t>(groups.size()) - 1 > pending) {
+      for (const Copy& copy : groups.front()) {
+        std::memcpy(copy.to, copy.from, 16);
+      }
+      groups.erase(groups.begin());
+    }
+  }
+
+  void subtract_one(int64_t* count) const { --*count; }
+  void check(bool holds, const char* contract) const {
+    if (!holds) {
+      throw std::runtime_error(contract);
+    }
+  }
+
+ private:
+  std::vector<std::vector<Copy>>& copies() const {
+    return emulator_->fibers_[static_cast<size_t>(fiber_)].copies;
+  }
+  char* shared_of(int rank) const {
+    return reinterpret_cast<char*>(emulator_->shared_[static_cast<size_t>(rank)].data());
+  }
+
+  Emulator* emulator_;
+  int fiber_;
+};
+
+inline void Emulator::run(int64_t clusters, int ranks, int64_t shared_bytes, const Body& body) {
+  body_ = &body;
+  ranks_ = ranks;
+  const size_t threads = static_cast<size_t>(ranks) * deq::kGpuThreads;
+  fibers_.resize(threads);
+  exchanges_.resize(threads / deq::kGpuWarp);
+  const double nan = std::nan("");
+  for (cluster_ = 0; cluster_ < clusters; ++cluster_) {
+    shared_.assign(static_cast<size_t>(ranks),
+                   std::vector<double>(static_cast<size_t>(shared_bytes + 7) / 8, nan));
+    run_cluster();
+    if (!failure_.empty()) {
+      throw std::runtime_error(failure_);
+    }
+  }
+}
+
+inline void Emulator::run_cluster() {
+  const int threads = static_cast<int>(fibers_.size());
+  for (int thread = 0; thread < threads; ++thread) {
+    Fiber& fiber = fibers_[static_cast<size_t>(thread)];
+    if (!fiber.stack) {
+      fiber.stack.reset(new char[kStackBytes]);
+    }
+    fiber.state = State::kReady;
+    fiber.started = false;
+    fiber.copies = {{}};
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = fiber.stack.get();
+    fiber.start.uc_stack.ss_size = kStackBytes;
+    fiber.start.uc_link = nullptr;
+    const auto self = reinterpret_cast<uintptr_t>(this);
+    makecontext(&fiber.start, reinterpret_cast<void (*)()>(&Emulator::enter), 3,
+                static_cast<unsigned>(self >> 32), static_cast<unsigned>(self),
+                static_cast<unsigned>(thread));
+  }
+  bool done = false;
+  while (!done && failure_.empty()) {
+    bool moved = false;
+    for (int i = 0; i < threads; ++i) {
+      // Interleaved: 37 has no factor in common with a number of threads, so all have their turn.
+      const int thread = order_ == Order::kForwards    ? i
+                         : order_ == Order::kBackwards ? threads - 1 - i
+                                                       : i * 37 % threads;
+      if (fibers_[static_cast<size_t>(thread)].state == State::kReady) {
+        resume(thread);
+        moved = true;
+      }
+    }
+    for (int warp = 0; warp < threads; warp += deq::kGpuWarp) {
+      moved |= release(warp, deq::kGpuWarp, State::kAtWarp);
+    }
+    for (int block = 0; block < threads; block += deq::kGpuThreads) {
+      moved |= release(block, deq::kGpuThreads, State::kAtBlock);
+    }
+    moved |= release(0, threads, State::kAtCluster);
+    done = true;
+    for (const Fiber& fiber : fibers_) {
+      done = done && fiber.state == State::kDone;
+    }
+    if (!moved && !done) {
+      throw std::runtime_error("some threads wait at a barrier that the others never reach");
+    }
+  }
+}
+
+inline void Emulator::resume(int thread) {
+  Fiber& fiber = fibers_[static_cast<size_t>(thread)];
+  if (_setjmp(scheduler_) != 0) {
+    return;
+  }
+  if (fiber.started) {
+    _longjmp(fiber.place, 1);
+  }
+  fiber.started = true;
+  setcontext(&fiber.start);
+}
+
+inline void Emulator::wait(int thread, State state) {
+  Fiber& fiber = fibers_[static_cast<size_t>(thread)];
+  fiber.state = state;
+  if (_setjmp(fiber.place) == 0) {
+    _longjmp(scheduler_, 1);
+  }
+}
+
+inline bool Emulator::release(int first, int count, State state) {
+  for (int thread = first; thread < first + count; ++thread) {
+    if (fibers_[static_cast<size_t>(thread)].state != state) {
+      return false;
+    }
+  }
+  for (int thread = first; thread < first + count; ++thread) {
+    fibers_[static_cast<size_t>(thread)].state = State::kReady;
+  }
+  return true;
+}
+
+inline void Emulator::enter(unsigned high, unsigned low, unsigned thread) {
+  auto* const self = reinterpret_cast<Emulator*>(static_cast<uintptr_t>(high) << 32 | low);
+  try {
+    (*self->body_)(Block(self, static_cast<int>(thread)));
+  } catch (const std::exception& error) {
+    self->failure_ = error.what();
+  }
+  self->fibers_[thread].state = State::kDone;
+  _longjmp(self->scheduler_, 1);
+}
+
+}  // namespace deq_test

@@ -1,0 +1,305 @@
+"""gpu.sh: refusals, every way a stage can end, and a rehearsal on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu.sh"
+BASH = shutil.which("bash")
+pytestmark = pytest.mark.skipif(BASH is None, reason="the script needs bash")
+
+# Stands in for Python: does what STAND_IN says for a stage, and writes what the stage would.
+STAND_IN = f"""\
+#!{BASH}
+case "$*" in
+  *backend_info*) stage=installed ;;
+  *pytest*small_shapes*) stage=tests
+    echo '<testsuites><testsuite tests="5" failures="1" errors="0" skipped="2"/></testsuites>' \\
+      >"$WORK/tests.xml"
+    echo "FAILED test_x" ;;
+  *run.py*--render*) echo "rendered"; exit ;;
+  *run.py*) stage=benchmark
+    echo "$*" >"$WORK/asked"
+    cp "$REPORT" "$OUT/bench.json"
+    touch "$OUT/bench.json.tmp" ;;
+  *gpu_summary.py*) exec {sys.executable} "$@" ;;
+  *) exit 0 ;;
+esac
+eval "$(grep "^$stage " "$STAND_IN" | cut -d " " -f 2-)"
+[ "$stage" = benchmark ] && echo "the table"
+exit 0
+"""
+SANITIZER = f"""\
+#!{BASH}
+eval "$(grep "^$2 " "$STAND_IN" | cut -d " " -f 2-)"
+echo "========= ERROR SUMMARY: 0 errors"
+"""
+# So that it makes no difference whether the machine has the real one.
+SILENT_SANITIZER = "\n".join(
+    f"{tool} echo 'Device not supported'; exit 1" for tool in ("memcheck", "racecheck", "synccheck")
+)
+
+
+def _run(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(SCRIPT), *arguments],
+        cwd=cwd,
+        env={**os.environ, **environ},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with the script alone, whose folder build/ is not that of this one."""
+    copy = tmp_path / "checkout"
+    (copy / "benchmarks").mkdir(parents=True)
+    for name in ("gpu.sh", "gpu_summary.py"):
+        shutil.copy(ROOT / "benchmarks" / name, copy / "benchmarks")
+    return copy
+
+
+def _staged(
+    checkout: Path,
+    script: str = "",
+    *,
+    report: dict[str, Any] | None = None,
+    sanitizer: str = SILENT_SANITIZER,
+    stage_seconds: int = 60,
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any], Path]:
+    """Run the script with the stand-ins; returns what it printed, its summary and OUT.
+
+    Args:
+        checkout: see the fixture.
+        script: a stage per line, and what it does instead of passing.
+        report: the benchmark's JSON.
+        sanitizer: like `script`, for compute-sanitizer by tool; it refuses to run if not given.
+        stage_seconds: limit of every stage.
+    """
+    folder = checkout.parent
+    programs = folder / "programs"
+    programs.mkdir()
+    python = programs / "python-stand-in"
+    python.write_text(STAND_IN, encoding="utf-8")
+    python.chmod(0o755)
+    program = programs / "compute-sanitizer"
+    program.write_text(SANITIZER, encoding="utf-8")
+    program.chmod(0o755)
+    stand_in = folder / "stand-in"
+    stand_in.write_text(f"{script}\n{sanitizer}\n", encoding="utf-8")
+    source = folder / "report.json"
+    source.write_text(json.dumps(report or {"cases": []}), encoding="utf-8")
+    done = subprocess.run(
+        [
+            str(checkout / "benchmarks" / "gpu.sh"),
+            *("--rehearse", "--no-build", "--python", "programs/python-stand-in", "out"),
+        ],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "STAND_IN": str(stand_in),
+            "REPORT": str(source),
+            "DEQ_KERNELS_STAGE_SECONDS": str(stage_seconds),
+        },
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    out = folder / "out"
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    return done, summary, out
+
+
+def _statuses(summary: dict[str, Any]) -> dict[str, str]:
+    return {stage["name"]: stage["status"] for stage in summary["stages"]}
+
+
+def test_the_script_is_well_formed() -> None:
+    assert BASH is not None
+    subprocess.run([BASH, "-n", str(SCRIPT)], check=True)
+    assert os.access(SCRIPT, os.X_OK)
+
+
+def test_help_names_every_option_stage_and_file(tmp_path: Path) -> None:
+    done = _run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for word in ("--quick", "--wheels", "--commit", "--python", "--seconds", "--no-build"):
+        assert word in done.stdout
+    for word in ("--rehearse", "facts", "build", "memcheck", "racecheck", "summary.json"):
+        assert word in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a folder for the results"),
+        (["--fast", "out"], "unknown option --fast"),
+        (["one", "two"], "one folder for the results is wanted, but got one and two"),
+        (["--seconds", "soon", "out"], "--seconds takes a whole number, but got soon"),
+        (["--python"], "--python takes a value"),
+        (["--python", "no-such-python", "out"], "no-such-python is not there"),
+        (["--wheels", "nowhere", "out"], "there is no wheel in nowhere"),
+        (["--wheels", "x", "--no-build", "out"], "leave out --no-build"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = _run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_machine_without_a_gpu_is_refused(tmp_path: Path) -> None:
+    done = _run("--python", sys.executable, "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"torch {torch.__version__} sees no GPU" in done.stderr
+    assert "--rehearse walks through the stages on the CPU" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_is_well(checkout: Path) -> None:
+    done, summary, out = _staged(checkout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary["correct"]
+    assert _statuses(summary) == {
+        **dict.fromkeys(("facts", "installed", "tests", "benchmark"), "passed"),
+        **dict.fromkeys(("memcheck", "racecheck", "synccheck"), "skipped"),
+    }
+    assert summary["tests"] == {"passed": 2, "failed": 1, "skipped": 2}
+    files = {path.name for path in out.iterdir()}
+    texts = {f"{name}.txt" for name in ("facts", "tests", "sanitizer", "bench", "build")}
+    assert files == {"bench.json", "summary.json", *texts}
+    assert "--tests passed" in (checkout / "build" / "gpu" / "asked").read_text()
+    assert "the table" in done.stdout
+    assert "a rehearsal says nothing about a GPU" in done.stdout
+
+
+def test_a_failed_test_marks_the_benchmark_and_the_exit_status(checkout: Path) -> None:
+    done, summary, _ = _staged(checkout, "tests exit 1")
+    assert done.returncode == 1
+    assert not summary["correct"]
+    assert _statuses(summary)["tests"] == "failed"
+    assert _statuses(summary)["benchmark"] == "passed"
+    assert "--tests failed" in (checkout / "build" / "gpu" / "asked").read_text()
+    assert "FAILED test_x" in done.stdout
+
+
+def test_a_library_that_does_not_load_leaves_the_rest_to_be_measured(checkout: Path) -> None:
+    done, summary, _ = _staged(checkout, "installed echo no library >&2; exit 1")
+    assert done.returncode == 1
+    assert "no library" in done.stdout
+    statuses = _statuses(summary)
+    assert (statuses["installed"], statuses["tests"], statuses["benchmark"]) == (
+        *("failed", "passed"),
+        "passed",
+    )
+    # Tests of what is left of the package say nothing about what failed.
+    assert "--tests failed" in (checkout / "build" / "gpu" / "asked").read_text()
+
+
+def test_a_stage_that_hangs_is_ended_and_the_next_one_runs(checkout: Path) -> None:
+    done, summary, _ = _staged(checkout, "tests sleep 600", stage_seconds=4)
+    statuses = _statuses(summary)
+    assert done.returncode == 1
+    assert (statuses["tests"], statuses["benchmark"]) == ("timed out", "passed")
+    assert summary["seconds"] < 300
+
+
+def test_no_stage_begins_after_the_end(checkout: Path) -> None:
+    done, summary, _ = _staged(checkout, stage_seconds=1)
+    assert done.returncode == 1
+    assert set(_statuses(summary).values()) == {"skipped"}
+    assert "tests: skipped (no time left)" in done.stdout
+
+
+def test_a_benchmark_cut_short_shows_what_it_has(checkout: Path) -> None:
+    done, summary, out = _staged(checkout, "benchmark sleep 600", stage_seconds=4)
+    assert done.returncode == 0  # nothing speaks against the library
+    assert _statuses(summary)["benchmark"] == "timed out"
+    assert (out / "bench.txt").read_text() == "rendered\n"
+
+
+def test_a_refused_provider_of_ours_is_an_error_and_of_others_is_not(checkout: Path) -> None:
+    def report(name: str) -> dict[str, Any]:
+        row = {"provider": name, "status": "refused", "reason": "iterates differ"}
+        return {"cases": [{"name": "2x3x4", "rows": [row], "steps_recorded": []}]}
+
+    done, summary, out = _staged(checkout, "benchmark exit 1", report=report("torchdeq"))
+    assert (done.returncode, summary["correct"]) == (0, True)
+    assert summary["refusals"] == ["torchdeq on 2x3x4: iterates differ"]
+    assert "refused: torchdeq on 2x3x4: iterates differ" in done.stdout
+    shutil.rmtree(out.parent / "programs")
+    done, summary, _ = _staged(checkout, report=report("ours-bf16"))
+    assert (done.returncode, summary["correct"]) == (1, False)
+
+
+def test_what_the_sanitizer_found_is_an_error(checkout: Path) -> None:
+    found = "========= Invalid __global__ write of size 4 bytes"
+    done, summary, out = _staged(
+        checkout,
+        sanitizer=f"memcheck echo '{found}'; echo '{found}'; echo '=== SUMMARY'; exit 86\n"
+        "racecheck true\nsynccheck true",
+    )
+    assert (done.returncode, summary["correct"]) == (1, False)
+    statuses = _statuses(summary)
+    tools = ("memcheck", "racecheck", "synccheck")
+    assert [statuses[tool] for tool in tools] == ["failed", "passed", "passed"]
+    assert summary["sanitizer"] == ["Invalid __global__ write of size 4 bytes"]
+    assert "compute-sanitizer: Invalid __global__ write of size 4 bytes" in done.stdout
+    assert "memcheck ended with status 86" in (out / "sanitizer.txt").read_text()
+
+
+def test_a_sanitizer_that_cannot_run_here_says_nothing(checkout: Path) -> None:
+    """It refuses the device, or it dies."""
+    done, summary, _ = _staged(
+        checkout,
+        sanitizer="memcheck echo 'Error: Device not supported'; exit 1\n"
+        "racecheck kill -9 $$\nsynccheck true",
+    )
+    assert (done.returncode, summary["correct"]) == (0, True)
+    statuses = _statuses(summary)
+    tools = ("memcheck", "racecheck", "synccheck")
+    assert [statuses[tool] for tool in tools] == ["skipped", "skipped", "passed"]
+
+
+def test_a_sanitizer_that_found_something_before_it_was_ended_is_believed(checkout: Path) -> None:
+    found = "========= Error: Race reported between Write access at fused_kernel"
+    done, summary, _ = _staged(
+        checkout,
+        sanitizer=f"memcheck true\nracecheck echo '{found}'; sleep 600\nsynccheck true",
+        stage_seconds=4,
+    )
+    assert _statuses(summary)["racecheck"] == "timed out"
+    assert (done.returncode, summary["correct"]) == (1, False)
+
+
+def test_a_rehearsal_runs_the_real_stages(tmp_path: Path) -> None:
+    """The package as it is installed here, with the smallest selection of everything."""
+    done = _run(
+        *("--rehearse", "--no-build", "--python", sys.executable, "--commit", "abc", "out"),
+        cwd=tmp_path,
+        DEQ_KERNELS_BACKEND="auto",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["correct"]
+    assert summary["commit"] == "abc"
+    assert summary["tests"]["passed"] > 0
+    assert summary["tests"]["failed"] == 0
+    assert "torch" in (tmp_path / "out" / "facts.txt").read_text(encoding="utf-8")
+    assert "2x300x8 float32" in (tmp_path / "out" / "bench.txt").read_text(encoding="utf-8")

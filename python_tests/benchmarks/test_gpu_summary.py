@@ -1,0 +1,148 @@
+"""The verdict and the targets of a GPU run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_SPEC = importlib.util.spec_from_file_location(
+    "gpu_summary", Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_summary.py"
+)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+gpu_summary = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(gpu_summary)
+
+
+def _stages(**statuses: str) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "status": status, "seconds": 1, "detail": ""}
+        for name, status in statuses.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "correct"),
+    [
+        ({"build": "passed", "tests": "passed"}, True),
+        ({"installed": "passed", "tests": "passed", "benchmark": "failed"}, True),
+        ({"build": "passed", "tests": "passed", "memcheck": "skipped"}, True),
+        ({"build": "passed", "tests": "passed", "racecheck": "timed out"}, True),
+        ({"build": "passed", "tests": "passed", "racecheck": "failed"}, False),
+        ({"build": "passed", "tests": "timed out"}, False),
+        ({"build": "passed", "tests": "skipped"}, False),
+        ({"build": "timed out", "tests": "passed"}, False),
+        ({"build": "passed"}, False),
+        ({}, False),
+    ],
+)
+def test_what_counts_as_correct(statuses: dict[str, str], correct: bool) -> None:
+    assert gpu_summary.is_correct(_stages(**statuses), [], []) is correct
+    assert gpu_summary.is_correct(_stages(**statuses), ["torchdeq on x: other"], []) is correct
+    assert not gpu_summary.is_correct(_stages(**statuses), ["ours on x: other"], [])
+    assert not gpu_summary.is_correct(_stages(**statuses), ["step of ours-grid on x: o"], [])
+    assert not gpu_summary.is_correct(_stages(**statuses), [], ["Invalid read"])
+
+
+def _row(provider: str, ratio: float) -> dict[str, Any]:
+    return {"provider": provider, "status": "timed", "time_over_ours": {"median": ratio}}
+
+
+def _step(name: str, microseconds: float, share: float) -> dict[str, Any]:
+    timed = {"name": name, "status": "timed", "floor_share": share}
+    return {**timed, "microseconds": {"median": microseconds}}
+
+
+def test_targets_are_held_against_what_was_measured() -> None:
+    report = {
+        "cases": [
+            {
+                "name": "32x61440x18",
+                "rows": [_row("torchdeq", 12.0), _row("plain", 4.0)],
+                "steps_recorded": [_step("ours", 100.0, 0.9), _step("ours-triton", 149.0, 0.6)],
+            },
+            {
+                "name": "1x1000x20",
+                "rows": [],
+                "steps_recorded": [_step("ours", 13.0, 0.01)],
+            },
+        ],
+        "memory": {
+            "case": "32x61440x18",
+            "rows": [
+                {"provider": "ours", "peak_bytes": 50},
+                {"provider": "torchdeq", "peak_bytes": 100},
+            ],
+        },
+    }
+    targets = {target["what"]: target for target in gpu_summary.check_targets(report)}
+    met = {what: target["met"] for what, target in targets.items()}
+    assert met.pop("32x61440x18: time of torchdeq over ours") is True
+    assert met.pop("32x61440x18: time of plain over ours") is False
+    assert met.pop("32x61440x18: recorded step of ours, share of the copy") is True
+    assert met.pop("32x61440x18: recorded step of ours-triton over ours") is True
+    assert met.pop("1x1000x20: recorded step of ours, microseconds") is False
+    assert met.pop("32x61440x18: peak memory of ours over torchdeq") is True
+    assert set(met.values()) == {None}
+    assert targets["32x61440x18: time of plain over ours"]["wanted"] == ">= 5"
+
+
+def test_nothing_measured_meets_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    targets = list(gpu_summary.check_targets({}))
+    assert {target["met"] for target in targets} == {None}
+    summary = {
+        "correct": False,
+        "device": "cuda",
+        "stages": _stages(build="failed"),
+        "tests": None,
+        "sanitizer": [],
+        "refusals": [],
+        "targets": targets,
+    }
+    text = gpu_summary.format_summary(summary)
+    assert text.count("not measured") == len(targets)
+    assert text.endswith("NOT shown to be correct")
+
+
+def test_the_targets_are_about_cases_that_are_measured() -> None:
+    from deq_kernels.benchmarks.cases import GPU_CASES
+
+    assert {*gpu_summary.LARGE, *gpu_summary.SMALL} <= {case.name for case in GPU_CASES}
+
+
+def test_tests_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "tests.xml"
+    assert gpu_summary.count_tests(path) is None
+    path.write_text(
+        '<testsuites><testsuite tests="9" failures="1" errors="2" skipped="3"/></testsuites>',
+        encoding="utf-8",
+    )
+    assert gpu_summary.count_tests(path) == {"passed": 3, "failed": 3, "skipped": 3}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("========= Invalid __global__ read of size 4 bytes", True),
+        ("========= Error: Race reported between Write access at f() and Read access at g()", True),
+        ("========= Barrier error detected. Divergent thread(s) in warp", True),
+        ("========= Error: Device not supported. Please refer to the documentation", False),
+        ("========= ERROR SUMMARY: 0 errors", False),
+        ("=========     by thread (0,0,0) in block (0,0,0)", False),
+        ("== memcheck ended with status 0", False),
+    ],
+)
+def test_complaints_are_told_from_the_rest(line: str, found: bool, tmp_path: Path) -> None:
+    path = tmp_path / "sanitizer.txt"
+    path.write_text(f"noise\n{line}\n{line}\n", encoding="utf-8")
+    assert len(gpu_summary.find_complaints(path)) == found
+
+
+def test_a_report_is_read_as_far_as_there_is_one(tmp_path: Path) -> None:
+    assert gpu_summary.read_report(tmp_path / "bench.json") == {}
+    (tmp_path / "bench.json").write_text(json.dumps({"cases": []}), encoding="utf-8")
+    assert gpu_summary.read_report(tmp_path / "bench.json") == {"cases": []}
