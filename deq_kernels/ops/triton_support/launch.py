@@ -25,7 +25,11 @@ SMALLEST_SLOTS = 16
 MOST_ROWS = 8
 THREAD_BYTES = 256
 """What a thread loads of stored rows at a time, counted in the type that sums are taken in: enough
-to keep memory busy, and few enough registers that none is spilled."""
+to keep memory busy, and few enough for the registers below."""
+
+REGISTERS = {tl.float32: 128, tl.float64: 168}
+"""The most registers per thread. Left to itself, ptxas aims at a higher occupancy than loads of
+this width need, and spills for it."""
 
 SUMMED_AT_ONCE = 1024
 """Partial sums that a program adds up at a time."""
@@ -60,7 +64,7 @@ class Cut:
         tiles: programs per sample; 1 where one program does every pass over it.
         constants: what a streaming kernel is compiled for: ACCUM, the type of sums; BLOCK, elements
             per tile; GROUP, stored rows in flight; ALIGN, elements that every size and stride is a
-            multiple of; and the number of warps.
+            multiple of; the number of warps, and of registers.
     """
 
     tiles: int
@@ -78,10 +82,11 @@ class Cut:
         accum = tl.float64 if dtype == torch.float64 else tl.float32
         row_bytes = block * accum.primitive_bitwidth // 8 // (32 * warps)
         group = min(MOST_ROWS, THREAD_BYTES // row_bytes)
-        return Cut(
-            tiles,
-            {"ACCUM": accum, "BLOCK": block, "GROUP": group, "ALIGN": align, "num_warps": warps},
-        )
+        if align == 1:
+            group //= 2  # Narrow loads take a register for every address.
+        constants = {"ACCUM": accum, "BLOCK": block, "GROUP": group, "ALIGN": align}
+        options = {"num_warps": warps, "maxnreg": REGISTERS[accum]}
+        return Cut(tiles, {**constants, **options})
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -130,13 +135,14 @@ def check_device(name: str, tensor: Tensor, **others: Tensor) -> None:
     """Raise RuntimeError unless the kernels can run on the tensor, and the others lie beside it."""
     if not tensor.is_cuda and not INTERPRETED:
         raise RuntimeError(
-            f"the Triton kernels need tensors on a GPU, but {name} is on {tensor.device}; move the "
+            f"{name} must be on a GPU for the Triton kernels, but is on {tensor.device}; move the "
             "solve to a GPU, or take the native or the reference backend"
         )
     for other_name, other in others.items():
         if other.device != tensor.device:
             raise RuntimeError(
-                f"{other_name} must be on {tensor.device} like {name}, got {other.device}"
+                f"{other_name} must be on the same device as {name}, but is on {other.device} "
+                f"instead of {tensor.device}; move it with .to({name}.device)"
             )
 
 

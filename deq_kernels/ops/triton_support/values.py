@@ -75,14 +75,14 @@ def store(
 def rounded(x: tl.tensor, pointer: tl.tensor) -> tl.tensor:
     """x in the type that `pointer` stores: to nearest, ties to even, as torch converts.
 
-    To bfloat16 by way of float32, and by the bits: on a GPU the conversion itself would do, but
-    that of the interpreter truncates.
+    To bfloat16 by way of float32, and by the bits: on a GPU a plain conversion would do, but that
+    of the interpreter truncates.
     """
     if pointer.dtype.element_ty == tl.bfloat16:
         x = x.to(tl.float32)
         bits = x.to(tl.uint32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return x.to(pointer.dtype.element_ty)
 
 
