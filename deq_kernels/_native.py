@@ -135,6 +135,14 @@ def load_cpu() -> Library:
     return Library(path, None)
 
 
+def _built_by() -> str:
+    """The compiler of the CUDA library, for a message."""
+    facts, absent = build_facts()
+    if facts is None:
+        return f"unknown, for {absent}"
+    return str(facts["cuda_compiler"])
+
+
 @functools.cache
 def load_cuda() -> Library:
     """Load the CUDA library where torch sees a GPU, once; the schemas must be defined before.
@@ -160,11 +168,11 @@ def load_cuda() -> Library:
     except (OSError, RuntimeError) as error:
         raise ImportError(
             "The native CUDA library must load with the torch in use, a CUDA build of torch 2.11 "
-            "or newer that brings the CUDA runtime the library was built for (CUDA 13: "
-            f"libcudart.so.13). This is torch {torch.__version__} for CUDA {torch.version.cuda}, "
+            f"or newer that brings the CUDA runtime the library was built for ({_built_by()}). "
+            f"This is torch {torch.__version__} for CUDA {torch.version.cuda}, "
             f"and loading {path} failed:\n{error}\n"
-            "Install a torch built for CUDA 13, or build the library again with this torch and the "
-            f"CUDA toolkit it was built with: run `{REBUILD}` in the sources. "
+            "Install a torch built for that CUDA, or build the library again with this torch and "
+            f"the CUDA toolkit it was built with: run `{REBUILD}` in the sources. "
             "DEQ_KERNELS_BACKEND=triton runs Triton's kernels meanwhile, where Triton is "
             "installed, and DEQ_KERNELS_BACKEND=reference the slower PyTorch reference."
         ) from error

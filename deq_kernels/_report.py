@@ -86,7 +86,7 @@ class BackendInfo:
                 f"ISAs {self.build['isas']}, against torch {self.build['torch_built_against']}, "
                 f"runs on torch {self.build['torch_target']} and newer"
             )
-            if self.build.get("cuda_compiler") is not None:
+            if self.build["cuda_compiler"] is not None:
                 rows["CUDA build"] = (
                     f"{self.build['cuda_compiler']}, architectures {self.build['cuda_archs']}"
                 )

@@ -156,7 +156,11 @@ def test_absence_gives_the_reason_that_the_build_recorded(empty_package: Path) -
 
 
 @pytest.mark.usefixtures("gpu_promised")
-def test_broken_cuda_library_is_an_error_with_the_cure(empty_package: Path) -> None:
+def test_broken_cuda_library_is_an_error_with_the_cure(
+    empty_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"cuda_compiler": "nvcc 12.8.93"}
+    monkeypatch.setattr(_native, "build_facts", lambda: (facts, None))
     library = empty_package / _native.CUDA_LIBRARY
     library.write_bytes(b"not a library")
     with pytest.raises(ImportError, match=r"must load with the torch in use") as caught:
@@ -166,7 +170,7 @@ def test_broken_cuda_library_is_an_error_with_the_cure(empty_package: Path) -> N
         str(library),
         torch.__version__,
         f"for CUDA {torch.version.cuda}",
-        "libcudart.so.13",
+        "the CUDA runtime the library was built for (nvcc 12.8.93)",
         "build the library again",
         "DEQ_KERNELS_BACKEND=triton",
         "DEQ_KERNELS_BACKEND=reference",

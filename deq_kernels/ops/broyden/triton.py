@@ -88,7 +88,7 @@ def _measure(
     inside: tl.tensor,
     capacity: tl.tensor,
     max_steps: tl.tensor,
-    FINISH: tl.constexpr,
+    finish_inverse: tl.tensor,
     ACCUM: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -99,9 +99,9 @@ def _measure(
     tl.store(sums + R_SQ, square_sum(r))
     tl.store(sums + F_SQ, square_sum(f))
     count = tl.load(counters + COUNT)
-    if not FINISH:
-        # The last evaluation is judged, whatever it shows, and nothing follows it.
-        count = tl.where(tl.load(counters + STEPS) + 1 < max_steps, count, 0)
+    last = tl.load(counters + STEPS) + 1 == max_steps
+    # The last evaluation is judged, whatever it shows; without the inverse nothing follows it.
+    count = tl.where(last & (finish_inverse == 0), 0, count)
     if count > 0:
         newest = load(row_at(rows, count - 1, row_stride, ALIGN), inside, ACCUM, BLOCK)
         dots = sums + DOTS
@@ -137,7 +137,7 @@ def _conclude(
     gamma: tl.float64,
     stall_steps: tl.tensor,
     divergence_factor: tl.float64,
-    FINISH: tl.constexpr,
+    finish_inverse: tl.tensor,
     SLOTS: tl.constexpr,
     TILES: tl.constexpr,
 ) -> None:
@@ -160,10 +160,9 @@ def _conclude(
     )
     full = count == capacity
     advance = (status == RUNNING) & (reject == 0)
-    extend = advance
-    if FINISH:
-        # SHINE reads the inverse at the solution: the last secant pair enters.
-        extend = extend | ((status != RUNNING) & (rejected == 0) & (count > 0) & (full == 0))
+    # SHINE reads the inverse at the solution: where it is wanted, the last secant pair enters.
+    finish = (finish_inverse != 0) & (status != RUNNING) & (rejected == 0)
+    extend = advance | (finish & (count > 0) & (full == 0))
     slot = tl.where(advance & full, 0, count)
     scale = option(-1.0, tl.float64)
     if extend:
@@ -246,8 +245,8 @@ def _step(
     gamma: tl.float64,
     stall_steps: tl.tensor,
     divergence_factor: tl.float64,
+    finish_inverse: tl.tensor,
     PASS: tl.constexpr,
-    FINISH: tl.constexpr,
     SLOTS: tl.constexpr,
     TILES: tl.constexpr,
     ACCUM: tl.constexpr,
@@ -277,7 +276,7 @@ def _step(
                 inside,
                 capacity,
                 max_steps,
-                FINISH,
+                finish_inverse,
                 ACCUM,
                 BLOCK,
                 GROUP,
@@ -305,7 +304,7 @@ def _step(
                 gamma,
                 stall_steps,
                 divergence_factor,
-                FINISH,
+                finish_inverse,
                 SLOTS,
                 TILES,
             )
@@ -384,12 +383,11 @@ def step_(
         scratch = z.new_empty((batch, cut.tiles + 1, 2 + 2 * capacity), dtype=torch.float64)
     arguments = (
         *(f_z, f_stride, z, best_z, directions, *strides, algebra, record, counters, active),
-        *(scratch, dim, capacity, max_steps, cut.tiles),
-        *(rtol, atol, damping, gamma, stall_steps, divergence_factor),
+        *(scratch, dim, capacity, max_steps, cut.tiles, rtol, atol, damping, gamma),
+        *(stall_steps, divergence_factor, int(finish_inverse)),
     )
     with device_of(z):
-        constants = {"FINISH": finish_inverse, **table_constants(capacity)}
-        launch(_step, batch, cut, arguments, constants)
+        launch(_step, batch, cut, arguments, table_constants(capacity))
 
 
 def matvec(
@@ -404,8 +402,7 @@ def matvec(
     batch, capacity, _ = directions.shape
     check_table(algebra, "algebra", torch.float64, (batch, capacity, capacity + 2))
     check_device("x", x, algebra=algebra)
-    form = "rmatvec" if transpose else "matvec"
-    return two_pass_product(directions, directions, algebra, rank, x, scale, form)
+    return two_pass_product(directions, directions, algebra, rank, x, scale, transpose)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {

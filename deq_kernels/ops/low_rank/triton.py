@@ -60,7 +60,7 @@ def matvec(u: Tensor, v: Tensor, rank: Tensor, x: Tensor, scale: float) -> Tenso
     check_dtype(u, "u", v.dtype)
     check_dense_rows(u, "u")
     check_device("x", x, u=u)
-    return two_pass_product(v, u, None, rank, x, scale, "sum")
+    return two_pass_product(v, u, None, rank, x, scale, transpose=False)
 
 
 # A row of partial sums: <s, y>, ||s||^2, ||y||^2, <u_i, s> for all i, <v_i, y> for all i.

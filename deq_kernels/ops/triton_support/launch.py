@@ -34,13 +34,15 @@ this width need, and spills for it."""
 SUMMED_AT_ONCE = 1024
 """Partial sums that a program adds up at a time."""
 
-RUN_TIME_SIZES = (
+RUN_TIME = (
     "dim",
     "tiles",
     "columns",
     "capacity",
     "max_steps",
     "stall_steps",
+    "finish_inverse",
+    "transpose",
     "f_stride",
     "vjp_stride",
     "cotangent_stride",
@@ -51,6 +53,7 @@ RUN_TIME_SIZES = (
     "v_sample_stride",
     "v_row_stride",
 )
+"""Whole numbers of which no value is compiled in; flags among them are 0 or 1."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,11 @@ class Cut:
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """`triton.jit` of a kernel whose sizes and strides are never compiled in.
+    """`triton.jit` of a kernel, which compiles no size or stride in.
 
     What matters of them is said by ALIGN; one binary serves all sizes that share it.
     """
-    return triton.jit(do_not_specialize=RUN_TIME_SIZES)(function)
+    return triton.jit(do_not_specialize=RUN_TIME)(function)
 
 
 def launch(

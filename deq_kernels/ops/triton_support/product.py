@@ -47,8 +47,8 @@ from deq_kernels.ops.triton_support.values import (
 @triton.jit
 def _rank_of(
     rank: tl.tensor,  # int64 [1]
+    algebra: tl.tensor,  # None in sum form
     capacity: tl.tensor,
-    FORM: tl.constexpr,
 ) -> tl.tuple:
     """(rank, count) of a sample: its factors, and how many stored rows they are made of.
 
@@ -57,7 +57,7 @@ def _rank_of(
     """
     factors = tl.load(rank)
     count = factors
-    if FORM != "sum":
+    if algebra is not None:
         count = tl.where(factors > 0, factors + 1, 0)
     fits = (factors >= 0) & (count <= capacity)
     return tl.where(fits, factors, -1), tl.where(fits, count, 0)
@@ -71,18 +71,19 @@ def _conclude(
     rank: tl.tensor,
     count: tl.tensor,
     scale: tl.float64,
+    transpose: tl.tensor,
     capacity: tl.tensor,
     tiles: tl.tensor,
-    FORM: tl.constexpr,
     SLOTS: tl.constexpr,
     TILES: tl.constexpr,
 ) -> None:
     q = add_tiles(partials, tiles, capacity, count, SLOTS, TILES)
-    if FORM == "matvec":
-        q = matvec_coefficients(scale * q, table, capacity, rank, SLOTS)
-    if FORM == "rmatvec":
-        q_next = add_tiles(partials + 1, tiles, capacity, count - 1, SLOTS, TILES)
-        q = scale * rmatvec_coefficients(q, q_next, table, capacity, rank, SLOTS)
+    if table is not None:
+        if transpose != 0:
+            q_next = add_tiles(partials + 1, tiles, capacity, count - 1, SLOTS, TILES)
+            q = scale * rmatvec_coefficients(q, q_next, table, capacity, rank, SLOTS)
+        else:
+            q = matvec_coefficients(scale * q, table, capacity, rank, SLOTS)
     j = tl.arange(0, SLOTS)
     tl.store(coefficients + j, q, mask=j < count)
 
@@ -101,12 +102,12 @@ def _product(
     y: tl.tensor,  # [batch, columns, dim]
     scratch: tl.tensor,  # float64 [batch, columns, tiles + 1, capacity]
     scale: tl.float64,
+    transpose: tl.tensor,
     dim: tl.tensor,
     capacity: tl.tensor,
     columns: tl.tensor,
     tiles: tl.tensor,
     PASS: tl.constexpr,
-    FORM: tl.constexpr,
     SLOTS: tl.constexpr,
     TILES: tl.constexpr,
     ACCUM: tl.constexpr,
@@ -117,7 +118,7 @@ def _product(
     index = program_index(PASS)
     sample, tile, begin, inside = tile_of(index // columns, tiles, dim, PASS, BLOCK, ALIGN)
     column = sample * columns + index % columns
-    factors, count = _rank_of(rank + sample, capacity, FORM)
+    factors, count = _rank_of(rank + sample, algebra, capacity)
     partials = scratch + column * (tiles + 1) * capacity
     coefficients = partials + tiles * capacity
     x_tile = start_of(x, column, dim, begin, ALIGN)
@@ -133,7 +134,7 @@ def _product(
 
     if PASS == "conclude" or PASS == "whole":
         table = algebra
-        if FORM != "sum":
+        if algebra is not None:
             table += sample * capacity * (capacity + 2)
         _conclude(
             partials,
@@ -142,9 +143,9 @@ def _product(
             factors,
             count,
             scale,
+            transpose,
             capacity,
             tiles,
-            FORM,
             SLOTS,
             TILES,
         )
@@ -182,7 +183,7 @@ def two_pass_product(
     rank: Tensor,
     x: Tensor,
     scale: float,
-    form: str,
+    transpose: bool,
 ) -> Tensor:
     """The product of checked arguments, [batch, columns, dim].
 
@@ -194,7 +195,8 @@ def two_pass_product(
             are, the sample's product is NaN.
         x: right-hand sides, [batch, columns, dim], contiguous.
         scale: H_0 = scale I.
-        form: "sum", or in product form "matvec" or "rmatvec".
+        transpose: in product form, whether the product is with H^T; the sum form is transposed by
+            exchanging its rows.
     """
     y = torch.empty_like(x)
     batch, columns, dim = x.shape
@@ -208,9 +210,8 @@ def two_pass_product(
     scratch = x.new_empty((batch, columns, cut.tiles + 1, capacity), dtype=torch.float64)
     arguments = (
         *(dotted, *v_strides, added, *u_strides, algebra, rank, x, y, scratch),
-        *(scale, dim, capacity, columns, cut.tiles),
+        *(scale, int(transpose), dim, capacity, columns, cut.tiles),
     )
     with device_of(x):
-        constants = {"FORM": form, **table_constants(capacity)}
-        launch(_product, batch * columns, cut, arguments, constants)
+        launch(_product, batch * columns, cut, arguments, table_constants(capacity))
     return y
