@@ -9,7 +9,7 @@ BIN := .venv/bin
 override BUILD_DIR := build
 CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test sanitize lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,6 +24,11 @@ test: .venv/package.stamp  ## run the C++ and the Python tests; PYTEST_ARGS are 
 	$(BIN)/cmake --build $(BUILD_DIR)/tests
 	$(BIN)/ctest --test-dir $(BUILD_DIR)/tests --output-on-failure
 	DEQ_KERNELS_BACKEND=native $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+sanitize: .venv/requirements.stamp  ## run the C++ tests under AddressSanitizer and UBSan
+	$(BIN)/cmake -S . -B $(BUILD_DIR)/sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DDEQ_TESTS=ON -DDEQ_SANITIZE=address,undefined -DDEQ_WARNINGS_AS_ERRORS=ON
+	$(BIN)/cmake --build $(BUILD_DIR)/sanitized
+	$(BIN)/ctest --test-dir $(BUILD_DIR)/sanitized --output-on-failure
 
 lint: .venv/package.stamp  ## check style and types
 	$(BIN)/ruff check .

@@ -6,22 +6,49 @@ layer = DEQ(cell, solver=Broyden(max_steps=18, rtol=1e-3), gradient=Shine(fallba
 
 from deq_kernels._report import backend_info
 from deq_kernels._version import __version__
-from deq_kernels.gradients import Gradient, Implicit, JacobianFree, Neumann, Shine, Unrolled
+from deq_kernels.gradients import (
+    Adaptive,
+    Gradient,
+    Implicit,
+    JacobianFree,
+    Limited,
+    Neumann,
+    Shine,
+    Unrolled,
+)
 from deq_kernels.inverse import InverseJacobian, LowRankInverse, ProductFormInverse
 from deq_kernels.layer import DEQ
 from deq_kernels.ops import Status, use_backend
-from deq_kernels.solvers import Broyden, FixedPoint, Solution, Solver, empty_cache
+from deq_kernels.solvers import (
+    GMRES,
+    LBFGS,
+    AdjointBroyden,
+    Anderson,
+    Broyden,
+    FixedPoint,
+    PerSample,
+    Solution,
+    Solver,
+    empty_cache,
+)
 
 __all__ = [
     "DEQ",
+    "GMRES",
+    "LBFGS",
+    "Adaptive",
+    "AdjointBroyden",
+    "Anderson",
     "Broyden",
     "FixedPoint",
     "Gradient",
     "Implicit",
     "InverseJacobian",
     "JacobianFree",
+    "Limited",
     "LowRankInverse",
     "Neumann",
+    "PerSample",
     "ProductFormInverse",
     "Shine",
     "Solution",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops import broyden, low_rank
+from deq_kernels.ops.dtypes import accumulate_dtype
 
 
 class InverseJacobian(Protocol):
@@ -57,14 +58,14 @@ class ProductFormInverse:
         algebra: rank-sized table, [batch, history_length + 1, history_length + 3] float64; row j
             holds ⟨p_j, p_i⟩ for all i, then step length and weight of factor j.
         count: directions of each sample, one more than its factors, or none, [batch] int64.
-        gamma: γ.
+        gamma: γ, a number or one per sample, [batch] float64.
         dtype: dtype of the state, and of the vectors multiplied.
     """
 
     directions: Tensor
     algebra: Tensor
     count: Tensor
-    gamma: float
+    gamma: float | Tensor
     dtype: torch.dtype
 
     @property
@@ -90,18 +91,34 @@ class ProductFormInverse:
 
         With `seeded`, x is M x already, for an initial inverse H₀ = M of the caller's.
         """
-        return self._product(x, 1.0 if seeded else -self.gamma, transpose=False)
+        if seeded:
+            return self._product(x, 1.0, transpose=False)
+        if isinstance(self.gamma, Tensor):
+            return self._product(self._initial(x, self.gamma), 1.0, transpose=False)
+        return self._product(x, -self.gamma, transpose=False)
 
     def rmatvec(self, x: Tensor, *, seeded: bool = False) -> Tensor:
         """Hᵀ x for x [batch, dim] or [batch, columns, dim], in the state's dtype.
 
         With `seeded`, the caller applies Mᵀ to the result, for an initial inverse H₀ = M.
         """
-        return self._product(x, 1.0 if seeded else -self.gamma, transpose=True)
+        if seeded:
+            return self._product(x, 1.0, transpose=True)
+        if isinstance(self.gamma, Tensor):
+            return self._initial(self._product(x, 1.0, transpose=True), self.gamma)
+        return self._product(x, -self.gamma, transpose=True)
+
+    @staticmethod
+    def _initial(x: Tensor, gamma: Tensor) -> Tensor:
+        """H₀ x = −γ x with γ per sample."""
+        scale = -gamma.reshape(-1, *(1,) * (x.dim() - 1))
+        return (x * scale.to(accumulate_dtype(x.dtype))).to(x.dtype)
 
     def unbind(self) -> tuple[tuple[Tensor, ...], Callable[..., ProductFormInverse]]:
         """The tensors H is made of, and a function that makes it of them and holds none."""
         tensors = (self.directions, self.algebra, self.count)
+        if isinstance(self.gamma, Tensor):
+            return (*tensors, self.gamma), partial(ProductFormInverse, dtype=self.dtype)
         return tensors, partial(ProductFormInverse, gamma=self.gamma, dtype=self.dtype)
 
 

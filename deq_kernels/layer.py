@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from deq_kernels.gradients import Gradient, Implicit
+from deq_kernels.gradients import (
+    Gradient,
+    Implicit,
+    LayerCall,
+    refuse_tangents,
+    refuse_transforms,
+)
 from deq_kernels.ops import Status
 from deq_kernels.solvers import (
     Broyden,
+    PerSample,
     Solution,
     Solver,
     State,
@@ -36,9 +44,15 @@ class DEQ(nn.Module):
         eval_solver: used in evaluation mode instead of `solver`. Gradients flow in both modes.
         warm_start: start from the last solution where its shapes, dtype and device fit; samples
             that diverged there start from z0.
+        per_sample: which arguments of the cell after z have one row per sample, by position in
+            `layer(z0, *args)`, from 0, and by name: (0,) for the x of `layer(z0, x)`, () for none.
+            A solver with `compact=True` hands the cell their rows of the samples that still run,
+            and everything else as it is (`PerSample`). Each must be given in every call, as a
+            tensor, a tuple of tensors, or None.
 
     Raises:
-        ValueError: the gradient needs an inverse Jacobian that a solver does not build.
+        ValueError: the gradient needs an inverse Jacobian that a solver does not build, or a solver
+            has `compact` set and `per_sample` is not given.
     """
 
     def __init__(
@@ -49,6 +63,7 @@ class DEQ(nn.Module):
         gradient: Gradient | None = None,
         eval_solver: Solver | None = None,
         warm_start: bool = False,
+        per_sample: Sequence[int | str] | None = None,
     ) -> None:
         super().__init__()
         self.cell = cell
@@ -56,6 +71,7 @@ class DEQ(nn.Module):
         self.gradient = Implicit() if gradient is None else gradient
         self.eval_solver = self.solver if eval_solver is None else eval_solver
         self.warm_start = warm_start
+        self.per_sample = per_sample
         self.last_solution: Solution | None = None
         """The last solve, for logging; without its inverse, so that no history is kept alive."""
         for role, chosen in (("solver", self.solver), ("eval_solver", self.eval_solver)):
@@ -64,6 +80,12 @@ class DEQ(nn.Module):
                     f"{type(self.gradient).__name__} needs a solver that builds an inverse "
                     f"Jacobian; got {role}={type(chosen).__name__}. Use Broyden, or another "
                     "gradient."
+                )
+            if chosen.compact and per_sample is None:
+                raise ValueError(
+                    f"{role} has compact=True, so the layer must know which arguments of the cell "
+                    "have one row per sample; got per_sample=None. Pass per_sample=(0,) for the x "
+                    "of layer(z0, x), () for none."
                 )
 
     def forward(self, z0: State, *args: Any, **kwargs: Any) -> State:
@@ -77,16 +99,29 @@ class DEQ(nn.Module):
         Returns:
             The solution, in the structure of z0; with `Unrolled` and autograd, the last unrolled
             state instead, which differs from it while the solve has not converged.
+
+        Raises:
+            NotImplementedError: called inside a transform of torch.func, or with forward-mode
+                tangents; what would come out are wrong derivatives.
         """
+        refuse_transforms()
         structure = Structure.of(z0, "z0")
 
-        def f(z: State) -> State:
-            return self.cell(z, *args, **kwargs)
+        f = PerSample.of_call(self._evaluate, args, kwargs, self.per_sample or ())
 
-        def flat_f(z: Tensor) -> Tensor:
-            allow_cast = torch.is_autocast_enabled(z.device.type)
-            f_z = evaluate(f, structure.unflatten(z), z)
-            return structure.flatten(f_z, allow_cast=allow_cast)
+        def flat(f: Callable[..., State]) -> Callable[[Tensor], Tensor]:
+            def flat_f(z: Tensor) -> Tensor:
+                allow_cast = torch.is_autocast_enabled(z.device.type)
+                f_z = evaluate(f, structure.unflatten(z), z)
+                return structure.flatten(f_z, allow_cast=allow_cast)
+
+            return flat_f
+
+        def with_inputs(others: Mapping[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
+            other_args, other_kwargs = tree_map_only(
+                Tensor, lambda tensor: others.get(tensor, tensor), (args, kwargs)
+            )
+            return flat(lambda z: self._evaluate(z, *other_args, **other_kwargs))
 
         solver = self.solver if self.training else self.eval_solver
         keep_inverse = self.gradient.needs_inverse and torch.is_grad_enabled()
@@ -95,10 +130,17 @@ class DEQ(nn.Module):
         self.last_solution = replace(solution, inverse_jacobian=None)
         z_star = structure.flatten(solution.z)
         if torch.is_grad_enabled():
+            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            call = LayerCall(tuple(inputs), with_inputs, structure.unflatten)
             return structure.unflatten(
-                self.gradient.attach(flat_f, z_star, solution.inverse_jacobian)
+                self.gradient.attach(flat(f), z_star, solution.inverse_jacobian, call)
             )
         return structure.unflatten(z_star.clone())
+
+    def _evaluate(self, z: State, *args: Any, **kwargs: Any) -> State:
+        f_z = self.cell(z, *args, **kwargs)
+        refuse_tangents(f_z)
+        return f_z
 
     def _start(self, z0: State, structure: Structure) -> State:
         """z0, or with warm start the last solution where it fits."""

@@ -38,6 +38,20 @@ struct ProductForm {
   DEQ_HOST_DEVICE double& step(int64_t j) const { return row(j)[capacity]; }
   // omega_j: 1 / N_j, or 0 where the guard skipped the factor.
   DEQ_HOST_DEVICE double& weight(int64_t j) const { return row(j)[capacity + 1]; }
+  // Lets factor 0 leave a full table: the others move up, but for the newest direction's dots,
+  // which are to be set. Every entry is read before a lane overwrites it.
+  template <typename Lanes>
+  DEQ_HOST_DEVICE void drop_oldest(const Lanes& lanes) const {
+    const int64_t left = capacity - 1;
+    for (int64_t j = 0; j < left; ++j) {
+      for_each_lane(lanes, 0, left, [&](int64_t i) { row(j)[i] = row(j + 1)[i + 1]; });
+      if (lanes.first()) {
+        step(j) = step(j + 1);
+        weight(j) = weight(j + 1);
+      }
+      lanes.sync();
+    }
+  }
   // Takes <p_i, p_j>, i <= j, in as the newest column and row of G.
   template <typename Lanes>
   DEQ_HOST_DEVICE void set_newest(const Lanes& lanes, int64_t j, const double* column) const {

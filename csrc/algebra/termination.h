@@ -12,8 +12,28 @@ namespace deq {
 enum Status : int64_t { kRunning = 0, kConverged = 1, kMaxSteps = 2, kStalled = 3, kDiverged = 4 };
 
 // Columns of the per-sample tables; deq_kernels/ops/termination.py names the same.
-enum Norm : int64_t { kBestResidual, kFirstResidual, kProgressResidual, kNormColumns };
-enum Counter : int64_t { kStatus, kCount, kSteps, kRejections, kProgressStep, kCounterColumns };
+enum Norm : int64_t {
+  kBestResidual,
+  kFirstResidual,
+  kProgressResidual,
+  // Of Broyden's method alone: where the newest direction starts, and gamma.
+  kBaseResidual,
+  kGamma,
+  // What the stored vectors that dots are taken with are multiplied with, of Broyden's and
+  // Anderson's.
+  kDirectionScale,
+  kNormColumns
+};
+enum Counter : int64_t {
+  kStatus,
+  kCount,
+  kSteps,
+  kRejections,
+  kProgressStep,
+  kBacktracks,  // of Broyden's method alone, as is the next one
+  kEstimates,
+  kCounterColumns
+};
 
 // A residual must fall below this share of the last mark to count as progress.
 constexpr double kProgressShare = 0.99;
@@ -27,7 +47,13 @@ struct Limits {
   int64_t max_rejections;    // rejected steps that are met by a restart
 };
 
-enum class Action { kAdvance, kStop, kReject };
+// What a line search allows the evaluation at hand.
+struct Trial {
+  bool can_shorten;  // the step that led here
+  double accepted;   // the largest residual at which it is not shortened
+};
+
+enum class Action { kAdvance, kStop, kReject, kBacktrack };
 
 struct Verdict {
   Action action;
@@ -41,9 +67,12 @@ struct Verdict {
 //
 // Converged when ||f(z) - z|| <= atol + rtol ||f(z)||. A residual that is not finite, or has grown
 // by divergence_factor, is rejected: back to the best iterate while rejections are left, else
-// diverged. The first evaluation is always kept, so that there is an iterate to return.
+// diverged. The first evaluation is always kept, so that there is an iterate to return. A step that
+// can be shortened is, instead of rejected or accepted with too large a residual, where an
+// evaluation is left for that.
 DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limits& limits,
-                                     double* record, int64_t* counters) {
+                                     double* record, int64_t* counters,
+                                     const Trial& trial = {false, 0.0}) {
   double* const norms = record;
   double* const trace = record + kNormColumns;
   const double residual = std::sqrt(residual_sq);
@@ -71,23 +100,25 @@ DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limi
       counters[kProgressStep] = step;
     }
   }
-  if (rejected && (first || counters[kRejections] >= limits.max_rejections)) {
+  const bool last = step + 1 >= limits.max_steps;
+  const bool backtrack = trial.can_shorten && !last && (rejected || residual > trial.accepted);
+  if (rejected && !backtrack && (first || counters[kRejections] >= limits.max_rejections)) {
     counters[kStatus] = kDiverged;
     return {Action::kStop, improved, rejected};
   }
-  if (step + 1 >= limits.max_steps) {
+  if (last) {
     counters[kStatus] = kMaxSteps;
     return {Action::kStop, improved, rejected};
   }
-  if (rejected) {
+  if (rejected && !backtrack) {
     ++counters[kRejections];
     return {Action::kReject, false, true};
   }
-  if (limits.stall_steps > 0 && step - counters[kProgressStep] >= limits.stall_steps) {
+  if (!rejected && limits.stall_steps > 0 && step - counters[kProgressStep] >= limits.stall_steps) {
     counters[kStatus] = kStalled;
     return {Action::kStop, improved, rejected};
   }
-  return {Action::kAdvance, improved, false};
+  return {backtrack ? Action::kBacktrack : Action::kAdvance, improved, rejected};
 }
 
 }  // namespace deq

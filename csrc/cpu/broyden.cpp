@@ -44,6 +44,9 @@ struct Step {
   double* partials(int64_t sample) const { return scratch + sample * (tiles + 1) * width(); }
   double* totals(int64_t sample) const { return partials(sample) + tiles * width(); }
   int64_t count(int64_t sample) const { return counters[sample * kCounterColumns + kCount]; }
+  double* norms(int64_t sample) const {
+    return sample_record(record, sample, options.limits.max_steps);
+  }
   history_t* row(int64_t sample, int64_t j) const {
     return directions + sample * sample_stride + j * row_stride;
   }
@@ -61,6 +64,8 @@ struct Step {
                          other.values, out, out + 1);
     const int64_t k = count(sample);
     if (k > 0 && !only_judges(options, counters + sample * kCounterColumns)) {
+      // What the history is stored with; nothing happens where that is 1.
+      history.combine(nullptr, 0, 0, nullptr, norms(sample)[kDirectionScale], size, r.values);
       history.load(row(sample, k - 1) + begin, size, other.values);
       history.dots_pair(row(sample, 0) + begin, row_stride, k, r.values, other.values, size,
                         out + kDots, out + kDots + capacity);
@@ -72,8 +77,7 @@ struct Step {
     add_tiles(partials(sample), tiles, width(), sums);
     double* const q = sums + kDots;
     StepDecision decision;
-    conclude_step(OneLane(), options, form(sample), sums, q, q + capacity,
-                  sample_record(record, sample, options.limits.max_steps),
+    conclude_step(OneLane(), options, form(sample), dim, sums, q, q + capacity, norms(sample),
                   counters + sample * kCounterColumns, &decision);
     return decision;
   }
@@ -90,15 +94,21 @@ struct Step {
     if (decision.extend) {
       state.residual(f_z + sample * f_stride + begin, z_tile, size, p.values);
       history.combine(row(sample, 0) + begin, row_stride, decision.count, totals(sample) + kDots,
-                      -options.gamma * decision.scale, size, p.values);
+                      decision.scale, size, p.values);
+      for (int64_t j = 1; decision.drop && j < decision.count; ++j) {
+        std::copy_n(row(sample, j) + begin, size, row(sample, j - 1) + begin);
+      }
       // The step is taken along the direction as stored, so that the inverse matches the step.
-      history.store_rounded(p.values, size, row(sample, decision.count) + begin);
+      history.store_rounded(p.values, size, row(sample, decision.slot()) + begin);
     }
     if (decision.keep) {
       std::copy_n(z_tile, size, best_tile);
     }
     if (decision.advance) {
-      state.advance(p.values, static_cast<accum_t>(options.damping), size, z_tile);
+      state.advance(p.values, static_cast<accum_t>(decision.step(options.damping)), size, z_tile);
+    } else if (decision.backtrack) {
+      history.load(row(sample, decision.count - 1) + begin, size, p.values);
+      state.advance(p.values, static_cast<accum_t>(decision.scale), size, z_tile);
     }
   }
 };
@@ -107,7 +117,8 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
                   const Tensor& directions, const Tensor& algebra, const Tensor& record,
                   const Tensor& counters, const Tensor& active, const Tensor& scratch, double rtol,
                   double atol, double damping, double gamma, int64_t stall_steps,
-                  double divergence_factor, bool finish_inverse) {
+                  double divergence_factor, bool finish_inverse, bool drop_oldest,
+                  bool estimate_gamma, int64_t max_backtracks) {
   const StepShape shape = check_broyden_step(f_z, z, best_z, directions, algebra, record, counters,
                                              active, scratch, kTile);
   const int64_t batch = shape.batch;
@@ -147,6 +158,10 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
         {damping,
          gamma,
          finish_inverse,
+         drop_oldest,
+         estimate_gamma,
+         max_backtracks,
+         ScaleRangeOf<history_t, accumulate_t<state_t>>::value,
          {rtol, atol, max_steps, stall_steps, divergence_factor, /*max_rejections=*/1}}};
     const StreamPlan plan =
         plan_stream(static_cast<int64_t>(running.size()), dim, most, sizeof(state_t),

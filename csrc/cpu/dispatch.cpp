@@ -83,6 +83,7 @@ template const StateTiles<float16>& state_tiles();
 template const StateTiles<bfloat16>& state_tiles();
 template const HistoryTiles<double, double>& history_tiles();
 template const HistoryTiles<float, double>& history_tiles();
+template const HistoryTiles<float16, double>& history_tiles();
 template const HistoryTiles<bfloat16, double>& history_tiles();
 template const HistoryTiles<float, float>& history_tiles();
 template const HistoryTiles<float16, float>& history_tiles();

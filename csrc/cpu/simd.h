@@ -124,6 +124,29 @@ inline Vector<float> load(const float16* p, float) {
 #endif
 }
 
+inline Vector<double> load(const float16* p, double) {
+  Vector<double> out;
+  for (int i = 0; i < kLanes<double>; ++i) {
+    out[i] = half_to_float(p[i].bits);
+  }
+  return out;
+}
+
+// To float, rounded to odd, so that a second rounding to a shorter type is as good as one.
+inline float rounded_to_odd(double value) {
+  float narrowed = static_cast<float>(value);
+  uint32_t bits;
+  __builtin_memcpy(&bits, &narrowed, sizeof(bits));
+  if ((bits & 0x7fffffffu) > 0x7f800000u || static_cast<double>(narrowed) == value) {
+    return narrowed;
+  }
+  const bool too_far = (narrowed > value) == (narrowed > 0.0f);
+  bits = (too_far && (bits & 0x7fffffffu) != 0) ? bits - 1u : bits;
+  bits |= 1u;
+  __builtin_memcpy(&narrowed, &bits, sizeof(narrowed));
+  return narrowed;
+}
+
 inline void store(Vector<double> v, double* p) { __builtin_memcpy(p, &v, sizeof(v)); }
 inline void store(Vector<float> v, float* p) { __builtin_memcpy(p, &v, sizeof(v)); }
 
@@ -146,19 +169,17 @@ inline void store(Vector<float> v, bfloat16* p) {
 
 inline void store(Vector<double> v, bfloat16* p) {
   for (int i = 0; i < kLanes<double>; ++i) {
-    // Rounding twice is avoided by rounding to odd at the first, wider, rounding.
-    const double value = v[i];
-    float narrowed = static_cast<float>(value);
+    const float value = rounded_to_odd(v[i]);
     uint32_t bits;
-    __builtin_memcpy(&bits, &narrowed, sizeof(bits));
-    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    if (!is_nan && static_cast<double>(narrowed) != value) {
-      const bool too_far = (narrowed > value) == (narrowed > 0.0f);
-      bits = (too_far && (bits & 0x7fffffffu) != 0) ? bits - 1u : bits;
-      bits |= 1u;
-    }
+    __builtin_memcpy(&bits, &value, sizeof(bits));
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    p[i].bits = static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40u : rounded);
+    p[i].bits = static_cast<uint16_t>(value != value ? (bits >> 16) | 0x40u : rounded);
+  }
+}
+
+inline void store(Vector<double> v, float16* p) {
+  for (int i = 0; i < kLanes<double>; ++i) {
+    p[i].bits = float_to_half(rounded_to_odd(v[i]));
   }
 }
 

@@ -56,10 +56,14 @@ struct BroydenStep {
   StepOptions options;
 
   struct View {
-    int count;  // directions that the first pass reads
+    int count;      // directions that the first pass reads
+    accum_t scale;  // what they are stored with
   };
 
   DEQ_DEVICE int64_t* counter(int64_t sample) const { return counters + sample * kCounterColumns; }
+  DEQ_DEVICE double* norms(int64_t sample) const {
+    return record + sample * (kNormColumns + options.limits.max_steps);
+  }
   DEQ_DEVICE bool runs(int64_t sample) const { return counter(sample)[kStatus] == kRunning; }
 
   template <typename Block>
@@ -69,7 +73,8 @@ struct BroydenStep {
                 "counters must not claim more directions than there is room for");
     block.check(counter[kSteps] >= 0 && counter[kSteps] < options.limits.max_steps,
                 "a running sample must have a step of its trace left");
-    return {only_judges(options, counter) ? 0 : static_cast<int>(counter[kCount])};
+    const int count = only_judges(options, counter) ? 0 : static_cast<int>(counter[kCount]);
+    return {count, static_cast<accum_t>(norms(sample)[kDirectionScale])};
   }
   DEQ_DEVICE int64_t sums(const View& view) const { return kNorms + 2 * view.count; }
   DEQ_DEVICE int rows(const View& view) const { return view.count; }
@@ -105,6 +110,10 @@ struct BroydenStep {
       load_row(block, rows, view.count - 1, other);
     }
     put_norms(block, r, f, flush);
+    DEQ_UNROLL
+    for (int i = 0; i < kGpuItems; ++i) {
+      r[i] *= view.scale;
+    }
     dot_rows<true>(block, rows, view.count, r, other, flush, sums.from(kNorms),
                    sums.from(kNorms + view.count));
     add_own_sums(block, view.count, kNorms, flush, sums);
@@ -118,10 +127,9 @@ struct BroydenStep {
     double* const q = totals + kNorms;
     const double* const column = q + view.count;
     int64_t* const counter = this->counter(sample);
-    conclude_step(lanes, options, form, totals, q, column,
-                  record + sample * (kNormColumns + options.limits.max_steps), counter, decision);
-    if (staged && decision->extend) {
-      publish(lanes, form, sample, decision->count, column);
+    conclude_step(lanes, options, form, dim, totals, q, column, norms(sample), counter, decision);
+    if (staged && (decision->extend || decision->backtrack)) {
+      publish(lanes, form, sample, *decision);
     }
     if (lanes.first() && counter[kStatus] != kRunning) {
       block.subtract_one(active);
@@ -131,15 +139,27 @@ struct BroydenStep {
   // Takes what the conclusion changed in its copy of the table over into the table.
   template <typename Lanes>
   DEQ_DEVICE void publish(const Lanes& lanes, const ProductForm& staged, int64_t sample,
-                          int64_t count, const double* column) const {
+                          const Decision& decision) const {
     const ProductForm form = {directions.table(sample), directions.capacity};
-    if (count > 0) {
-      form.set_newest(lanes, count - 1, column);
+    const int64_t count = decision.slot();
+    if (decision.backtrack) {
+      if (lanes.first()) {
+        form.step(count - 1) = staged.step(count - 1);
+      }
+      return;
+    }
+    // Everything has moved where a factor was dropped; otherwise the newest row and column are new.
+    for (int64_t j = decision.drop || count == 0 ? 0 : count - 1; j < count; ++j) {
+      for_each_lane(lanes, 0, count, [&](int64_t i) {
+        form.row(j)[i] = staged.row(j)[i];
+        form.row(i)[j] = staged.row(i)[j];
+      });
+      if (lanes.first()) {
+        form.step(j) = staged.step(j);
+        form.weight(j) = staged.weight(j);
+      }
     }
     if (lanes.first()) {
-      if (count > 0) {
-        form.weight(count - 1) = staged.weight(count - 1);
-      }
       form.step(count) = staged.step(count);
     }
   }
@@ -162,20 +182,36 @@ struct BroydenStep {
     if (decision.keep) {
       store_items<kVector>(block, items, tile.size, best_tile);
     }
+    if (decision.backtrack) {
+      load_row(block, rows, decision.count - 1, p);
+      move(block, items, static_cast<accum_t>(decision.scale), p, tile.size, z_tile);
+    }
     if (!decision.extend) {
       return;
     }
-    combine_rows(block, rows, decision.count, totals + kNorms,
-                 static_cast<accum_t>(-options.gamma * decision.scale), p);
-    // The step is taken along the direction as stored, so that the inverse matches the step.
-    store_items<kVector>(block, p, tile.size, directions.row(sample, decision.count) + tile.begin);
-    if (decision.advance) {
-      DEQ_UNROLL
-      for (int i = 0; i < kGpuItems; ++i) {
-        items[i] += static_cast<accum_t>(options.damping) * p[i];
-      }
-      store_items<kVector>(block, items, tile.size, z_tile);
+    combine_rows(block, rows, decision.count, totals + kNorms, static_cast<accum_t>(decision.scale),
+                 p);
+    for (int j = 1; decision.drop && j < decision.count; ++j) {
+      load_row(block, rows, j, f);
+      store_items<kVector>(block, f, tile.size, directions.row(sample, j - 1) + tile.begin);
     }
+    // The step is taken along the direction as stored, so that the inverse matches the step.
+    store_items<kVector>(block, p, tile.size, directions.row(sample, decision.slot()) + tile.begin);
+    if (decision.advance) {
+      move(block, items, static_cast<accum_t>(decision.step(options.damping)), p, tile.size,
+           z_tile);
+    }
+  }
+
+  // z <- z + step p, from this thread's elements of both.
+  template <typename Block>
+  DEQ_DEVICE static void move(const Block& block, accum_t (&z_items)[kGpuItems], accum_t step,
+                              const accum_t (&p)[kGpuItems], int size, state_t* z_tile) {
+    DEQ_UNROLL
+    for (int i = 0; i < kGpuItems; ++i) {
+      z_items[i] += step * p[i];
+    }
+    store_items<kVector>(block, z_items, size, z_tile);
   }
 };
 

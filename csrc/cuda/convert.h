@@ -60,4 +60,6 @@ DEQ_DEVICE void narrow(float x, float16* out) {
 #endif
 }
 
+DEQ_DEVICE void narrow(double x, float16* out) { narrow(static_cast<float>(x), out); }
+
 }  // namespace deq

@@ -8,9 +8,11 @@
 
 #include <atomic>
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/device.cuh"
 #include "cuda/regime.h"
+#include "cuda/stored_rows.h"
 #include "cuda/two_pass.h"
 #include "torch/checks.h"
 
@@ -48,6 +50,12 @@ template <typename Op>
 __global__ void __launch_bounds__(kGpuThreads, 2)
     apply_kernel(const __grid_constant__ Op op, const GridScratch scratch) {
   apply_pass(DeviceBlock(), op, scratch);
+}
+
+template <typename Op>
+__global__ void __launch_bounds__(kGpuThreads, 2)
+    tile_kernel(const __grid_constant__ Op op, int64_t tiles) {
+  tile_pass(DeviceBlock(), op, tiles);
 }
 
 // The device and stream an op runs on: those of its first tensor.
@@ -167,8 +175,19 @@ void launch(const Op& op, const Place& place, const GpuDemand& demand, const Scr
   allow_large_launches(&conclude_kernel<Op>, place, device);
   launch_kernel(&conclude_kernel<Op>, place, demand.problems, 1, plan.shared.bytes, op, room,
                 plan.shared, plan.table_staged);
-  if (blocks > 0) {
-    launch_kernel(&apply_kernel<Op>, place, blocks, 1, 0, op, room);
+  if constexpr (!std::is_same_v<typename Op::Decision, NoSecondPass>) {
+    if (blocks > 0) {
+      launch_kernel(&apply_kernel<Op>, place, blocks, 1, 0, op, room);
+    }
+  }
+}
+
+// Runs an op that is a second pass alone.
+template <typename Op>
+void launch_tiles(const Op& op, const Place& place, int64_t problems) {
+  const int64_t tiles = gpu_tiles(op.dim);
+  if (problems * tiles > 0) {
+    launch_kernel(&tile_kernel<Op>, place, problems * tiles, 1, 0, op, tiles);
   }
 }
 
@@ -193,6 +212,11 @@ inline bool rows_are_aligned(const Tensor& rows) {
   const int64_t element = rows.element_size();
   return reinterpret_cast<uintptr_t>(rows.data_ptr()) % 16 == 0 &&
          rows.stride(0) * element % 16 == 0 && rows.stride(1) * element % 16 == 0;
+}
+
+template <typename history_t>
+StoredRows<history_t> stored_rows(const Tensor& rows) {
+  return {data<history_t>(rows), rows.stride(0), rows.stride(1), rows_are_aligned(rows)};
 }
 
 }  // namespace deq

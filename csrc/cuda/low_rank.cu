@@ -10,11 +10,6 @@
 namespace deq {
 namespace {
 
-template <typename history_t>
-Factor<history_t> factor_of(const Tensor& rows) {
-  return {data<history_t>(rows), rows.stride(0), rows.stride(1), rows_are_aligned(rows)};
-}
-
 Tensor low_rank_matvec(const Tensor& u, const Tensor& v, const Tensor& rank, const Tensor& x,
                        double scale) {
   check_same_device("x", x, {{"u", &u}, {"v", &v}, {"rank", &rank}});
@@ -28,10 +23,15 @@ Tensor low_rank_matvec(const Tensor& u, const Tensor& v, const Tensor& rank, con
   with_state_and_history_type(x.scalar_type(), v.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);
     using history_t = decltype(h);
-    const LowRankProduct<state_t, history_t> product = {
-        data<state_t>(x),        data<state_t>(y),    factor_of<history_t>(u),
-        factor_of<history_t>(v), data<int64_t>(rank), shape.capacity,
-        shape.columns,           shape.dim,           scale};
+    const LowRankProduct<state_t, history_t> product = {data<state_t>(x),
+                                                        data<state_t>(y),
+                                                        stored_rows<history_t>(u),
+                                                        stored_rows<history_t>(v),
+                                                        data<int64_t>(rank),
+                                                        shape.capacity,
+                                                        shape.columns,
+                                                        shape.dim,
+                                                        scale};
     launch(product, place, demand, scratch);
   });
   return y;
@@ -48,8 +48,8 @@ Tensor low_rank_append(const Tensor& u, const Tensor& v, const Tensor& rank, con
     using state_t = decltype(state);
     using history_t = decltype(history);
     using Append = LowRankAppend<state_t, history_t>;
-    const Append append = {factor_of<history_t>(u),
-                           factor_of<history_t>(v),
+    const Append append = {stored_rows<history_t>(u),
+                           stored_rows<history_t>(v),
                            data<int64_t>(rank),
                            data<state_t>(s),
                            data<state_t>(y),

@@ -6,25 +6,10 @@
 
 #include "algebra/sherman_morrison.h"
 #include "algebra/types.h"
+#include "cuda/stored_rows.h"
 #include "cuda/two_pass.h"
 
 namespace deq {
-
-// Rows [batch, capacity, dim].
-template <typename history_t>
-struct Factor {
-  history_t* data;
-  int64_t sample_stride;  // elements
-  int64_t row_stride;
-  bool aligned;  // every row begins on 16 bytes
-
-  DEQ_DEVICE history_t* row(int64_t sample, int64_t j) const {
-    return data + sample * sample_stride + j * row_stride;
-  }
-  DEQ_DEVICE Rows<history_t> tile_rows(int64_t sample, const Tile& tile) const {
-    return {row(sample, 0) + tile.begin, row_stride, tile.size, aligned, {}};
-  }
-};
 
 template <typename Block>
 DEQ_DEVICE int64_t checked_rank(const Block& block, int64_t rank, int64_t capacity) {
@@ -43,8 +28,8 @@ struct LowRankProduct {
 
   const state_t* x;  // [batch, columns, dim]
   state_t* y;        // [batch, columns, dim]
-  Factor<history_t> u;
-  Factor<history_t> v;
+  StoredRows<history_t> u;
+  StoredRows<history_t> v;
   const int64_t* rank;  // [batch]
   int64_t capacity;
   int64_t columns;
@@ -116,8 +101,8 @@ struct LowRankAppend {
   static constexpr int64_t kFirstSum = 0;
   static constexpr int kOwnDots = 4;
 
-  Factor<history_t> u;
-  Factor<history_t> v;
+  StoredRows<history_t> u;
+  StoredRows<history_t> v;
   int64_t* rank;     // [batch]
   const state_t* s;  // [batch, dim]
   const state_t* y;  // [batch, dim]

@@ -210,6 +210,13 @@ inline GpuDemand broyden_step_demand(int64_t batch, int64_t dim, int64_t capacit
   return {batch, dim, capacity, history_bytes, 2 + 2 * capacity, capacity * (capacity + 2)};
 }
 
+// The demand of an Anderson step, for `capacity` stored changes. Its second pass reads other rows
+// than its first, so there are none to keep.
+inline GpuDemand anderson_step_demand(int64_t batch, int64_t dim, int64_t capacity,
+                                      int64_t history_bytes) {
+  return {batch, dim, 0, history_bytes, 2 + 2 * capacity, 2 * capacity * capacity};
+}
+
 // The demand of a product with a low-rank inverse.
 inline GpuDemand product_demand(int64_t problems, int64_t dim, int64_t capacity,
                                 int64_t history_bytes, int64_t table_doubles) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "algebra/macros.h"
 #include "cuda/tile.h"
@@ -101,36 +102,44 @@ DEQ_DEVICE void load_row(const Block& block, const Rows<history_t>& rows, int j,
   }
 }
 
-// <row_j, x> to sums_x and, for a pair, <row_j, y> to sums_y, j < count.
-template <bool pair, typename history_t, typename accum_t, typename Block>
+// <row_j, x> to sums_x and, for a pair, <row_j, y> to sums_y, j < count. A thread takes its
+// products in sum_type, which is accum_t where it is void.
+template <bool pair, typename sum_type = void, typename history_t, typename accum_t, typename Block>
 DEQ_DEVICE void dot_rows(const Block& block, const Rows<history_t>& rows, int count,
                          const accum_t (&x)[kGpuItems], const accum_t (&y)[kGpuItems],
                          double* flush, const TileSums& sums_x, const TileSums& sums_y) {
   using R = Rows<history_t>;
-  constexpr int kDots = pair ? 2 * R::kGroup : R::kGroup;
+  using sum_t = std::conditional_t<std::is_void_v<sum_type>, accum_t, sum_type>;
+  // Rows summed at a time; registers do not hold wider sums of a whole group of short rows.
+  constexpr int kSummed = sizeof(sum_t) > sizeof(accum_t) && R::kGroup > 4 ? 4 : R::kGroup;
+  constexpr int kDots = pair ? 2 * kSummed : kSummed;
   for (int first = 0; first < count; first += kRowsPerFlush) {
     const int flushed = count - first < kRowsPerFlush ? count - first : kRowsPerFlush;
     for (int j = first; j < first + flushed; j += R::kGroup) {
       with_group(block, rows, j, count, [&](const auto& group) {
-        accum_t dots[kDots] = {};
         DEQ_UNROLL
-        for (int g = 0; g < R::kGroup; ++g) {
+        for (int part = 0; part < R::kGroup; part += kSummed) {
+          sum_t dots[kDots] = {};
           DEQ_UNROLL
-          for (int i = 0; i < kGpuItems; ++i) {
-            const accum_t value = slot_item<history_t>(group[g][i / R::kVector], i % R::kVector);
-            dots[g] += value * x[i];
-            if (pair) {
-              dots[(pair ? R::kGroup : 0) + g] += value * y[i];
+          for (int g = 0; g < kSummed; ++g) {
+            DEQ_UNROLL
+            for (int i = 0; i < kGpuItems; ++i) {
+              const sum_t value =
+                  slot_item<history_t>(group[part + g][i / R::kVector], i % R::kVector);
+              dots[g] += value * static_cast<sum_t>(x[i]);
+              if (pair) {
+                dots[(pair ? kSummed : 0) + g] += value * static_cast<sum_t>(y[i]);
+              }
             }
           }
-        }
-        // Values of x fill places 0 .. kRowsPerFlush - 1 of the flush, those of y the rest.
-        const double sum = static_cast<double>(sum_over_warp(block, dots));
-        constexpr int lanes_each = kGpuWarp / kDots;
-        if (block.lane() % lanes_each == 0) {
-          const int value = block.lane() / lanes_each;
-          const int place = value / R::kGroup * kRowsPerFlush + value % R::kGroup + j - first;
-          flush[block.warp() * kFlushValues + place] = sum;
+          // Values of x fill places 0 .. kRowsPerFlush - 1 of the flush, those of y the rest.
+          const double sum = static_cast<double>(sum_over_warp(block, dots));
+          constexpr int lanes_each = kGpuWarp / kDots;
+          if (block.lane() % lanes_each == 0) {
+            const int value = block.lane() / lanes_each;
+            const int place = value / kSummed * kRowsPerFlush + value % kSummed + part + j - first;
+            flush[block.warp() * kFlushValues + place] = sum;
+          }
         }
       });
     }

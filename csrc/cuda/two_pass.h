@@ -7,14 +7,15 @@
 //
 // An op provides, for a problem (a sample, or one right-hand side of it):
 //   history_t                            type of the rows, which sets the geometry of a tile
-//   Decision                             plain data of kDecisionDoubles doubles at most
+//   Decision                             plain data of kDecisionDoubles doubles at most, or
+//                                        NoSecondPass
 //   kFirstSum                            the first sum that `measure` leaves: 0, or
 //                                        kDecisionDoubles where there are none but dots
 //   dim
 //   bool runs(problem)                   false: nothing of the problem is touched
 //   View view(block, problem)            what is read before anything is written
 //   int64_t sums(view)                   one more than the last sum
-//   int rows(view)                       rows worth keeping
+//   int rows(view)                       rows worth keeping, which both passes read
 //   Rows<history_t> tile_rows(problem, tile)
 //   int64_t table_doubles(view)          how much of the table the conclusion reads
 //   double* table(problem)
@@ -42,6 +43,11 @@ struct WarpLanes {
   DEQ_DEVICE int64_t count() const { return kGpuWarp; }
   DEQ_DEVICE bool first() const { return block.lane() == 0; }
   DEQ_DEVICE void sync() const { block.sync_warp(); }
+};
+
+// The decision of an op that has said everything with its conclusion.
+struct NoSecondPass {
+  DEQ_DEVICE explicit operator bool() const { return false; }
 };
 
 struct Tile {
@@ -277,6 +283,12 @@ DEQ_DEVICE void apply_pass(const Block& block, const Op& op, const GridScratch& 
   }
   const Tile place = tile_at(block.index() % scratch.tiles, op.dim);
   op.apply(block, problem, place, op.tile_rows(problem, place), totals, decision);
+}
+
+// An op that is a second pass alone, apply(block, problem, tile): one block per problem and tile.
+template <typename Op, typename Block>
+DEQ_DEVICE void tile_pass(const Block& block, const Op& op, int64_t tiles) {
+  op.apply(block, block.index() / tiles, tile_at(block.index() % tiles, op.dim));
 }
 
 }  // namespace deq

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "cuda/plan.h"
+#include "test/stack_notes.h"
 
 namespace deq_test {
 
@@ -47,6 +48,7 @@ class Emulator {
     jmp_buf place;  // where it waits; jumping there, unlike swapcontext, asks nothing of the system
     bool started = false;
     std::unique_ptr<char[]> stack;
+    StackNotes notes;
     State state = State::kReady;
     int shuffles = 0;
     std::vector<std::vector<Copy>> copies = {{}};  // the last group is open
@@ -60,6 +62,7 @@ class Emulator {
   static constexpr size_t kStackBytes = 64 << 10;
 
   void run_cluster();
+  void prepare(int thread);
   void resume(int thread);
   void wait(int thread, State state);
   // Whether all of [first, first + count) wait at `state`; then they go on.
@@ -74,6 +77,7 @@ class Emulator {
   std::vector<Exchange> exchanges_;
   std::vector<std::vector<double>> shared_;  // of each block, as doubles for their alignment
   jmp_buf scheduler_;
+  StackNotes scheduler_notes_;
   std::string failure_;
 };
 
@@ -162,24 +166,29 @@ inline void Emulator::run(int64_t clusters, int ranks, int64_t shared_bytes, con
   }
 }
 
+inline void Emulator::prepare(int thread) {
+  Fiber& fiber = fibers_[static_cast<size_t>(thread)];
+  if (!fiber.stack) {
+    fiber.stack.reset(new char[kStackBytes]);
+  }
+  fiber.notes = StackNotes(fiber.stack.get(), kStackBytes);
+  fiber.state = State::kReady;
+  fiber.started = false;
+  fiber.copies = {{}};
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = kStackBytes;
+  fiber.start.uc_link = nullptr;
+  const auto self = reinterpret_cast<uintptr_t>(this);
+  makecontext(&fiber.start, reinterpret_cast<void (*)()>(&Emulator::enter), 3,
+              static_cast<unsigned>(self >> 32), static_cast<unsigned>(self),
+              static_cast<unsigned>(thread));
+}
+
 inline void Emulator::run_cluster() {
   const int threads = static_cast<int>(fibers_.size());
   for (int thread = 0; thread < threads; ++thread) {
-    Fiber& fiber = fibers_[static_cast<size_t>(thread)];
-    if (!fiber.stack) {
-      fiber.stack.reset(new char[kStackBytes]);
-    }
-    fiber.state = State::kReady;
-    fiber.started = false;
-    fiber.copies = {{}};
-    getcontext(&fiber.start);
-    fiber.start.uc_stack.ss_sp = fiber.stack.get();
-    fiber.start.uc_stack.ss_size = kStackBytes;
-    fiber.start.uc_link = nullptr;
-    const auto self = reinterpret_cast<uintptr_t>(this);
-    makecontext(&fiber.start, reinterpret_cast<void (*)()>(&Emulator::enter), 3,
-                static_cast<unsigned>(self >> 32), static_cast<unsigned>(self),
-                static_cast<unsigned>(thread));
+    prepare(thread);
   }
   bool done = false;
   while (!done && failure_.empty()) {
@@ -214,8 +223,10 @@ inline void Emulator::run_cluster() {
 inline void Emulator::resume(int thread) {
   Fiber& fiber = fibers_[static_cast<size_t>(thread)];
   if (_setjmp(scheduler_) != 0) {
+    scheduler_notes_.arrive_from(&fibers_[static_cast<size_t>(thread)].notes);
     return;
   }
+  scheduler_notes_.leave_for(fiber.notes);
   if (fiber.started) {
     _longjmp(fiber.place, 1);
   }
@@ -227,8 +238,10 @@ inline void Emulator::wait(int thread, State state) {
   Fiber& fiber = fibers_[static_cast<size_t>(thread)];
   fiber.state = state;
   if (_setjmp(fiber.place) == 0) {
+    fiber.notes.leave_for(scheduler_notes_);
     _longjmp(scheduler_, 1);
   }
+  fibers_[static_cast<size_t>(thread)].notes.arrive_from(&scheduler_notes_);
 }
 
 inline bool Emulator::release(int first, int count, State state) {
@@ -245,12 +258,15 @@ inline bool Emulator::release(int first, int count, State state) {
 
 inline void Emulator::enter(unsigned high, unsigned low, unsigned thread) {
   auto* const self = reinterpret_cast<Emulator*>(static_cast<uintptr_t>(high) << 32 | low);
+  Fiber& fiber = self->fibers_[thread];
+  fiber.notes.arrive_from(&self->scheduler_notes_);
   try {
     (*self->body_)(Block(self, static_cast<int>(thread)));
   } catch (const std::exception& error) {
     self->failure_ = error.what();
   }
-  self->fibers_[thread].state = State::kDone;
+  fiber.state = State::kDone;
+  fiber.notes.leave_for(self->scheduler_notes_);
   _longjmp(self->scheduler_, 1);
 }
 

@@ -19,7 +19,10 @@ struct Setup {
   int64_t dim;
   int64_t capacity;
   int64_t direction_stride;
-  deq::StepOptions options = {0.9, 0.8, true, {1e-9, 0.0, kMaxSteps, 0, 1e6, 1}};
+  double size = 1.0;   // of the numbers that the problem is about
+  bool steep = false;  // a map on which plain steps grow
+  deq::StepOptions options = {
+      0.9, 0.8, true, false, false, 0, {1e-8, 1e8, 96}, {1e-9, 0.0, kMaxSteps, 0, 1e6, 1}};
 };
 
 // Everything a solve works on.
@@ -48,6 +51,9 @@ struct Solve {
         active{s.batch} {
     for (int64_t sample = 0; sample < s.batch; ++sample) {
       z.set_random(sample, 0, static_cast<unsigned>(sample));
+      for (int64_t i = 0; i < s.dim; ++i) {
+        z.set(sample, 0, i, s.size * z.at(sample, 0, i));
+      }
     }
   }
 
@@ -56,12 +62,15 @@ struct Solve {
     return {algebra.data() + sample * deq::ProductForm::table_size(setup.capacity), setup.capacity};
   }
 
-  // An elementwise map whose slopes run from -0.9 to 0.6.
+  // An elementwise map whose slopes run from -0.9 to 0.6; a steep one goes down to -15.
+  double map(int64_t i, double z_i) const {
+    const double slope = -0.9 + 1.5 * static_cast<double>(i % 101) / 100.0;
+    return setup.steep ? 0.3 - 5.0 * z_i * z_i * z_i : 0.3 + slope * std::sin(z_i);
+  }
   void evaluate() {
     for (int64_t sample = 0; sample < setup.batch; ++sample) {
       for (int64_t i = 0; i < setup.dim; ++i) {
-        const double slope = -0.9 + 1.5 * static_cast<double>(i % 101) / 100.0;
-        f_z.set(sample, 0, i, 0.3 + slope * std::sin(z.at(sample, 0, i)));
+        f_z.set(sample, 0, i, setup.size * map(i, z.at(sample, 0, i) / setup.size));
       }
     }
   }
@@ -116,18 +125,19 @@ struct Solve {
       norms[0] += r.back() * r.back();
       norms[1] += f * f;
     }
+    double* const norms_of_sample = record.data() + sample * (deq::kNormColumns + kMaxSteps);
+    const double scale = norms_of_sample[deq::kDirectionScale];
     Vector q(static_cast<size_t>(setup.capacity) + 1);
     Vector column(q.size());
     for (int64_t j = 0; j < k; ++j) {
       for (int64_t i = 0; i < setup.dim; ++i) {
-        q[j] += directions.at(sample, j, i) * r[i];
+        q[j] += directions.at(sample, j, i) * (scale * r[i]);
         column[j] += directions.at(sample, j, i) * directions.at(sample, k - 1, i);
       }
     }
     deq::StepDecision decision;
-    deq::conclude_step(deq::OneLane(), options, form(sample), norms.data(), q.data(), column.data(),
-                       record.data() + sample * (deq::kNormColumns + kMaxSteps), counter(sample),
-                       &decision);
+    deq::conclude_step(deq::OneLane(), options, form(sample), setup.dim, norms.data(), q.data(),
+                       column.data(), norms_of_sample, counter(sample), &decision);
     active[0] -= counter(sample)[deq::kStatus] != deq::kRunning ? 1 : 0;
     for (int64_t i = 0; i < setup.dim; ++i) {
       if (decision.restore) {
@@ -137,16 +147,24 @@ struct Solve {
       if (decision.keep) {
         best_z.set(sample, 0, i, z.at(sample, 0, i));
       }
+      if (decision.backtrack) {
+        z.set(sample, 0, i,
+              z.at(sample, 0, i) + decision.scale * directions.at(sample, decision.count - 1, i));
+      }
       if (decision.extend) {
-        double p = -options.gamma * decision.scale * r[i];
+        double p = decision.scale * r[i];
         for (int64_t j = 0; j < decision.count; ++j) {
           p += q[j] * directions.at(sample, j, i);
         }
-        directions.set(sample, decision.count, i, p);
+        for (int64_t j = 1; decision.drop && j < decision.count; ++j) {
+          directions.set(sample, j - 1, i, directions.at(sample, j, i));
+        }
+        directions.set(sample, decision.slot(), i, p);
       }
       if (decision.advance) {
         z.set(sample, 0, i,
-              z.at(sample, 0, i) + options.damping * directions.at(sample, decision.count, i));
+              z.at(sample, 0, i) +
+                  decision.step(options.damping) * directions.at(sample, decision.slot(), i));
       }
     }
   }
@@ -160,12 +178,23 @@ struct Solve {
     return out;
   }
 
+  // The record, all of it of the size of the residuals.
+  Vector sized_record() const {
+    Vector out = record;
+    for (int64_t sample = 0; sample < setup.batch; ++sample) {
+      double* const own = out.data() + sample * (deq::kNormColumns + kMaxSteps);
+      own[deq::kGamma] *= setup.size;
+      own[deq::kDirectionScale] *= setup.size * setup.size;
+    }
+    return out;
+  }
+
   // Tables aside, which need a tolerance per row: they hold squares of very different vectors.
   void check_near(const Solve& expected) const {
     const double tolerance = deq_test::tolerance_of<state_t, history_t>();
     CHECK(counters == expected.counters);
     CHECK(active == expected.active);
-    CHECK(deq_test::near(record, expected.record, tolerance));
+    CHECK(deq_test::near(sized_record(), expected.sized_record(), tolerance));
     CHECK(deq_test::near(widened(z.values), widened(expected.z.values), tolerance));
     CHECK(deq_test::near(widened(best_z.values), widened(expected.best_z.values), tolerance));
     CHECK(
@@ -187,8 +216,10 @@ struct Solve {
 // Some steps in every regime: each close to the plain step from the same state, and the regimes
 // equal to the bit. Sample 1 is frozen from the start; sample 2 turns NaN and goes back to its best
 // iterate; the history is full and restarts.
+// Returns how often a step was shortened.
 template <typename state_t, typename history_t>
-void steps_in_every_regime(const Setup& setup, const deq::GpuDevice& device) {
+int64_t steps_in_every_regime(const Setup& setup, const deq::GpuDevice& device) {
+  int64_t shortened = 0;
   std::vector<Solve<state_t, history_t>> solves(3, Solve<state_t, history_t>(setup));
   for (auto& solve : solves) {
     solve.counter(1)[deq::kStatus] = deq::kStalled;
@@ -209,11 +240,20 @@ void steps_in_every_regime(const Setup& setup, const deq::GpuDevice& device) {
     }
     solves[1].check_same(solves[0]);
     solves[2].check_same(solves[0]);
+    shortened += solves[0].counter(0)[deq::kBacktracks] > 0 ? 1 : 0;
   }
   CHECK(solves[0].active[0] == 0);
   CHECK(solves[0].counter(0)[deq::kStatus] == deq::kMaxSteps ||
         solves[0].counter(0)[deq::kStatus] == deq::kConverged);
-  CHECK(solves[0].counter(2)[deq::kRejections] == 1);
+  const bool shortens = setup.options.max_backtracks > 0;
+  CHECK(solves[0].counter(2)[deq::kRejections] == (shortens ? 0 : 1));
+  CHECK(solves[0].counter(0)[deq::kEstimates] == (setup.options.estimate_gamma ? 1 : 0));
+  CHECK(setup.options.estimate_gamma != (solves[0].record[deq::kGamma] == 0.8));
+  CHECK((setup.size == 1.0) == (solves[0].record[deq::kDirectionScale] == 1.0));
+  if (setup.options.drop_oldest && solves[0].counter(0)[deq::kStatus] == deq::kMaxSteps) {
+    CHECK(solves[0].counter(0)[deq::kCount] == setup.capacity);
+  }
+  return shortened;
 }
 
 TEST(gpu_broyden_steps_on_odd_sizes) {
@@ -221,6 +261,50 @@ TEST(gpu_broyden_steps_on_odd_sizes) {
   for (const int64_t dim : {1, 3, 250, 2047, 2048, 2049, 4100, 9001}) {
     steps_in_every_regime<float, float>({3, dim, 4, deq::round_up(dim, 4)}, device);
   }
+}
+
+// Every option alone, and all of them, on numbers of ordinary and of extreme size.
+template <typename state_t, typename history_t>
+void options_in_every_regime(Setup setup, const deq::GpuDevice& device, double size) {
+  Setup dropping = setup;
+  dropping.options.drop_oldest = true;
+  CHECK((steps_in_every_regime<state_t, history_t>(dropping, device)) == 0);
+  Setup estimating = setup;
+  estimating.options.estimate_gamma = true;
+  CHECK((steps_in_every_regime<state_t, history_t>(estimating, device)) == 0);
+  Setup searching = setup;
+  searching.steep = true;
+  searching.options.max_backtracks = 2;
+  CHECK((steps_in_every_regime<state_t, history_t>(searching, device)) > 0);
+  Setup extreme = setup;
+  extreme.size = size;
+  CHECK((steps_in_every_regime<state_t, history_t>(extreme, device)) == 0);
+  extreme.steep = true;
+  extreme.options.drop_oldest = true;
+  extreme.options.estimate_gamma = true;
+  extreme.options.max_backtracks = 2;
+  CHECK((steps_in_every_regime<state_t, history_t>(extreme, device)) > 0);
+}
+
+TEST(gpu_broyden_steps_with_every_option) {
+  const deq::GpuDevice device = deq_test::device_with(232448, 4);
+  for (const int64_t capacity : {2, 3, 5}) {
+    options_in_every_regime<float, float>({3, 2117, capacity, 2120}, device, 0x1p-100);
+    options_in_every_regime<float, float>({3, 70, capacity, 72}, device, 0x1p100);
+  }
+  options_in_every_regime<float, deq::bfloat16>({3, 4099, 3, 4100}, device, 0x1p-100);
+  options_in_every_regime<deq::bfloat16, deq::bfloat16>({3, 257, 3, 264}, device, 0x1p90);
+  options_in_every_regime<double, float>({3, 300, 4, 300}, device, 0x1p-90);
+}
+
+TEST(gpu_broyden_steps_that_drop_rows_of_which_some_are_on_chip) {
+  Setup setup = {3, 4100, 4, 4104};
+  setup.options.drop_oldest = true;
+  setup.options.limits.max_steps = kMaxSteps;
+  const deq::GpuDemand demand = deq::broyden_step_demand(3, 4100, 4, sizeof(deq::bfloat16));
+  const int64_t bytes = deq::shared_layout(demand, 3, 1).bytes;
+  const deq::GpuDevice device = deq_test::device_with(bytes, 2);
+  steps_in_every_regime<float, deq::bfloat16>(setup, device);
 }
 
 TEST(gpu_broyden_steps_with_rows_off_16_bytes) {

@@ -34,4 +34,11 @@ void launch(const Op& op, const deq::GpuDemand& demand, const deq::GpuPlan& plan
                [&](const Block& block) { deq::apply_pass(block, op, scratch); });
 }
 
+template <typename Op>
+void launch_tiles(const Op& op, int64_t problems, Order order) {
+  const int64_t tiles = deq::gpu_tiles(op.dim);
+  Emulator(order).run(problems * tiles, 1, 0,
+                      [&](const Emulator::Block& block) { deq::tile_pass(block, op, tiles); });
+}
+
 }  // namespace deq_test

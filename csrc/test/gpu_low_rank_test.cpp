@@ -1,6 +1,7 @@
 // The bodies of the sum-form kernels, run by the block emulator in every regime.
 #include "cuda/low_rank.h"
 
+#include "cuda/low_rank_halves.h"
 #include "test/gpu_arrays.h"
 #include "test/gpu_launch.h"
 
@@ -31,7 +32,7 @@ struct Inverse {
     }
   }
 
-  deq::Factor<history_t> factor(Array<history_t>& rows) {
+  deq::StoredRows<history_t> factor(Array<history_t>& rows) {
     return {rows.values.data(), kCapacity * rows.stride, rows.stride, rows.aligned()};
   }
 
@@ -109,6 +110,106 @@ TEST(gpu_low_rank_products) {
   products<double, float>(2048, 2048, 1);
   products<float, deq::bfloat16>(4100, 4104, 1);
   products<deq::float16, deq::float16>(77, 80, 3);
+}
+
+// The dots of the left factors with x, then their combination with these dots: the product U U^T x.
+template <typename state_t, typename history_t>
+void halves(int64_t dim, int64_t stride, int64_t columns, double scale) {
+  Inverse<state_t, history_t> inverse(dim, stride);
+  Array<state_t> x(kBatch, columns, dim, dim);
+  for (int64_t sample = 0; sample < kBatch; ++sample) {
+    for (int64_t c = 0; c < columns; ++c) {
+      // Nobody reads x where its scale is 0, or where there are no rows to take dots with.
+      if (scale != 0.0 || inverse.rank[sample] > 0) {
+        x.set_random(sample, c, static_cast<unsigned>(900 + sample * columns + c));
+      }
+    }
+  }
+  std::vector<double> first;
+  for (const char* regime : deq_test::kRegimes) {
+    std::vector<double> dots(static_cast<size_t>(kBatch * columns * kCapacity), std::nan(""));
+    const deq::LowRankDots<state_t, history_t> op = {
+        x.values.data(), dots.data(), inverse.factor(inverse.u), inverse.rank.data(), kCapacity,
+        columns,         dim};
+    deq::GpuDemand demand =
+        deq::product_demand(kBatch * columns, dim, kCapacity, sizeof(history_t), 0);
+    demand.rows = 0;
+    deq_test::launch(op, demand, deq::plan_gpu(demand, deq_test::device_with(232448, 2), regime),
+                     Order::kBackwards);
+    Vector coefficients = dots;
+    for (int64_t sample = 0; sample < kBatch; ++sample) {
+      for (int64_t c = 0; c < columns; ++c) {
+        for (int64_t j = 0; j < kCapacity; ++j) {
+          const size_t at = static_cast<size_t>((sample * columns + c) * kCapacity + j);
+          double expected = 0.0;
+          for (int64_t i = 0; j < inverse.rank[sample] && i < dim; ++i) {
+            expected += inverse.u.at(sample, j, i) * x.at(sample, c, i);
+          }
+          CHECK_NEAR(dots[at], expected, 1e-11 * static_cast<double>(dim));
+          if (j >= inverse.rank[sample]) {
+            coefficients[at] = std::nan("");
+          }
+        }
+      }
+    }
+    first = first.empty() ? dots : first;
+    CHECK(deq_test::same_bits(dots, first));
+
+    Array<state_t> y(kBatch, columns, dim, dim);
+    const deq::LowRankCombination<state_t, history_t> combination = {x.values.data(),
+                                                                     y.values.data(),
+                                                                     inverse.factor(inverse.u),
+                                                                     inverse.rank.data(),
+                                                                     coefficients.data(),
+                                                                     kCapacity,
+                                                                     columns,
+                                                                     dim,
+                                                                     scale};
+    deq_test::launch_tiles(combination, kBatch * columns, Order::kInterleaved);
+    Array<state_t> in_place = x;
+    deq::LowRankCombination<state_t, history_t> overwriting = combination;
+    overwriting.x = overwriting.y = in_place.values.data();
+    deq_test::launch_tiles(overwriting, kBatch * columns, Order::kBackwards);
+    CHECK(deq_test::same_bits(in_place.values, y.values));
+    for (int64_t sample = 0; sample < kBatch; ++sample) {
+      for (int64_t c = 0; c < columns; ++c) {
+        Vector expected;
+        for (int64_t i = 0; i < dim; ++i) {
+          expected.push_back(scale != 0.0 ? scale * x.at(sample, c, i) : 0.0);
+          for (int64_t j = 0; j < inverse.rank[sample]; ++j) {
+            const size_t at = static_cast<size_t>((sample * columns + c) * kCapacity + j);
+            expected.back() += dots[at] * inverse.u.at(sample, j, i);
+          }
+        }
+        CHECK(deq_test::near(row_of(y, sample, c), expected, deq_test::kTolerance<state_t>));
+      }
+    }
+  }
+}
+
+TEST(gpu_low_rank_halves) {
+  halves<float, float>(2051, 2052, 2, -0.5);
+  halves<float, float>(5, 5, 1, 0.0);
+  halves<double, double>(2048, 2048, 1, 1.0);
+  halves<float, deq::bfloat16>(4100, 4104, 1, 0.0);
+  halves<deq::float16, deq::float16>(77, 80, 3, 2.0);
+  halves<deq::bfloat16, float>(33, 33, 1, 1.0);
+}
+
+TEST(gpu_low_rank_dots_do_not_overflow) {
+  constexpr int64_t kDim = 40;
+  Array<float> x(1, 1, kDim, kDim);
+  for (int64_t i = 0; i < kDim; ++i) {
+    x.set(0, 0, i, 1e30);
+  }
+  double dots = 0.0;
+  const int64_t count = 1;
+  const deq::LowRankDots<float, float> op = {
+      x.values.data(), &dots, {x.values.data(), kDim, kDim, true}, &count, 1, 1, kDim};
+  const deq::GpuDemand demand = deq::product_demand(1, kDim, 0, sizeof(float), 0);
+  deq_test::launch(op, demand, deq::plan_gpu(demand, deq_test::device_with(232448, 2)),
+                   Order::kForwards);
+  CHECK_NEAR(dots, 4e61, 1e55);
 }
 
 // Append (s, y) and compare with v = H^T s, u = (s - H y) / <v, y>. Sample 1 gets a degenerate

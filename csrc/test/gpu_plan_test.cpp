@@ -92,6 +92,16 @@ TEST(gpu_plan_without_rows_streams) {
   CHECK(deq::plan_gpu(large, kH200).regime == GpuRegime::kGrid);
 }
 
+TEST(gpu_plan_of_an_anderson_step_keeps_no_rows) {
+  const deq::GpuDemand demand = deq::anderson_step_demand(200, 4096, 5, 4);
+  CHECK(deq::plan_gpu(demand, kH200).regime == GpuRegime::kBlock);
+  CHECK(deq::plan_gpu(demand, kH200).kept_rows == 0);
+  // Its sums and its table are room enough that a window of 301 changes finds no block.
+  const deq::GpuDemand large = deq::anderson_step_demand(64, 4096, 301, 4);
+  CHECK(deq::plan_gpu(large, kH200, "block").regime == GpuRegime::kGrid);
+  CHECK(!deq::plan_gpu(large, kH200).table_staged);
+}
+
 TEST(gpu_plan_is_forced_only_where_that_is_possible) {
   CHECK(step_plan(4, 1000, 5, kH200, 4, "grid").regime == GpuRegime::kGrid);
   CHECK(step_plan(4, 5000, 5, kH200, 4, "cluster").regime == GpuRegime::kCluster);

@@ -1,6 +1,7 @@
 // The vectorised tile loops of every instruction set this machine has, against plain loops.
 #include "cpu/tiles.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "test/check.h"
@@ -122,10 +123,11 @@ void check_history(const deq::HistoryTiles<float, float>& tiles) {
 }
 
 // Rounding to storage: values whose neighbours and ties are known.
-void check_rounding(const deq::HistoryTiles<deq::bfloat16, float>& bfloat,
-                    const deq::HistoryTiles<deq::float16, float>& half) {
+template <typename accum_t>
+void check_rounding(const deq::HistoryTiles<deq::bfloat16, accum_t>& bfloat,
+                    const deq::HistoryTiles<deq::float16, accum_t>& half) {
   Buffer buffer = {};
-  float* values = buffer.as<float>();
+  accum_t* values = buffer.as<accum_t>();
   const float inputs[] = {1.0f,
                           1.0f + 0x1p-8f,    // a tie in bfloat16, to even: 1
                           1.0f + 0x1.8p-7f,  // a tie in bfloat16, to even: 1 + 2^-6
@@ -140,19 +142,19 @@ void check_rounding(const deq::HistoryTiles<deq::bfloat16, float>& bfloat,
                            0.0f, HUGE_VALF,      HUGE_VALF,        1.0f};
   deq::bfloat16 bfloat_row[8];
   deq::float16 half_row[8];
-  std::memcpy(values, inputs, sizeof(inputs));
+  std::copy_n(inputs, 8, values);
   bfloat.store_rounded(values, 8, bfloat_row);
   for (int i = 0; i < 8; ++i) {
     CHECK(values[i] == as_bfloat[i]);
     CHECK(from_bfloat16(bfloat_row[i]) == as_bfloat[i]);
   }
-  std::memcpy(values, inputs, sizeof(inputs));
+  std::copy_n(inputs, 8, values);
   half.store_rounded(values, 8, half_row);
   Buffer reloaded = {};
-  half.load(half_row, 8, reloaded.as<float>());
+  half.load(half_row, 8, reloaded.as<accum_t>());
   for (int i = 0; i < 8; ++i) {
     CHECK(values[i] == as_half[i]);
-    CHECK(reloaded.as<float>()[i] == as_half[i]);
+    CHECK(reloaded.as<accum_t>()[i] == as_half[i]);
   }
   values[0] = NAN;
   bfloat.store_rounded(values, 1, bfloat_row);
@@ -162,12 +164,33 @@ void check_rounding(const deq::HistoryTiles<deq::bfloat16, float>& bfloat,
   CHECK(std::isnan(values[0]));
 }
 
-#define TEST_ISA(isa)                                             \
-  check_state(deq::isa::state_tiles<double>(), 1e-14);            \
-  check_state(deq::isa::state_tiles<float>(), 1e-6);              \
-  check_history(deq::isa::history_tiles<float, float>());         \
-  check_rounding(deq::isa::history_tiles<deq::bfloat16, float>(), \
-                 deq::isa::history_tiles<deq::float16, float>())
+// Values just above a tie: rounded to float first, they would be ties, and go down.
+void check_single_rounding(const deq::HistoryTiles<deq::bfloat16, double>& bfloat,
+                           const deq::HistoryTiles<deq::float16, double>& half) {
+  Buffer buffer = {};
+  double* values = buffer.as<double>();
+  deq::bfloat16 bfloat_row[1];
+  deq::float16 half_row[1];
+  for (double sign : {1.0, -1.0}) {
+    values[0] = sign * (1.0 + 0x1p-8 + 0x1p-40);
+    bfloat.store_rounded(values, 1, bfloat_row);
+    CHECK(values[0] == sign * (1.0 + 0x1p-7));
+    values[0] = sign * (1.0 + 0x1p-11 + 0x1p-40);
+    half.store_rounded(values, 1, half_row);
+    CHECK(values[0] == sign * (1.0 + 0x1p-10));
+  }
+}
+
+#define TEST_ISA(isa)                                                     \
+  check_state(deq::isa::state_tiles<double>(), 1e-14);                    \
+  check_state(deq::isa::state_tiles<float>(), 1e-6);                      \
+  check_history(deq::isa::history_tiles<float, float>());                 \
+  check_rounding(deq::isa::history_tiles<deq::bfloat16, float>(),         \
+                 deq::isa::history_tiles<deq::float16, float>());         \
+  check_rounding(deq::isa::history_tiles<deq::bfloat16, double>(),        \
+                 deq::isa::history_tiles<deq::float16, double>());        \
+  check_single_rounding(deq::isa::history_tiles<deq::bfloat16, double>(), \
+                        deq::isa::history_tiles<deq::float16, double>())
 
 TEST(tiles_baseline) { TEST_ISA(baseline); }
 

@@ -59,6 +59,28 @@ inline StepShape check_broyden_step(const Tensor& f_z, const Tensor& z, const Te
   return shape;
 }
 
+inline StepShape check_anderson_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
+                                     const Tensor& residual_changes, const Tensor& image_changes,
+                                     const Tensor& last_residual, const Tensor& algebra,
+                                     const Tensor& record, const Tensor& counters,
+                                     const Tensor& active, const Tensor& scratch, int64_t tile) {
+  StepShape shape = check_state(f_z, z, best_z, record, counters, active);
+  STD_TORCH_CHECK(residual_changes.dim() == 3,
+                  "residual_changes must be [batch, history_length - 1, dim], got ",
+                  residual_changes.dim(), " dimensions");
+  const int64_t capacity = shape.capacity = residual_changes.size(1);
+  check_shape(residual_changes, "residual_changes", {shape.batch, capacity, shape.dim});
+  check_dense_rows(residual_changes, "residual_changes");
+  check_shape(image_changes, "image_changes", {shape.batch, capacity, shape.dim});
+  check_dtype(image_changes, "image_changes", residual_changes.scalar_type());
+  check_dense_rows(image_changes, "image_changes");
+  check_table(last_residual, "last_residual", z.scalar_type(), {shape.batch, shape.dim});
+  check_table(algebra, "algebra", ScalarType::Double, {shape.batch, capacity, 2 * capacity});
+  check_table(scratch, "scratch", ScalarType::Double,
+              {shape.batch, (shape.dim + tile - 1) / tile + 1, 2 + 2 * capacity});
+  return shape;
+}
+
 inline StepShape check_damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
                                    const Tensor& record, const Tensor& counters,
                                    const Tensor& active, const Tensor& scratch, int64_t tile) {
@@ -97,14 +119,14 @@ struct ProductShape {
 };
 
 inline ProductShape check_product(const Tensor& rows, const char* name, const Tensor& rank,
-                                  const Tensor& x) {
+                                  const Tensor& x, const char* rank_name = "rank") {
   STD_TORCH_CHECK(x.dim() == 3, "x must be [batch, columns, dim], got ", x.dim(), " dimensions");
   STD_TORCH_CHECK(rows.dim() == 3, name, " must be [batch, rows, dim], got ", rows.dim(),
                   " dimensions");
   const ProductShape shape = {x.size(0), rows.size(1), x.size(2), x.size(1)};
   check_shape(rows, name, {shape.batch, shape.capacity, shape.dim});
   check_dense_rows(rows, name);
-  check_table(rank, "rank", ScalarType::Long, {shape.batch});
+  check_table(rank, rank_name, ScalarType::Long, {shape.batch});
   check_contiguous(x, "x");
   return shape;
 }
@@ -123,6 +145,18 @@ inline ProductShape check_low_rank_matvec(const Tensor& u, const Tensor& v, cons
   check_shape(u, "u", {shape.batch, shape.capacity, shape.dim});
   check_dtype(u, "u", v.scalar_type());
   check_dense_rows(u, "u");
+  return shape;
+}
+
+inline ProductShape check_low_rank_dots(const Tensor& rows, const Tensor& count, const Tensor& x) {
+  return check_product(rows, "rows", count, x, "count");
+}
+
+inline ProductShape check_low_rank_combine(const Tensor& rows, const Tensor& count,
+                                           const Tensor& coefficients, const Tensor& x) {
+  const ProductShape shape = check_low_rank_dots(rows, count, x);
+  check_table(coefficients, "coefficients", ScalarType::Double,
+              {shape.batch, shape.columns, shape.capacity});
   return shape;
 }
 

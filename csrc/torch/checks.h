@@ -37,10 +37,11 @@ inline void check_contiguous(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous; pass ", name, ".contiguous()");
 }
 
-// A matrix or stack of matrices whose last dimension is dense; other strides are free.
+// A matrix or stack of matrices whose last dimension is dense; other strides are free. Without
+// elements any strides will do, and contiguous() changes none.
 inline void check_dense_rows(const Tensor& t, const char* name) {
   const int64_t last = t.dim() - 1;
-  STD_TORCH_CHECK(t.size(last) <= 1 || t.stride(last) == 1, name,
+  STD_TORCH_CHECK(t.size(last) <= 1 || t.stride(last) == 1 || t.numel() == 0, name,
                   " must be dense in its last dimension; pass ", name, ".contiguous()");
 }
 

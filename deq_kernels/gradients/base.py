@@ -1,4 +1,4 @@
-"""What a gradient estimator is, and the one autograd function behind all that solve for w.
+"""What a gradient estimator is.
 
 At a fixed point z* = f(z*, θ) with J = ∂f/∂z and ℓ = ∂L/∂z*, the parameter gradient is
 (∂f/∂θ)ᵀ w where w solves w = Jᵀ w + ℓ. Estimators differ in how they find w, or (`Unrolled`)
@@ -9,18 +9,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from deq_kernels.gradients.adjoint_function import attach_adjoint
+from deq_kernels.gradients.second_derivatives import VectorJacobianProduct, WithInputs
 from deq_kernels.inverse import InverseJacobian
+from deq_kernels.solvers import State
 
 FlatMap = Callable[[Tensor], Tensor]
 """f as a map of [B, d] to [B, d], recorded by autograd."""
 
-VectorJacobianProduct = Callable[[Tensor], Tensor]
-"""w ↦ Jᵀw at the fixed point, [B, d] to [B, d]."""
+
+@dataclass(frozen=True, slots=True)
+class LayerCall:
+    """What a gradient may want to know of the call that it serves.
+
+    Attributes:
+        inputs: the tensors that the cell was given. Second derivatives reach tensors that autograd
+            computed outside of f only through these; parameters are found without them.
+        with_inputs: the map f with other tensors in the place of some of `inputs`; None where
+            there are none.
+        unflatten: [B, d] as the state that the user knows.
+    """
+
+    inputs: tuple[Tensor, ...] = ()
+    with_inputs: WithInputs | None = None
+    unflatten: Callable[[Tensor], State] = lambda flat: flat
+
+
+BARE_CALL = LayerCall()
+"""No layer: f is all there is."""
 
 
 class Gradient(ABC):
@@ -30,21 +51,33 @@ class Gradient(ABC):
     """Whether the forward solver must leave an inverse Jacobian estimate."""
 
     @abstractmethod
-    def attach(self, f: FlatMap, z_star: Tensor, inverse: InverseJacobian | None) -> Tensor:
+    def attach(
+        self,
+        f: FlatMap,
+        z_star: Tensor,
+        inverse: InverseJacobian | None,
+        call: LayerCall = BARE_CALL,
+    ) -> Tensor:
         """z_star [B, d] as a tensor whose backward reaches the parameters and inputs of f.
 
         Args:
             f: the map, evaluated under autograd here.
             z_star: the solution, detached.
             inverse: the forward solver's estimate of (J − I)⁻¹, where it built one.
+            call: what else is known of the layer's call.
         """
 
 
 class AdjointGradient(Gradient):
     """A gradient (∂f/∂θ)ᵀ w whose w is found in the backward pass."""
 
-    needs_vjp: ClassVar[bool] = True
-    """Whether `adjoint` multiplies with Jᵀ; without it f is recorded for its parameters only."""
+    exact: ClassVar[bool] = False
+    """Whether w solves w = Jᵀ w + ℓ, so that differentiating that equation differentiates w."""
+
+    @property
+    def needs_vjp(self) -> bool:
+        """Whether `adjoint` multiplies with Jᵀ; else f is recorded for its parameters only."""
+        return True
 
     @abstractmethod
     def adjoint(
@@ -52,110 +85,12 @@ class AdjointGradient(Gradient):
     ) -> Tensor:
         """w from ℓ = cotangent, both [B, d]."""
 
-    def attach(self, f: FlatMap, z_star: Tensor, inverse: InverseJacobian | None) -> Tensor:
-        """The solver's z_star, with (∂f/∂θ)ᵀ w as its gradient; f is evaluated once."""
-        z_input = z_star.detach()
-        if self.needs_vjp:
-            leaf = z_input.requires_grad_()
-            z_input = _Input.apply(leaf)
-        f_z = f(z_input)
-        if not (_depends_beyond(f_z, leaf) if self.needs_vjp else f_z.requires_grad):
-            return z_star.clone()
-        tensors: tuple[Tensor, ...] = ()
-        rebuild: Callable[..., InverseJacobian] | None = None
-        if self.needs_inverse and inverse is not None:
-            tensors, rebuild = inverse.unbind()
-        output: Tensor = _AdjointFunction.apply(f_z, z_star, z_input, self, rebuild, *tensors)
-        return output
-
-
-class _Input(torch.autograd.Function):
-    """The z at which f is recorded: products with Jᵀ end here, and so does the backward pass.
-
-    Without it the backward pass of the loss would leave Jᵀw behind as the gradient of a leaf.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, leaf: Tensor) -> Tensor:
-        return leaf.view_as(leaf)
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> None:
-        return None
-
-
-def _depends_beyond(output: Tensor, leaf: Tensor) -> bool:
-    """Whether autograd leads from `output` to anything but `leaf`."""
-    pending, seen = [output.grad_fn], set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None and variable is not leaf:
-            return True
-        pending.extend(next_node for next_node, _ in node.next_functions)
-    return False
-
-
-class _AdjointFunction(torch.autograd.Function):
-    """Identity on z_star whose backward hands w to f(z_star) instead of ℓ.
-
-    Everything large that the backward pass needs is a saved tensor, so autograd frees it after use
-    and reports a second use like for any other op.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        f_z: Tensor,
+    def attach(
+        self,
+        f: FlatMap,
         z_star: Tensor,
-        z_input: Tensor,
-        gradient: AdjointGradient,
-        rebuild: Callable[..., InverseJacobian] | None,
-        *inverse_tensors: Tensor,
+        inverse: InverseJacobian | None,
+        call: LayerCall = BARE_CALL,
     ) -> Tensor:
-        ctx.gradient = gradient
-        ctx.rebuild = rebuild
-        ctx.save_for_backward(f_z, z_input, *inverse_tensors)
-        # A copy, so that the caller may change the output in place.
-        return z_star.clone()
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        f_z, z_input, *inverse_tensors = ctx.saved_tensors
-        inverse = None if ctx.rebuild is None else ctx.rebuild(*inverse_tensors)
-
-        def vjp(w: Tensor) -> Tensor:
-            (product,) = torch.autograd.grad(
-                f_z, z_input, w, retain_graph=True, materialize_grads=True
-            )
-            return product
-
-        with torch.no_grad():
-            w = ctx.gradient.adjoint(cotangent, vjp, inverse)
-        if torch.is_grad_enabled():  # the caller asked for create_graph
-            w = _NoSecondDerivative.apply(w, type(ctx.gradient).__name__, cotangent, f_z)
-        return w, None, None, None, None, *(None for _ in inverse_tensors)
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    """Identity on w that raises when differentiated.
-
-    w depends on ℓ and on everything f depends on. Treating it as a constant would make second
-    derivatives wrong without a word.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, w: Tensor, name: str, *depends_on: Tensor) -> Tensor:
-        ctx.name = name
-        return w.clone()
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
-        raise NotImplementedError(
-            f"{ctx.name} gives first derivatives only, but its result was differentiated again. "
-            "Detach the first gradient, or use Unrolled, through which autograd differentiates "
-            "as often as asked."
-        )
+        """The solver's z_star, with (∂f/∂θ)ᵀ w as its gradient; f is evaluated once."""
+        return attach_adjoint(self, f, z_star, inverse, call.inputs, call.with_inputs)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from deq_kernels.gradients.base import AdjointGradient, VectorJacobianProduct
+from deq_kernels.gradients.base import AdjointGradient
+from deq_kernels.gradients.scaling import exponent_of
+from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
 from deq_kernels.inverse import InverseJacobian
+from deq_kernels.options import check_callback, check_option
 from deq_kernels.solvers import Broyden, Solution, Solver
 
 
@@ -22,47 +25,61 @@ class Implicit(AdjointGradient):
     solved for ℓ scaled by a power of two to entries of about 1, which is exact and keeps the
     solver's squares in range however small or large the loss.
 
+    It also has second derivatives, by two implicit solves more: one in J for w, and one in Jᵀ for
+    z*. They reach the parameters of f and the tensors that the layer is called with; where f closes
+    over another tensor that autograd computed outside of it, they raise, and so do third
+    derivatives. A backward pass with create_graph evaluates f once more.
+
     Args:
         solver: solves for w, from ℓ. Its rtol is relative to ‖Jᵀw + ℓ‖₂, its atol absolute on the
-            scaled equation. It must leave `cuda_graph` out: autograd runs the products with Jᵀ on
-            the stream of the forward pass, which is not the one that a solver captures.
+            scaled equation. Any solver that takes values of the map alone: `GMRES` needs the fewest
+            products, `LBFGS` a symmetric J, and `AdjointBroyden` is refused. It must leave
+            `cuda_graph` out, as autograd runs the products with Jᵀ on the stream of the forward
+            pass, which is not the one that a solver captures; and `compact`, as a recorded f gives
+            products for all its samples.
         on_solve: called with the adjoint's `Solution` in every backward pass, for logging its
-            status and steps; what a sample that did not converge means is the caller's decision.
+            status and steps, and with that of the equation in J where a second derivative is taken.
+            What a sample that did not converge means is the caller's decision.
 
     Raises:
-        ValueError: the solver has `cuda_graph` set.
+        ValueError: the solver has `cuda_graph` or `compact` set, or differentiates its map.
     """
 
     solver: Solver = field(default_factory=lambda: Broyden(max_steps=40, rtol=1e-5))
     on_solve: Callable[[Solution], None] | None = None
 
+    exact: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
+        check_option("solver", self.solver, isinstance(self.solver, Solver), "a Solver")
+        check_callback("on_solve", self.on_solve)
         if self.solver.cuda_graph:
             raise ValueError(
                 "Implicit's solver must have cuda_graph=False: autograd runs the products with Jᵀ "
                 "on the stream of the forward pass, which is not the one that a solver captures. "
                 "The forward solver may have it."
             )
+        if self.solver.compact:
+            raise ValueError(
+                "Implicit's solver must have compact=False: f is recorded once for all samples, "
+                "and its products with Jᵀ cannot be taken for some of them. The forward solver may "
+                "have it."
+            )
+        if not self.solver.evaluates_alone:
+            raise ValueError(
+                f"Implicit's solver must work with products Jᵀw alone; got "
+                f"{type(self.solver).__name__}, whose steps differentiate the map that it solves. "
+                "Use Broyden or GMRES. The forward solver may be one."
+            )
 
     def adjoint(
         self, cotangent: Tensor, vjp: VectorJacobianProduct, inverse: InverseJacobian | None
     ) -> Tensor:
         """w with w = Jᵀ w + ℓ."""
-        exponent = _exponent(cotangent)
+        exponent = exponent_of(cotangent)
         scaled = torch.ldexp(cotangent, -exponent)
         solution = self.solver(lambda w: vjp(w) + scaled, scaled, keep_inverse=False)
         if self.on_solve is not None:
             self.on_solve(solution)
         assert isinstance(solution.z, Tensor)
         return torch.ldexp(solution.z, exponent)
-
-
-def _exponent(cotangent: Tensor) -> Tensor:
-    """e with max |cotangent| · 2^−e in [1/2, 1) per sample, [batch, 1]; 0 for zeros and NaN."""
-    if cotangent.numel() == 0:
-        return torch.zeros((len(cotangent), 1), dtype=torch.int32, device=cotangent.device)
-    largest = cotangent.abs().amax(dim=1, keepdim=True).double()
-    exponent = torch.frexp(torch.where(largest.isfinite(), largest, 0.0)).exponent
-    # 2^e itself must be representable in the dtype.
-    limit = -math.frexp(torch.finfo(cotangent.dtype).tiny)[1]
-    return exponent.clamp(-limit, limit)

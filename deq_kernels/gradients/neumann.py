@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deq_kernels.gradients.base import AdjointGradient, VectorJacobianProduct
+from deq_kernels.gradients.base import AdjointGradient
+from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops import damped
-from deq_kernels.solvers import check_count
+from deq_kernels.options import check_count, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,9 @@ class Neumann(AdjointGradient):
     Args:
         steps: k, at least 1.
         damping: λ in (0, 1].
+
+    Raises:
+        ValueError: an option is out of its range.
     """
 
     steps: int = 5
@@ -45,5 +49,4 @@ class Neumann(AdjointGradient):
 def check_phantom_options(steps: int, damping: float) -> None:
     """Raise ValueError unless k ≥ 1 and 0 < λ ≤ 1."""
     check_count("steps", steps)
-    if not 0 < damping <= 1:
-        raise ValueError(f"damping must be above 0 and at most 1; got {damping!r}.")
+    check_number("damping", damping, lambda x: 0 < x <= 1, "above 0 and at most 1")

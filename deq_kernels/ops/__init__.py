@@ -1,10 +1,20 @@
 """Operators: one schema, one PyTorch reference, and faster kernels where they can be had."""
 
-from deq_kernels.ops import backends, broyden, damped, low_rank, memory
+from deq_kernels.ops import anderson, backends, broyden, damped, low_rank, memory
 from deq_kernels.ops.backends import use_backend
 from deq_kernels.ops.registry import OPS
 from deq_kernels.ops.termination import Status
 
 backends.load()
 
-__all__ = ["OPS", "Status", "backends", "broyden", "damped", "low_rank", "memory", "use_backend"]
+__all__ = [
+    "OPS",
+    "Status",
+    "anderson",
+    "backends",
+    "broyden",
+    "damped",
+    "low_rank",
+    "memory",
+    "use_backend",
+]

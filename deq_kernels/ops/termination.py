@@ -2,10 +2,11 @@
 
 The tables are shared by all solver steps (`csrc/algebra/termination.h` names the same columns):
 
-- `record` [batch, 3 + max_steps] float64: the best, first and last progress-marking residual
-  norm, then the trace, the residual norm at each evaluation, NaN where none was;
-- `counters` [batch, 5] int64: status, stored directions, evaluations, rejections, and the
-  evaluation at which progress was last marked;
+- `record` [batch, 6 + max_steps] float64: the best, first and last progress-marking residual
+  norm, what the methods of Broyden and Anderson keep per sample, then the trace, the residual
+  norm at each evaluation, NaN where none was;
+- `counters` [batch, 7] int64: status, stored directions, evaluations, rejections, the evaluation
+  at which progress was last marked, and Broyden's backtracks and estimates;
 - `active` [1] int64: how many samples still run. Both read and written: the ops keep it up to date
   from its value before the step, by counting anew or by subtracting the samples that stop, so it
   must hold the number of samples whose status is RUNNING whenever a step begins.
@@ -42,6 +43,13 @@ class Norm(IntEnum):
     BEST = 0
     FIRST = 1
     PROGRESS = 2
+    BASE = 3
+    """Broyden: the residual norm where the newest direction starts."""
+    GAMMA = 4
+    """Broyden: scale of the initial inverse, H₀ = −γ I."""
+    SCALE = 5
+    """Broyden and Anderson: the power of two that the stored vectors which dots are taken with,
+    directions or changes of the residual, are multiplied with."""
 
 
 class Counter(IntEnum):
@@ -52,6 +60,10 @@ class Counter(IntEnum):
     STEPS = 2
     REJECTIONS = 3
     PROGRESS_STEP = 4
+    BACKTRACKS = 5
+    """Broyden: how often the newest step was shortened."""
+    ESTIMATES = 6
+    """Broyden: 1 once the scale of the initial inverse was estimated."""
 
 
 PROGRESS_SHARE = 0.99
@@ -71,7 +83,7 @@ class Tables:
 
     @property
     def norms(self) -> Tensor:
-        """The norms in `record`, [batch, 3]; a view."""
+        """The norms in `record`, [batch, 6]; a view."""
         return self.record[:, : len(Norm)]
 
     @property
@@ -95,6 +107,19 @@ def squared_norm(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """What a line search allows the evaluation at hand, per sample.
+
+    Attributes:
+        can_shorten: whether the step that led here can be shortened, boolean [batch].
+        accepted: the largest residual norm at which it is not, [batch] float64.
+    """
+
+    can_shorten: Tensor
+    accepted: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Per-sample outcomes of one judgement, boolean [batch]; all False for frozen samples."""
 
@@ -103,6 +128,7 @@ class Verdict:
     reject: Tensor
     improved: Tensor
     rejected: Tensor
+    backtrack: Tensor
 
 
 def judge_(
@@ -115,6 +141,7 @@ def judge_(
     stall_steps: int,
     divergence_factor: float,
     max_rejections: int,
+    trial: Trial | None = None,
 ) -> Verdict:
     """Judge the evaluation f(z) of every running sample and record it in `tables`.
 
@@ -122,6 +149,9 @@ def judge_(
     exceeds `divergence_factor` times the first one, is rejected: while `max_rejections` are left
     the sample goes back to its best iterate, after that it has diverged. The first evaluation is
     always kept, so that there is an iterate to return.
+
+    With a `trial`, a step whose residual is rejected or above what is accepted is to be shortened
+    where it can be; that is no rejection, and needs an evaluation that is left.
     """
     norms, counters, trace = tables.norms, tables.counters, tables.trace
     accum = accumulate_dtype(z.dtype)
@@ -133,7 +163,8 @@ def judge_(
     step = counters[:, Counter.STEPS].clone()
     first = step == 0
     unmarked = (running & first)[:, None]
-    norms.copy_(torch.where(unmarked, norms.new_tensor(torch.inf), norms))
+    marks = norms[:, : Norm.PROGRESS + 1]
+    marks.copy_(torch.where(unmarked, torch.inf, marks))
 
     rows = running.nonzero().flatten()
     trace[rows, step[rows]] = residual[rows]
@@ -154,8 +185,12 @@ def judge_(
         progress, step, counters[:, Counter.PROGRESS_STEP]
     )
 
+    backtrack = torch.zeros_like(running)
+    if trial is not None:
+        backtrack = running & trial.can_shorten & ~converged & (step + 1 < trace.shape[1])
+        backtrack &= rejected | (residual > trial.accepted)
     spent = first | (counters[:, Counter.REJECTIONS] >= max_rejections)
-    diverged = rejected & spent
+    diverged = rejected & ~backtrack & spent
     exhausted = running & (step + 1 >= trace.shape[1])
     waited = step - counters[:, Counter.PROGRESS_STEP]
     stalled = running & ~rejected & (waited >= stall_steps) & (stall_steps > 0)
@@ -168,7 +203,9 @@ def judge_(
     ):
         status.masked_fill_(mask, int(value))
     stop = running & (status != Status.RUNNING)
-    reject = rejected & ~stop
+    backtrack &= ~stop
+    reject = rejected & ~stop & ~backtrack
     counters[:, Counter.REJECTIONS] += reject
     tables.active.copy_((status == Status.RUNNING).sum())
-    return Verdict(running & ~stop & ~reject, stop, reject, improved & ~reject, rejected)
+    advance = running & ~stop & ~reject & ~backtrack
+    return Verdict(advance, stop, reject, improved & ~reject, rejected, backtrack)

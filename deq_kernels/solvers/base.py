@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +12,15 @@ from torch import Tensor
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops.dtypes import check_state_dtype
 from deq_kernels.ops.termination import Tables
+from deq_kernels.options import (
+    check_count,
+    check_flag,
+    check_not_negative,
+    check_number,
+)
+from deq_kernels.solvers.compaction import PerSample
 from deq_kernels.solvers.loop import StepFunction, iterate
+from deq_kernels.solvers.ranks import Ranks, check_ranks
 from deq_kernels.solvers.solution import Solution
 from deq_kernels.solvers.structure import State, Structure
 
@@ -46,9 +53,22 @@ class Solver:
             only enqueue work, the same in every evaluation, and Python in it runs twice per solve,
             so that changes of z in place are noticed in the first two evaluations only. Device
             memory that f works in is kept for the thread's next solve (`deq_kernels.empty_cache`).
+        compact: evaluate f only on the samples that still run, once enough have stopped: as soon as
+            those that run fit into fewer rows, counted in 1 to 8, 10, 12, 14, 16, 20, … (less than
+            5/4 of those needed). Their rows of z and of what f takes per sample are gathered, so f
+            must be a `deq_kernels.PerSample`, which says what that is. A sample's answer is the
+            same, bit for bit, if its row of f is the same in whatever batch it is evaluated. Pays
+            where samples need very different numbers of steps. The host does not wait for a GPU
+            here either: it learns of stopped samples one step late.
+        synchronized: for an f that communicates with other processes (sharded weights, statistics
+            over all batches): True for the default process group, or a group that this process
+            belongs to. All its processes, with the same options, then evaluate f equally often,
+            until the last sample of the last one has stopped, those without a sample of their own
+            too; the count of running samples is all-reduced after each step. Stopped samples stay
+            as they are. An error in one process leaves the others waiting, as in any collective.
 
     Raises:
-        ValueError: an option is out of its range.
+        ValueError: an option is out of its range, or two exclude each other.
         TypeError: an option is unknown.
     """
 
@@ -58,20 +78,36 @@ class Solver:
     stall_steps: int | None = 30
     divergence_factor: float = 1e6
     cuda_graph: bool = False
+    compact: bool = False
+    synchronized: Ranks = False
 
     builds_inverse: ClassVar[bool] = False
     """Whether the solution carries an inverse Jacobian estimate."""
 
+    evaluates_alone: ClassVar[bool] = True
+    """Whether f(z) is all a step takes of f; not where it differentiates f for some samples."""
+
     def __post_init__(self) -> None:
         check_count("max_steps", self.max_steps)
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            check_option(name, value, math.isfinite(value) and value >= 0, "finite and at least 0")
+        check_not_negative("rtol", self.rtol)
+        check_not_negative("atol", self.atol)
         if self.stall_steps is not None:
             check_count("stall_steps", self.stall_steps)
-        factor = self.divergence_factor
-        check_option("divergence_factor", factor, factor > 1, "above 1")
-        check_option("cuda_graph", self.cuda_graph, isinstance(self.cuda_graph, bool), "a bool")
+        check_number("divergence_factor", self.divergence_factor, lambda x: x > 1, "above 1")
+        check_flag("cuda_graph", self.cuda_graph)
+        check_flag("compact", self.compact)
+        check_ranks("synchronized", self.synchronized)
+        if self.compact and self.cuda_graph:
+            raise ValueError(
+                "compact and cuda_graph exclude each other, as a graph has fixed shapes; got both. "
+                "Leave one of them out."
+            )
+        if not self.evaluates_alone and (self.compact or self.synchronized is not False):
+            raise ValueError(
+                f"{type(self).__name__} must have compact=False and synchronized=False: its steps "
+                "differentiate f, for all samples at once and only when one of them needs it. Use "
+                "Broyden, or leave the options out."
+            )
 
     def __call__(
         self, f: Callable[..., State], z0: State, *, keep_inverse: bool = True
@@ -85,7 +121,8 @@ class Solver:
         runs any more: f is evaluated once more then, but never more than `max_steps` times.
 
         Args:
-            f: map of states [B, ...] to states of the same structure, shape, dtype and device.
+            f: map of states [B, ...] to states of the same structure, shape, dtype and device. With
+                `compact` a `deq_kernels.PerSample`.
             z0: initial state, a tensor [B, ...] or a tuple of tensors with one batch size;
                 float64, float32, float16 or bfloat16. Not modified.
             keep_inverse: leave `inverse_jacobian` in the solution, where the solver builds one.
@@ -95,11 +132,16 @@ class Solver:
             The best iterate of each sample, with its status, steps, residual and trace.
 
         Raises:
-            TypeError: z0 or f(z) has a wrong structure, dtype or device.
-            ValueError: z0 or f(z) has a wrong shape, or z0 is not on a CUDA device as `cuda_graph`
-                needs it.
+            TypeError: z0 or f(z) has a wrong structure, dtype or device; or f is no `PerSample`, as
+                `compact` needs it.
+            ValueError: z0, f(z) or an input of a `PerSample` has a wrong shape, or z0 is not on a
+                CUDA device as `cuda_graph` needs it.
             RuntimeError: f changed its z in place, or `cuda_graph` could not capture it; or the
-                current stream is being captured into a graph of the caller's.
+                current stream is being captured into a graph of the caller's; or there is no
+                process group, as `synchronized` needs it.
+
+        What f raises itself passes through as it is, with a note about which evaluation it was
+        where Python has notes (3.11 and newer). The solver can be used again after any error.
         """
         structure = Structure.of(z0, "z0")
         check_state_dtype(structure.dtype)
@@ -108,32 +150,36 @@ class Solver:
                 "cuda_graph=True needs a state on a CUDA device; got z0 on "
                 f"{structure.device}. Move z0 and f to a GPU, or leave cuda_graph out."
             )
+        if isinstance(f, PerSample):
+            f.check(structure.batch)
+        elif self.compact:
+            raise TypeError(
+                "compact=True needs to know what f takes per sample, as a PerSample; got "
+                f"{type(f).__name__}. Pass PerSample(f, x, ...) for f(z, x, ...), or PerSample(f) "
+                "if f(z) depends on nothing else that has one row per sample."
+            )
         # Inference tensors count no changes, which `evaluate` relies on.
         with torch.inference_mode(False), torch.no_grad():
             z = structure.flatten(z0).clone(memory_format=torch.contiguous_format)
             tables = Tables.new(structure.batch, self.max_steps, structure.device)
             iteration = Iteration(z, torch.empty_like(z), tables)
             step, finish = self._prepare(iteration, keep_inverse)
-            iterate(
-                f, structure, z, tables.active, step, self.max_steps, cuda_graph=self.cuda_graph
+            evaluations = iterate(
+                f,
+                structure,
+                z,
+                tables,
+                step,
+                self.max_steps,
+                cuda_graph=self.cuda_graph,
+                compact=self.compact,
+                synchronized=self.synchronized,
             )
             inverse = finish() if keep_inverse else None
-            return Solution(structure.unflatten(iteration.best_z), tables, inverse)
+            return Solution(structure.unflatten(iteration.best_z), tables, evaluations, inverse)
 
     def _prepare(
         self, iteration: Iteration, keep_inverse: bool
     ) -> tuple[StepFunction, Callable[[], InverseJacobian | None]]:
         """The step taken from each f(z) [B, d], and what makes the inverse estimate at the end."""
         raise NotImplementedError
-
-
-def check_option(name: str, value: object, holds: bool, contract: str) -> None:
-    """Raise ValueError unless the contract on an option holds."""
-    if not holds:
-        raise ValueError(f"{name} must be {contract}; got {value!r}.")
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise ValueError unless an option is a whole number, at least 1."""
-    holds = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    check_option(name, value, holds, "a whole number, at least 1")

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deq_kernels.ops import damped
-from deq_kernels.solvers.base import Iteration, Solver, check_option
+from deq_kernels.options import check_damping
+from deq_kernels.solvers.base import Iteration, Solver
 from deq_kernels.solvers.loop import StepFunction
 
 
@@ -23,7 +24,7 @@ class FixedPoint(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_option("damping", self.damping, 0 < self.damping <= 2, "above 0 and at most 2")
+        check_damping(self.damping)
 
     def _prepare(
         self, iteration: Iteration, keep_inverse: bool

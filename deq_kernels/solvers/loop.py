@@ -8,9 +8,12 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from deq_kernels.ops.termination import Counter, Tables
 from deq_kernels.solvers.capture import step_capture
+from deq_kernels.solvers.compaction import CompactEvaluation, PerSample
+from deq_kernels.solvers.ranks import Ranks
 from deq_kernels.solvers.running import RunningCount, running_count
-from deq_kernels.solvers.structure import State, Structure, evaluate
+from deq_kernels.solvers.structure import OutputError, State, Structure, evaluate
 
 StepFunction = Callable[[Tensor], None]
 """One step of every running sample, from f(z) [B, d]."""
@@ -23,42 +26,70 @@ def iterate(
     f: Callable[..., State],
     structure: Structure,
     z: Tensor,
-    active: Tensor,
+    tables: Tables,
     step: StepFunction,
     max_steps: int,
     *,
-    cuda_graph: bool,
-) -> None:
+    cuda_graph: bool = False,
+    compact: bool = False,
+    synchronized: Ranks = False,
+) -> int:
     """Evaluate f at z [B, d] and take a step until no sample runs any more.
 
     Args:
-        f: map of states of the given structure.
+        f: map of states of the given structure; a `PerSample` for `compact`.
         structure: how z is a state.
         z: the iterates, which `step` updates.
-        active: [1] int64, how many samples still run, which `step` updates.
+        tables: statuses, and how many samples still run, which `step` updates.
         step: see `StepFunction`.
         max_steps: largest number of evaluations.
         cuda_graph: capture the second evaluation with its step, and replay it from then on.
+        compact: evaluate f on the samples that still run.
+        synchronized: whose samples are waited for.
+
+    Returns:
+        How many rows f was evaluated on, all evaluations together.
 
     Raises:
-        RuntimeError: f changed its z in place, or could not be captured.
+        OutputError: f changed its z in place, or returned what is no state of the structure.
+        RuntimeError: f could not be captured.
     """
-    if structure.batch == 0:
-        return
-    state = structure.unflatten(z)
-    allow_cast = torch.is_autocast_enabled(structure.device.type)
+    if structure.batch == 0 and synchronized is False:
+        return 0
+    rows: CompactEvaluation | None = None
+    if compact:
+        assert isinstance(f, PerSample)
+        rows = CompactEvaluation(f, structure, z, tables.counters[:, Counter.STATUS])
+        evaluation = rows.__call__
+    else:
+        state = structure.unflatten(z)
+        allow_cast = torch.is_autocast_enabled(structure.device.type)
+
+        def evaluation() -> Tensor:
+            return structure.flatten(evaluate(f, state, z), allow_cast=allow_cast)
+
+    number = 0
 
     def advance() -> None:
-        step(structure.flatten(evaluate(f, state, z), allow_cast=allow_cast))
+        nonlocal number
+        number += 1
+        try:
+            f_z = evaluation()
+        except BaseException as error:
+            _name(error, number, structure.batch if rows is None else rows.rows, structure.batch)
+            raise
+        step(f_z)
 
     with ExitStack() as contexts:
         if structure.device.type == "cuda":
             contexts.enter_context(torch.cuda.device(structure.device))
-        count = contexts.enter_context(running_count(active))
+        count = contexts.enter_context(running_count(tables.active, synchronized))
         capture = None
         if cuda_graph:
             capture = contexts.enter_context(step_capture(structure.device))
-        repeat(advance, count, max_steps, capture)
+        narrow = None if rows is None else rows.narrow
+        taken = repeat(advance, count, max_steps, capture, narrow)
+    return taken * structure.batch if rows is None else rows.rows_evaluated
 
 
 def repeat(
@@ -66,14 +97,43 @@ def repeat(
     count: RunningCount,
     max_steps: int,
     capture: Callable[[Advance], Advance] | None,
-) -> None:
+    narrow: Callable[[int], None] | None = None,
+) -> int:
     """Advance until `count` knows of no running sample, and at most `max_steps` times.
 
     The first step is taken as it is; where there is a `capture`, it makes what takes the others.
+    `narrow` is told how many samples may still run, before they go on.
+
+    Returns:
+        How often it advanced.
     """
     for taken in range(1, max_steps + 1):
         if taken == 2 and capture is not None:
             advance = capture(advance)
         advance()
-        if taken == max_steps or count.none_left():
-            return
+        if taken == max_steps:
+            break
+        left = count.left()
+        if left == 0:
+            break
+        if left is not None and narrow is not None:
+            narrow(left)
+    return taken
+
+
+def _name(error: BaseException, number: int, rows: int, batch: int) -> None:
+    """Let what went wrong in an evaluation of f say which one it was, counted from 1.
+
+    An error of ours says it in its message. One of f's own stays as it is, and gets a note where
+    Python has them (3.11 and newer).
+    """
+    where = f"evaluation {number} of f in this solve"
+    if rows < batch:
+        where += (
+            f", on {rows} of its {batch} samples: what f takes per sample has to be given to "
+            "PerSample"
+        )
+    if isinstance(error, OutputError) and not error.where:
+        error.where = where
+    elif (add_note := getattr(error, "add_note", None)) is not None:
+        add_note(f"Raised in {where}.")

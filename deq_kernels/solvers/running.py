@@ -11,30 +11,44 @@ samples are skipped.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from deq_kernels.solvers.ranks import Ranks, largest_over
+
+Agree = Callable[[Tensor], Tensor]
+"""From this process's count [1] to the one to go by."""
+
+
+def alone(count: Tensor) -> Tensor:
+    """The count of a solve that no other process waits for."""
+    return count
+
 
 class RunningCount(Protocol):
     """What the loop asks after each step."""
 
-    def none_left(self) -> bool:
-        """Whether no sample is known to run; once True, a further step would change nothing."""
+    def left(self) -> int | None:
+        """How many samples still run, at most; None while that is not known.
+
+        Once it is 0, a further step would change nothing.
+        """
         ...
 
 
 class PresentCount:
     """Reads the count of the step just taken."""
 
-    def __init__(self, active: Tensor) -> None:
+    def __init__(self, active: Tensor, agree: Agree = alone) -> None:
         self._active = active
+        self._agree = agree
 
-    def none_left(self) -> bool:
-        return self._active.item() == 0
+    def left(self) -> int:
+        return int(self._agree(self._active).item())
 
 
 class Mailbox(Protocol):
@@ -52,17 +66,18 @@ class Mailbox(Protocol):
 class LateCount:
     """Sends the count of the step just taken, and reads that of the step before."""
 
-    def __init__(self, active: Tensor, mailbox: Mailbox) -> None:
+    def __init__(self, active: Tensor, mailbox: Mailbox, agree: Agree = alone) -> None:
         self._active = active
         self._mailbox = mailbox
+        self._agree = agree
         self._sent = 0
 
-    def none_left(self) -> bool:
+    def left(self) -> int | None:
         # A slot is used again only after it was read, so every count is read as it was sent and
         # the number of evaluations does not depend on timing.
-        self._mailbox.send(self._active, self._sent % 2)
+        self._mailbox.send(self._agree(self._active), self._sent % 2)
         self._sent += 1
-        return self._sent > 1 and self._mailbox.receive(self._sent % 2) == 0
+        return self._mailbox.receive(self._sent % 2) if self._sent > 1 else None
 
 
 class PinnedMailbox:
@@ -110,14 +125,21 @@ def _pinned_mailbox(device: torch.device) -> Iterator[PinnedMailbox]:
 
 
 @contextmanager
-def running_count(active: Tensor) -> Iterator[RunningCount]:
+def running_count(active: Tensor, synchronized: Ranks = False) -> Iterator[RunningCount]:
     """The way to learn of the running samples that suits the device of `active` [1].
 
+    Args:
+        active: this process's count, which is only read.
+        synchronized: the processes that go by the largest of their counts, so that all of them
+            take the same number of steps.
+
     Raises:
-        RuntimeError: the current stream is being captured into a CUDA graph.
+        RuntimeError: the current stream is being captured into a CUDA graph, or there is no process
+            group to synchronise with.
     """
+    agree = alone if synchronized is False else largest_over(synchronized)
     if active.device.type != "cuda":
-        yield PresentCount(active)
+        yield PresentCount(active, agree)
         return
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -126,4 +148,4 @@ def running_count(active: Tensor) -> Iterator[RunningCount]:
             "makes the solver capture its own steps."
         )
     with _pinned_mailbox(active.device) as mailbox:
-        yield LateCount(active, mailbox)
+        yield LateCount(active, mailbox, agree)

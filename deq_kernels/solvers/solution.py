@@ -19,12 +19,17 @@ class Solution:
     Attributes:
         z: the best iterate of each sample, in the structure of z0. Detached.
         tables: the solve's own record, from which the properties below are read.
+        evaluations: how many rows f was evaluated on, all evaluations together; a row is one
+            sample. Where all are evaluated until the last has stopped, that is the batch size
+            times the number of evaluations; with `compact=True` it is little more than the sum of
+            `steps`.
         inverse_jacobian: estimate of (J − I)⁻¹ at the end of the solve, for solvers that build
             one, else None.
     """
 
     z: State
     tables: Tables = field(repr=False)
+    evaluations: int
     inverse_jacobian: InverseJacobian | None = field(default=None, repr=False)
 
     @property

@@ -13,6 +13,32 @@ State: TypeAlias = Tensor | tuple[Tensor, ...]
 """One tensor [B, ...], or a tuple of tensors with equal B."""
 
 
+class OutputError(Exception):
+    """An evaluation of f was against its contract; what is raised is one of the classes below.
+
+    Attributes:
+        where: which evaluation of which solve it was, in words; the solver's loop fills it in.
+    """
+
+    where: str = ""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message} This was {self.where}." if self.where else message
+
+
+class OutputTypeError(OutputError, TypeError):
+    """f returned another structure, dtype or device."""
+
+
+class OutputShapeError(OutputError, ValueError):
+    """f returned another shape."""
+
+
+class ChangedInPlaceError(OutputError, RuntimeError):
+    """f changed the state it was given."""
+
+
 @dataclass(frozen=True, slots=True)
 class Structure:
     """Shapes of a state, and the way from it to one row per sample and back.
@@ -43,7 +69,7 @@ class Structure:
             TypeError: not a tensor or tuple of tensors, or dtypes or devices differ.
             ValueError: a tensor without a batch dimension, differing batch sizes, an empty tuple.
         """
-        parts = _parts(state, name)
+        parts = _parts(state, name, TypeError)
         if not parts:
             raise ValueError(f"{name} must hold at least one tensor; got an empty tuple.")
         for part in parts:
@@ -88,8 +114,8 @@ class Structure:
             allow_cast: take another floating dtype and convert it, as under autocast.
 
         Raises:
-            TypeError: another structure, dtype or device.
-            ValueError: another shape.
+            OutputTypeError: another structure, dtype or device; a TypeError.
+            OutputShapeError: another shape; a ValueError.
         """
         if (
             isinstance(state, Tensor)
@@ -102,7 +128,7 @@ class Structure:
         self._check(state, allow_cast)
         rows = [
             part.to(self.dtype).reshape(self.batch, size)
-            for part, size in zip(_parts(state, "f(z)"), self.sizes, strict=True)
+            for part, size in zip(_parts(state, "f(z)", OutputTypeError), self.sizes, strict=True)
         ]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
@@ -116,20 +142,20 @@ class Structure:
         return tuple(piece.view(s) for piece, s in zip(pieces, self.shapes, strict=True))
 
     def _check(self, state: State, allow_cast: bool) -> None:
-        parts = _parts(state, "f(z)")
+        parts = _parts(state, "f(z)", OutputTypeError)
         if isinstance(state, tuple) != self.is_tuple or len(parts) != len(self.shapes):
-            raise TypeError(
+            raise OutputTypeError(
                 f"f must return what it takes, {self._describe()}; got "
                 f"{'a tuple of ' + str(len(parts)) if isinstance(state, tuple) else 'one tensor'}."
             )
         for part, shape in zip(parts, self.shapes, strict=True):
             if part.shape != shape:
-                raise ValueError(
+                raise OutputShapeError(
                     f"f must return the shape it takes, {list(shape)}; got {list(part.shape)}."
                 )
             cast = allow_cast and part.dtype.is_floating_point
             if (part.dtype != self.dtype and not cast) or part.device != self.device:
-                raise TypeError(
+                raise OutputTypeError(
                     f"f must return the dtype and device it takes, {self.dtype} on {self.device}; "
                     f"got {part.dtype} on {part.device}. Convert z0, or the output of f."
                 )
@@ -138,11 +164,11 @@ class Structure:
         return f"a tuple of {len(self.shapes)}" if self.is_tuple else "one tensor"
 
 
-def _parts(state: State, name: str) -> tuple[Tensor, ...]:
+def _parts(state: State, name: str, error: type[TypeError]) -> tuple[Tensor, ...]:
     parts = state if isinstance(state, tuple) else (state,)
     for part in parts:
         if not isinstance(part, Tensor):
-            raise TypeError(
+            raise error(
                 f"{name} must be a tensor or a tuple of tensors; got {type(part).__name__}."
             )
     return parts
@@ -152,12 +178,12 @@ def evaluate(f: Callable[[State], State], state: State, z: Tensor) -> State:
     """f(state), where `state` is z [B, d] or views of it.
 
     Raises:
-        RuntimeError: f changed the state it was given in place.
+        ChangedInPlaceError: f changed the state it was given in place; a RuntimeError.
     """
     before = z._version
     f_z = f(state)
     if z._version != before:
-        raise RuntimeError(
+        raise ChangedInPlaceError(
             "f must leave the z it is given as it is, but it changed z in place. Use out-of-place "
             "operations on z, for example relu instead of relu_."
         )

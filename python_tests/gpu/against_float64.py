@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.ops import OPS, broyden, damped, low_rank
+from deq_kernels.ops import OPS, anderson, broyden, damped, low_rank
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.termination import Counter, Norm, Status
 from python_tests.gpu.engines import CPU, Engine
@@ -57,6 +57,9 @@ def check_broyden_step(
     *,
     damping: float = 0.9,
     finish_inverse: bool = True,
+    drop_oldest: bool = False,
+    estimate_gamma: bool = False,
+    max_backtracks: int = 0,
     layout: Layout = as_it_is,
     f_layout: Layout = as_it_is,
 ) -> StepState:
@@ -66,7 +69,10 @@ def check_broyden_step(
         engine: what the step runs on.
         start: the state before, on the CPU; not modified.
         damping: step length.
-        finish_inverse: see `broyden.step_`.
+        finish_inverse: see `broyden.step_`, as for the next three.
+        drop_oldest: drop instead of restarting.
+        estimate_gamma: estimate the initial scale.
+        max_backtracks: search along the direction.
         layout: makes the directions of those on the engine's device.
         f_layout: the same for f(z).
 
@@ -74,7 +80,8 @@ def check_broyden_step(
         The state after, on the CPU.
     """
     options: dict[str, Any] = {**STOPPING, "damping": damping, "gamma": 0.8}
-    options["finish_inverse"] = finish_inverse
+    options |= {"finish_inverse": finish_inverse, "drop_oldest": drop_oldest}
+    options |= {"estimate_gamma": estimate_gamma, "max_backtracks": max_backtracks}
     given = copy_to(start, engine.device)
     assert given.directions is not None
     given = replace(given, directions=layout(given.directions), f_z=f_layout(given.f_z))
@@ -89,6 +96,55 @@ def check_broyden_step(
     )
     _check_state(after, expected, start)
     _check_history(after, expected, start, damping=damping)
+    return after
+
+
+def check_anderson_step(
+    engine: Engine,
+    start: StepState,
+    *,
+    damping: float = 0.9,
+    regularization: float = 0.1,
+    layout: Layout = as_it_is,
+    f_layout: Layout = as_it_is,
+) -> StepState:
+    """Take one step from `start` and hold every tensor it may write against float64 algebra.
+
+    Args:
+        engine: what the step runs on.
+        start: the state before, on the CPU; not modified.
+        damping: β.
+        regularization: the ridge relative to ‖r‖²; large enough that the weights are not all lost
+            to rounding where there are more changes than elements.
+        layout: makes the changes of those on the engine's device.
+        f_layout: the same for f(z).
+
+    Returns:
+        The state after, on the CPU.
+    """
+    options = {**STOPPING, "damping": damping, "regularization": regularization}
+    given = copy_to(start, engine.device)
+    assert given.residual_changes is not None
+    assert given.image_changes is not None
+    given = replace(
+        given,
+        residual_changes=layout(given.residual_changes),
+        image_changes=layout(given.image_changes),
+        f_z=f_layout(given.f_z),
+    )
+    anderson.step_(given.f_z, given.z, given.best_z, given.window(), given.tables, **options)
+    after = copy_to(given, CPU)
+
+    expected = in_float64(start)
+    window = expected.window()
+    OPS["anderson_step_"].reference(
+        *(expected.f_z, expected.z, expected.best_z, window.residual_changes, window.image_changes),
+        *(window.last_residual, window.algebra, expected.record, expected.counters),
+        *(expected.active, window.scratch),
+        **options,
+    )
+    _check_state(after, expected, start)
+    _check_window(after, start, damping=damping, regularization=regularization)
     return after
 
 
@@ -131,7 +187,8 @@ def _check_state(after: StepState, expected: StepState, start: StepState) -> Non
     # Iterates are copied, never computed.
     assert same_bits(after.best_z, expected.best_z.to(start.z.dtype))
     frozen = start.counters[:, Counter.STATUS] != Status.RUNNING
-    for name in ("z", "best_z", "record", "counters", "directions", "algebra"):
+    names = ("z", "best_z", "record", "counters", "directions", "algebra")
+    for name in (*names, "residual_changes", "image_changes", "last_residual"):
         now, before = getattr(after, name), getattr(start, name)
         assert now is None or same_bits(now[frozen], before[frozen]), name
 
@@ -149,14 +206,31 @@ def _check_history(
     status, count = expected.counters[:, Counter.STATUS], expected.counters[:, Counter.COUNT]
     before = start.counters[:, Counter.COUNT]
     accum = accumulate_dtype(dtype)
+    new = expected.counters - start.counters
+    scale = expected.tables.norms[:, Norm.SCALE]
+    estimated = expected.tables.norms[:, Norm.GAMMA] != start.tables.norms[:, Norm.GAMMA]
+    capacity = start.directions.shape[1]
     for sample in range(len(count)):
         stored = int(count[sample])
         frozen = start.counters[sample, Counter.STATUS] != Status.RUNNING
-        # A history that was full or given up starts again in row 0.
+        shortened = new[sample, Counter.BACKTRACKS] > 0
+        # A history that was full or given up starts again in row 0, or its rows move up by one.
+        moved = stored == int(before[sample]) == capacity and not same_bits(
+            expected.directions[sample, 0], start.directions[sample, 0].double()
+        )
+        restarted = stored == 1 and not frozen and bool(estimated[sample])
         extended = not frozen and stored > 0 and stored != int(before[sample])
+        extended |= moved or restarted
         row = stored - 1
-        others = [j for j in range(start.directions.shape[1]) if not (extended and j == row)]
-        assert same_bits(after.directions[sample, others], start.directions[sample, others])
+        others = [j for j in range(capacity) if not (extended and j == row)]
+        kept = [j + 1 for j in others] if moved else others
+        assert same_bits(after.directions[sample, others], start.directions[sample, kept])
+        if shortened:
+            step = after.algebra[sample, row, -2]
+            assert_close(step, expected.algebra[sample, row, -2], accum)
+            along = start.directions[sample, row].double() * (step - damping) / scale[sample]
+            assert_close(after.z[sample], start.z[sample].double() + along, dtype)
+            continue
         if not extended:
             if status[sample] == Status.RUNNING:  # sent back to its best iterate
                 assert same_bits(after.z[sample], start.best_z[sample])
@@ -167,7 +241,8 @@ def _check_history(
         assert_close(p, expected.directions[sample, row], coarser(dtype, history_dtype))
         if status[sample] == Status.RUNNING:
             # Along the direction as stored, so that the inverse matches the step.
-            assert_close(after.z[sample], start.z[sample].double() + damping * p, dtype)
+            along = damping / scale[sample] * p
+            assert_close(after.z[sample], start.z[sample].double() + along, dtype)
         else:
             assert same_bits(after.z[sample], start.z[sample])
         gram = slice(0, row)
@@ -177,6 +252,68 @@ def _check_history(
         assert_close(
             after.algebra[sample, gram, weights], expected.algebra[sample, gram, weights], accum
         )
+
+
+def _check_window(
+    after: StepState, start: StepState, *, damping: float, regularization: float
+) -> None:
+    """What an Anderson step stores, and the iterate it moves to: from what it stored itself."""
+    was, now = start.window(), after.window()
+    dtype, history_dtype = start.z.dtype, was.residual_changes.dtype
+    both, accum = coarser(dtype, history_dtype), accumulate_dtype(dtype)
+    capacity = was.residual_changes.shape[1]
+    for sample in range(len(start.z)):
+        seen, count = (int(state.counters[sample, Counter.COUNT]) for state in (start, after))
+        if count != seen + 1:  # stopped, or sent back to its best iterate
+            sent_back = after.counters[sample, Counter.STATUS] == Status.RUNNING and count == 0
+            unmoved = start.best_z if sent_back else start.z
+            assert same_bits(after.z[sample], unmoved[sample])
+            assert same_bits(now.image_changes[sample], was.image_changes[sample])
+            continue
+        z = start.z[sample].double()
+        r = start.f_z[sample].double() - z
+        step = damping * r
+        scale = after.tables.norms[sample, Norm.SCALE]
+        if capacity == 0:
+            assert_close(after.z[sample], z + step, dtype)
+            continue
+        assert_close(now.last_residual[sample], r, dtype)
+        newest, following = (seen - 1) % capacity, seen % capacity
+        written = {newest} if seen > 0 else set()
+        others = [j for j in range(capacity) if j not in written]
+        t, t_was = now.residual_changes[sample], was.residual_changes[sample]
+        assert same_bits(t[others], t_was[others])
+        others = [j for j in others if j != following]
+        assert same_bits(now.image_changes[sample, others], was.image_changes[sample, others])
+        correction = now.image_changes[sample, following].double()
+        if seen == 0:
+            assert torch.equal(correction, torch.zeros_like(correction))
+            assert_close(after.z[sample], z + step, dtype)
+            continue
+        assert_close(t[newest], scale * (r - was.last_residual[sample].double()), both)
+        # In order of time, with the newest change of the image as it was before rounding.
+        slots = [(newest - age) % capacity for age in reversed(range(min(seen, capacity)))]
+        changes = t[slots].double()
+        images = was.image_changes[sample, slots].double()
+        images[-1] += step
+        if newest != following:
+            assert_close(now.image_changes[sample, newest], images[-1], both)
+        gram = changes @ changes.T
+        assert_close(now.algebra[sample, newest, slots], gram[-1], accum)
+        assert_close(now.algebra[sample, slots, newest], gram[-1], accum)
+        scaled = scale * r
+        gamma = _weights(changes, scaled, regularization * scaled.square().sum())
+        assert_close(correction, -gamma @ images, both)
+        # Along the correction as stored, so that its change matches the step.
+        assert_close(after.z[sample], z + step + correction, dtype)
+
+
+def _weights(changes: Tensor, residual: Tensor, ridge: Tensor) -> Tensor:
+    """γ with (T Tᵀ + λ L) γ = T r + λ e_newest, for the rows t_j of T in order of time."""
+    identity = torch.eye(len(changes), dtype=torch.float64)
+    differences = torch.diff(identity, dim=0, prepend=0.0 * identity[:1], append=0.0 * identity[:1])
+    right = changes @ residual + ridge * identity[-1]
+    return torch.linalg.solve(changes @ changes.T + ridge * differences.T @ differences, right)
 
 
 def _row_of(value: float, length: int) -> Tensor:
@@ -227,6 +364,41 @@ def check_low_rank_product(
             assert_close(now, wanted, x.dtype)
         products.append(product)
     return torch.stack(products)
+
+
+def check_low_rank_halves(
+    engine: Engine,
+    rows: Tensor,
+    count: Tensor,
+    x: Tensor,
+    *,
+    layout: Layout = as_it_is,
+) -> tuple[Tensor, Tensor]:
+    """Take the dots of rows with x, combine the rows with them, and project x.
+
+    Returns:
+        The dots and the combination, on the CPU.
+    """
+    own_rows, own_count, own_x = (t.to(engine.device) for t in (rows, count, x))
+    own_rows = layout(own_rows)
+    dots = low_rank.dots(own_rows, own_count, own_x)
+    combined = low_rank.combine(own_rows, own_count, dots, own_x, scale=-0.6)
+    wide = rows.double(), count
+    expected = OPS["low_rank_dots"].reference(*wide, x.double())
+    for now, wanted in zip(dots.cpu(), expected, strict=True):
+        assert_close(now, wanted, torch.float64)
+    expected = OPS["low_rank_combine"].reference(*wide, expected, x.double(), -0.6)
+    assert combined.dtype == x.dtype
+    for now, wanted in zip(combined.cpu(), expected, strict=True):
+        assert_close(now, wanted, x.dtype)
+    # Rows that are far from orthonormal would let rounding grow; these are short.
+    short, rest, expected = 0.5 * own_rows, own_x.clone(), x.to(torch.float64, copy=True)
+    projected = low_rank.project_out_(short, own_count, rest)
+    wanted = OPS["low_rank_project_out_"].reference(short.cpu().double(), count, expected)
+    for sample in range(len(count)):
+        assert_close(projected[sample].cpu(), wanted[sample], torch.float64)
+        assert_close(rest[sample].cpu(), expected[sample], x.dtype)
+    return dots.cpu(), combined.cpu()
 
 
 def check_low_rank_append(

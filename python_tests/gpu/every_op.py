@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.ops import broyden, damped, low_rank
+from deq_kernels.ops import anderson, broyden, damped, low_rank
 from python_tests.gpu.against_float64 import STOPPING
-from python_tests.gpu.states import StepState, broyden_state, damped_state, factors, product_history
+from python_tests.gpu.states import (
+    StepState,
+    anderson_state,
+    broyden_state,
+    damped_state,
+    factors,
+    product_history,
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,7 @@ class Inputs:
 
     Attributes:
         broyden_step: before a Broyden step.
+        anderson_step: before an Anderson step.
         damped_step: before a damped step.
         directions: of an inverse in product form, as are `algebra` and `rank`.
         algebra: its table.
@@ -34,6 +42,7 @@ class Inputs:
     """
 
     broyden_step: StepState
+    anderson_step: StepState
     damped_step: StepState
     directions: Tensor
     algebra: Tensor
@@ -55,6 +64,7 @@ class Inputs:
         s = torch.randn(batch, dim)
         return cls(
             broyden_state(dim, dtype, history_dtype),
+            anderson_state(dim, dtype, history_dtype),
             damped_state(dim, dtype),
             *(directions, algebra, rank, u, v, factor_rank),
             torch.randn(batch, 2, dim).to(dtype),
@@ -87,7 +97,7 @@ class Inputs:
             return tensor.clone() if tensor.shape == (1,) else tensor[index].clone()
 
         taken = self._map(take)
-        for step in (taken.broyden_step, taken.damped_step):
+        for step in (taken.broyden_step, taken.anderson_step, taken.damped_step):
             step.active.fill_(int((step.counters[:, 0] == 0).sum()))
         return taken
 
@@ -122,6 +132,12 @@ def run(inputs: Inputs) -> list[Tensor]:
         gamma=0.8,
         finish_inverse=True,
     )
+    mixed = inputs.anderson_step
+    anderson.step_(
+        *(mixed.f_z, mixed.z, mixed.best_z, mixed.window(), mixed.tables),
+        **options,
+        regularization=0.1,
+    )
     other = inputs.damped_step
     damped.step_(*(other.f_z, other.z, other.best_z, other.tables, other.scratch()), **options)
     outputs = []
@@ -138,6 +154,10 @@ def run(inputs: Inputs) -> list[Tensor]:
     )
     for multiply in (low_rank.matvec, low_rank.rmatvec):
         outputs.append(multiply(inputs.u, inputs.v, inputs.factor_rank, inputs.x, scale=-0.8))
+    held = inputs.u, inputs.factor_rank
+    dots = low_rank.dots(*held, inputs.x)
+    outputs += [dots, low_rank.combine(*held, dots, inputs.x, scale=-0.8)]
+    outputs.append(low_rank.project_out_(*held, inputs.x))
     norms = torch.empty(len(inputs.w), 2, dtype=torch.float64, device=inputs.w.device)
     damped.neumann_step_(inputs.s, inputs.y, inputs.w, norms, damping=0.3)
     return [*outputs, norms, *inputs.tensors()]

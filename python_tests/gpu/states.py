@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from deq_kernels.ops import broyden, damped
+from deq_kernels.ops import anderson, broyden, damped
 from deq_kernels.ops.termination import Counter, Norm, Status, Tables
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StepState:
-    """All tensors of a solver step; a damped step has no history.
+    """All tensors of a solver step; each method has the history that it has.
 
     Attributes:
         f_z: f(z), [batch, dim].
@@ -34,7 +34,10 @@ class StepState:
         counters: as in `Tables`.
         active: as in `Tables`.
         directions: as in `broyden.History`.
-        algebra: as in `broyden.History`.
+        algebra: as in `broyden.History` or in `anderson.Window`.
+        residual_changes: as in `anderson.Window`.
+        image_changes: as in `anderson.Window`.
+        last_residual: as in `anderson.Window`.
     """
 
     f_z: Tensor
@@ -45,6 +48,9 @@ class StepState:
     active: Tensor
     directions: Tensor | None = None
     algebra: Tensor | None = None
+    residual_changes: Tensor | None = None
+    image_changes: Tensor | None = None
+    last_residual: Tensor | None = None
 
     @property
     def tables(self) -> Tables:
@@ -57,6 +63,22 @@ class StepState:
         # Scratch depends on the capacity alone.
         fresh = broyden.History.new(self.z, self.directions.shape[1] - 1, None)
         return replace(fresh, directions=self.directions, algebra=self.algebra)
+
+    def window(self) -> anderson.Window:
+        """The window with new scratch of its own."""
+        assert self.residual_changes is not None
+        assert self.image_changes is not None
+        assert self.last_residual is not None
+        assert self.algebra is not None
+        # Scratch depends on the capacity alone.
+        fresh = anderson.Window.new(self.z, self.residual_changes.shape[1] + 1, None)
+        return replace(
+            fresh,
+            residual_changes=self.residual_changes,
+            image_changes=self.image_changes,
+            last_residual=self.last_residual,
+            algebra=self.algebra,
+        )
 
     def scratch(self) -> Tensor:
         """New scratch of a damped step."""
@@ -77,6 +99,7 @@ def in_float64(state: StepState) -> StepState:
     """The same numbers in float64, where the reference makes no rounding errors to speak of."""
     copied = copy_to(state, torch.device("cpu"))
     names = ("f_z", "z", "best_z", "directions")
+    names += ("residual_changes", "image_changes", "last_residual")
     wide = {name: t.double() for name in names if (t := getattr(copied, name)) is not None}
     return replace(copied, **wide)
 
@@ -108,7 +131,8 @@ def damped_state(dim: int, dtype: torch.dtype) -> StepState:
     tables = Tables.new(batch, MAX_STEPS, z.device)
     counters, norms = tables.counters, tables.norms
     residual = (f_z.double() - z.double()).norm(dim=1)
-    norms[:] = torch.stack((2.0 * residual, 3.0 * residual, 2.5 * residual), dim=1)
+    marks = (2.0 * residual, 3.0 * residual, 2.5 * residual)
+    norms[:, : Norm.PROGRESS + 1] = torch.stack(marks, dim=1)
     counters[:, Counter.STEPS] = 4
     counters[:, Counter.PROGRESS_STEP] = 3
     row = FATES.index
@@ -136,8 +160,12 @@ def broyden_state(
     capacity: int = 5,
     counts: tuple[int, ...] | None = None,
     damping: float = 0.9,
+    scale: float = 1.0,
 ) -> StepState:
     """A state with one sample for every fate, between two steps of its solve.
+
+    Every sample has grown a little since its newest direction began, but not so much that a line
+    search would object.
 
     Args:
         dim: elements per sample.
@@ -147,8 +175,13 @@ def broyden_state(
         counts: directions stored by the samples in turn; all numbers from 1 to capacity - 1 by
             default. A first evaluation has none, and a full history has `capacity`.
         damping: step length along the stored directions.
+        scale: what the directions are stored with.
     """
     state = damped_state(dim, dtype)
+    norms = state.tables.norms
+    running = state.counters[:, Counter.STEPS] > 0
+    norms[running, Norm.BASE] = norms[running, Norm.FIRST] / 3.0
+    norms[running, Norm.GAMMA], norms[running, Norm.SCALE] = 0.8, scale
     batch = len(FATES)
     counts = counts or tuple(range(1, capacity))
     count = torch.tensor([counts[sample % len(counts)] for sample in range(batch)])
@@ -168,6 +201,56 @@ def broyden_state(
     step = torch.full_like(weight, damping).masked_fill(index >= count[:, None], torch.nan)
     algebra = torch.cat((gram, step[:, :, None], weight[:, :, None]), dim=2)
     return replace(state, directions=directions, algebra=algebra)
+
+
+def anderson_state(
+    dim: int,
+    dtype: torch.dtype,
+    history_dtype: torch.dtype,
+    *,
+    capacity: int = 4,
+    seen: tuple[int, ...] | None = None,
+    scale: float = 1.0,
+) -> StepState:
+    """A state with one sample for every fate, between two steps of its solve.
+
+    Args:
+        dim: elements per sample.
+        dtype: dtype of the state.
+        history_dtype: dtype of the changes.
+        capacity: room for changes, one less than the window takes evaluations.
+        seen: evaluations seen by the samples in turn since their windows were empty; by default
+            such that rings are part full, full and gone round. A first evaluation has seen none.
+        scale: what the changes of the residual are stored with.
+    """
+    state = damped_state(dim, dtype)
+    state.tables.norms[state.counters[:, Counter.STEPS] > 0, Norm.SCALE] = scale
+    batch = len(FATES)
+    seen = seen or tuple(range(1, 2 * capacity + 2))
+    count = torch.tensor([seen[sample % len(seen)] for sample in range(batch)])
+    count[FATES.index("first evaluation")] = 0
+    state.counters[:, Counter.COUNT] = count
+
+    slot = torch.arange(capacity)
+    stored = slot < count[:, None]
+    newest = slot == (count[:, None] - 1) % max(1, capacity)
+    # The newest change of the residual comes with the evaluation at hand.
+    complete = stored & ~newest
+    residual_changes = (scale * torch.randn(batch, capacity, dim)).to(history_dtype)
+    residual_changes[~complete] = torch.nan
+    image_changes = torch.randn(batch, capacity, dim).to(history_dtype)
+    image_changes[~stored] = torch.nan
+    last_residual = (0.6 * torch.randn(batch, dim)).to(dtype)
+    last_residual[count == 0] = torch.nan
+    rows = residual_changes.double()
+    algebra = torch.cat((rows @ rows.mT, torch.full((batch, capacity, capacity), torch.nan)), dim=2)
+    return replace(
+        state,
+        algebra=algebra.double(),
+        residual_changes=residual_changes,
+        image_changes=image_changes,
+        last_residual=last_residual,
+    )
 
 
 def product_history(

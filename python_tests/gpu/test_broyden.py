@@ -11,6 +11,13 @@ from python_tests.gpu.against_float64 import (
     check_broyden_product,
     check_broyden_step,
 )
+from python_tests.gpu.broyden_options import (
+    OptionCheck,
+    check_dropping_step,
+    check_estimating_step,
+    check_scaled_step,
+    check_searching_step,
+)
 from python_tests.gpu.engines import Engine
 from python_tests.gpu.states import (
     DTYPES,
@@ -67,6 +74,25 @@ def test_step_with_many_directions(engine: Engine, history_dtype: torch.dtype) -
 def test_step_that_leaves_no_inverse(engine: Engine, damping: float) -> None:
     state = broyden_state(3001, torch.float32, torch.float32, damping=damping)
     check_broyden_step(engine, state, damping=damping, finish_inverse=False)
+
+
+@pytest.mark.parametrize("dtypes", HISTORY_DTYPES[:5], ids=_id)
+@pytest.mark.parametrize("dim", [*DIMS, LARGE_DIMS[0]])
+@pytest.mark.parametrize("check", [check_dropping_step, check_searching_step], ids=_id)
+def test_step_with_an_option(
+    engine: Engine, check: OptionCheck, dim: int, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    check(engine, dim, *dtypes)
+
+
+# An estimate from float16 or bfloat16 rows, and a float64's range, are other matters.
+@pytest.mark.parametrize("history_dtype", [torch.float32, torch.bfloat16], ids=_id)
+@pytest.mark.parametrize("dim", [*DIMS, LARGE_DIMS[0]])
+@pytest.mark.parametrize("check", [check_estimating_step, check_scaled_step], ids=_id)
+def test_step_with_an_option_about_scales(
+    engine: Engine, check: OptionCheck, dim: int, history_dtype: torch.dtype
+) -> None:
+    check(engine, dim, torch.float32, history_dtype)
 
 
 @pytest.mark.parametrize("transpose", [False, True])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deq_kernels.ops import broyden
-from deq_kernels.ops.termination import Counter, Tables
+from deq_kernels.ops import anderson, broyden
+from deq_kernels.ops.termination import Counter, Norm, Tables
 from python_tests.gpu.engines import CPU, Engine
 from python_tests.tolerances import assert_close
 
@@ -53,7 +53,7 @@ def product(history: broyden.History, sample: int, rank: int, x: Tensor) -> Tens
     return y
 
 
-def check(device: torch.device, batch: int, capacity: int, dim: int) -> None:
+def check_broyden(device: torch.device, batch: int, capacity: int, dim: int) -> None:
     """A product and a step with a bfloat16 history that is full but for one direction."""
     count = capacity - 1
     z, f_z = (torch.randn(batch, dim, device=device) for _ in range(2))
@@ -70,6 +70,7 @@ def check(device: torch.device, batch: int, capacity: int, dim: int) -> None:
     tables.counters[:, Counter.COUNT] = count
     tables.counters[:, Counter.STEPS] = count
     tables.norms.fill_(1e9)
+    tables.norms[:, [Norm.GAMMA, Norm.SCALE]] = 1.0
     before, best_z = z.clone(), torch.empty_like(z)
     options = {"rtol": 0.0, "atol": 0.0, "damping": 1.0, "gamma": 1.0, "stall_steps": 0}
     broyden.step_(
@@ -90,20 +91,62 @@ def check(device: torch.device, batch: int, capacity: int, dim: int) -> None:
         assert_close(z[sample], moved, torch.float32)
 
 
+def check_anderson(device: torch.device, batch: int, capacity: int, dim: int) -> None:
+    """A step whose newest changes lie in the last slot, with weights for the newest alone."""
+    z, f_z = (torch.randn(batch, dim, device=device) for _ in range(2))
+    window = anderson.Window.new(z, capacity + 1, torch.bfloat16)
+    window.residual_changes.zero_()
+    window.image_changes.zero_()
+    window.algebra.zero_()
+    window.last_residual.normal_()
+    corrections = torch.randn(batch, dim, device=device).to(torch.bfloat16)
+    window.image_changes[:, -1] = corrections
+    tables = Tables.new(batch, capacity + 2, device)
+    tables.counters[:, Counter.COUNT] = capacity
+    tables.counters[:, Counter.STEPS] = capacity
+    tables.record.fill_(1e9)
+    tables.norms[:, Norm.SCALE] = 1.0
+    before, best_z = z.clone(), torch.empty_like(z)
+    last_residual = window.last_residual.clone()
+    options = {"rtol": 0.0, "atol": 0.0, "damping": 1.0, "stall_steps": 0}
+    anderson.step_(
+        *(f_z, z, best_z, window, tables), **options, regularization=0.0, divergence_factor=1e6
+    )
+    for sample in range(batch):
+        r = f_z[sample].double() - before[sample].double()
+        newest = window.residual_changes[sample, -1].double()
+        assert_close(newest, r - last_residual[sample].double(), torch.bfloat16)
+        image = window.image_changes[sample, -1].double()
+        assert_close(image, corrections[sample].double() + r, torch.bfloat16)
+        correction = -dot(newest, r) / dot(newest, newest) * image
+        assert_close(window.image_changes[sample, 0], correction, torch.bfloat16)
+        moved = f_z[sample].double() + window.image_changes[sample, 0].double()
+        assert_close(z[sample], moved, torch.float32)
+
+
+CHECKS = {"broyden": check_broyden, "anderson": check_anderson}
+
+
+@pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize(("batch", "capacity"), SHAPES)
-def test_the_check_itself_on_few_elements(engine: Engine, batch: int, capacity: int) -> None:
-    check(engine.device, batch, capacity, 5003)
+def test_the_check_itself_on_few_elements(
+    engine: Engine, batch: int, capacity: int, name: str
+) -> None:
+    CHECKS[name](engine.device, batch, capacity, 5003)
 
 
 # No regime but the grid is possible here, so none is forced.
 @pytest.mark.parametrize("gpu_engine", ["cuda", "triton"], indirect=True)
+@pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize(("batch", "capacity"), SHAPES)
-def test_more_elements_than_32_bits_count(gpu_engine: Engine, batch: int, capacity: int) -> None:
+def test_more_elements_than_32_bits_count(
+    gpu_engine: Engine, batch: int, capacity: int, name: str
+) -> None:
     assert batch * capacity * LARGE_DIM > 2**31
     free, _ = torch.cuda.mem_get_info()
     if free < NEEDED_BYTES:
         pytest.skip(f"needs {NEEDED_BYTES >> 30} GiB of free device memory")
-    check(gpu_engine.device, batch, capacity, LARGE_DIM)
+    CHECKS[name](gpu_engine.device, batch, capacity, LARGE_DIM)
     torch.cuda.empty_cache()
 
 

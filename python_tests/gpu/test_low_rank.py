@@ -9,6 +9,7 @@ from python_tests.gpu.against_float64 import (
     Layout,
     as_it_is,
     check_low_rank_append,
+    check_low_rank_halves,
     check_low_rank_product,
 )
 from python_tests.gpu.engines import Engine
@@ -32,6 +33,14 @@ def test_products(engine: Engine, dim: int, dtypes: tuple[torch.dtype, torch.dty
     check_low_rank_product(engine, factors(6, 5, dim, factor_dtype), x)
 
 
+@pytest.mark.parametrize("dtypes", HISTORY_DTYPES, ids=str)
+@pytest.mark.parametrize("dim", DIMS)
+def test_halves(engine: Engine, dim: int, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    state_dtype, factor_dtype = dtypes
+    rows, _, count = factors(6, 5, dim, factor_dtype)
+    check_low_rank_halves(engine, rows, count, torch.randn(6, 3, dim).to(state_dtype))
+
+
 def test_products_on_many_tiles(engine: Engine) -> None:
     check_low_rank_product(
         engine, factors(3, 4, 131_073, torch.float32), torch.randn(3, 1, 131_073)
@@ -41,7 +50,9 @@ def test_products_on_many_tiles(engine: Engine) -> None:
 def test_products_of_high_rank(engine: Engine) -> None:
     x = torch.randn(6, 1, 2100)
     ranks = (31, 32, 33, 64, 65, 70)
-    check_low_rank_product(engine, factors(6, 70, 2100, torch.float32, ranks=ranks), x)
+    held = factors(6, 70, 2100, torch.float32, ranks=ranks)
+    check_low_rank_product(engine, held, x)
+    check_low_rank_halves(engine, held[0], held[2], x)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
@@ -51,6 +62,9 @@ def test_any_rows(engine: Engine, layout: Layout, dtype: torch.dtype) -> None:
     x = torch.randn(5, 2, 4099).to(dtype)
     plain = check_low_rank_product(engine, held, x)
     assert torch.equal(check_low_rank_product(engine, held, x, layout=layout), plain)
+    halves = check_low_rank_halves(engine, held[0], held[2], x)
+    others = check_low_rank_halves(engine, held[0], held[2], x, layout=layout)
+    assert all(map(torch.equal, others, halves))
     s = torch.randn(5, 4099).to(dtype)
     check_low_rank_append(engine, held, s, (-s.float()).to(dtype), layout=layout)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -64,11 +66,16 @@ def test_neighbours_change_nothing(
                 assert same_bits(one[0], many[sample]), f"sample {sample}, output {i}"
 
 
-def test_a_large_batch_changes_nothing(engine: Engine) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gamma": "auto", "line_search": "derivative_free", "when_full": "drop_oldest"}],
+    ids=["plain", "all options"],
+)
+def test_a_large_batch_changes_nothing(engine: Engine, options: dict[str, Any]) -> None:
     """A batch that fills a GPU by itself is planned otherwise than one sample."""
     gain = torch.linspace(-0.9, 0.95, 9001, device=engine.device)
     z0 = torch.randn(300, 9001, device=engine.device)
-    solver = dk.Broyden(max_steps=8, rtol=1e-5, history_length=4)
+    solver = dk.Broyden(max_steps=8, rtol=1e-5, history_length=4, **options)
 
     def results(start: Tensor) -> list[Tensor]:
         solution = solver(lambda z: torch.tanh(gain * z) + 0.5, start)

@@ -23,7 +23,7 @@ pytestmark = [
     ),
 ]
 
-SOLVERS = (dk.Broyden, dk.FixedPoint)
+SOLVERS = (dk.Broyden, dk.Anderson, dk.FixedPoint)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 Map = Callable[[Tensor], Tensor]
 

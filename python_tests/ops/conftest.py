@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_slow(item: pytest.Item) -> bool:
     marker = item.get_closest_marker("interpreter")
-    params = item.callspec.params if isinstance(item, pytest.Function) and marker else {}
+    params = getattr(getattr(item, "callspec", None), "params", {})
     if marker is None or "triton" not in (params.get("backend"), params.get("fused_backend")):
         return False
     values = dict(marker.kwargs)

@@ -21,7 +21,9 @@ from deq_kernels import _native
 from deq_kernels.ops import OPS, backends, low_rank
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-ALL_BUT_MEMORY = sorted(set(OPS) - {"history_memory"})
+# The memory of histories on a GPU is torch's own.
+WITHOUT_GPU_KERNEL = {"history_memory"}
+WITH_GPU_KERNEL = sorted(set(OPS) - WITHOUT_GPU_KERNEL)
 
 
 class Calls(list[str]):
@@ -39,7 +41,7 @@ class Calls(list[str]):
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Stand-ins for Triton's kernels, at the CPU key as where Triton interprets."""
     made = Calls()
-    functions = {name: made.of(name) for name in ALL_BUT_MEMORY}
+    functions = {name: made.of(name) for name in WITH_GPU_KERNEL}
     kernels = backends.TritonKernels(functions, ("CPU",))
     monkeypatch.setattr(backends, "triton_kernels", lambda: kernels)
     return made
@@ -75,18 +77,20 @@ def test_triton_serves_the_op_and_its_gradient_while_it_is_wanted(calls: Calls) 
         calls.clear()
 
 
-def test_every_op_but_memory_is_routed(calls: Calls) -> None:
+def test_every_op_with_a_gpu_kernel_is_routed(calls: Calls) -> None:
     with dk.use_backend("triton"):
         z0 = torch.zeros(2, 5)
         solution = dk.Broyden(max_steps=3, rtol=0.0)(lambda z: 0.5 * z + 1.0, z0)
         solution.inverse_jacobian.matvec(z0)
+        dk.Anderson(max_steps=3, rtol=0.0)(lambda z: 0.5 * z + 1.0, z0)
         dk.FixedPoint(max_steps=3, rtol=0.0)(lambda z: 0.5 * z + 1.0, z0)
         scale = torch.tensor(0.5, requires_grad=True)
         dk.DEQ(lambda z: scale * z + 1.0, gradient=dk.Neumann(steps=2))(z0).sum().backward()
         inverse = dk.LowRankInverse.empty(2, 2, 5)
         inverse.append_(torch.ones(2, 5), -torch.ones(2, 5))
         inverse.matvec(z0)
-    assert sorted(set(calls)) == ALL_BUT_MEMORY
+        dk.GMRES(max_steps=4, rtol=0.0)(lambda z: 0.5 * z + 1.0, z0)
+    assert sorted(set(calls)) == WITH_GPU_KERNEL
 
 
 def test_blocks_nest_and_survive_errors(calls: Calls) -> None:
@@ -189,13 +193,13 @@ def test_triton_stands_in_for_an_absent_cuda_library(
     monkeypatch.setattr(backends, "triton_version", lambda: "3.6.0")
     assert backends.cuda_backend() == "reference"
     backends.load()
-    assert cuda_ops() == ALL_BUT_MEMORY
+    assert cuda_ops() == WITH_GPU_KERNEL
     assert backends.cuda_backend() == "triton"
     with dk.use_backend("native"):
         assert backends.cuda_backend() == "triton"
     with dk.use_backend("reference"):
         assert backends.cuda_backend() == "reference"
-    assert cuda_ops() == ALL_BUT_MEMORY
+    assert cuda_ops() == WITH_GPU_KERNEL
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the CUDA keys are in use")

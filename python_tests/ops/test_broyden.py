@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 import deq_kernels as dk
 from deq_kernels.ops import OPS, broyden
 from deq_kernels.ops.broyden.reference import split_algebra
-from deq_kernels.ops.termination import Counter, Tables
+from deq_kernels.ops.termination import Counter, Norm, Tables
 from python_tests.problems import DenseBroyden, Tanh, chained_product, dense_product_form
 from python_tests.tolerances import assert_close
 
@@ -154,6 +154,53 @@ def test_step_agrees_with_the_reference(fused_backend: str, dtype: torch.dtype) 
     assert torch.equal(fused.status, reference.status)
 
 
+def _tensors(holder: broyden.History | Tables) -> tuple[Tensor, ...]:
+    return tuple(getattr(holder, field.name) for field in fields(holder))
+
+
+@pytest.mark.interpreter(dtype=(torch.float32,), dim=(40,))
+@pytest.mark.parametrize("size", [1.0, 2.0**-90, 2.0**90])
+@pytest.mark.parametrize("dim", [40, 9000])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_steps_with_options_agree_with_the_reference(
+    fused_backend: str, dtype: torch.dtype, dim: int, size: float
+) -> None:
+    """From the same state on both backends, step by step; every option has its occasion."""
+    z = (size * (1.0 + 0.3 * torch.randn(3, dim))).to(dtype)
+    best, history, tables = z.clone(), broyden.History.new(z, 2, None), Tables.new(3, 14, z.device)
+    variants = {"drop_oldest": True, "estimate_gamma": True, "max_backtracks": 2}
+    seen = {Counter.BACKTRACKS: 0, Counter.ESTIMATES: 0, Counter.COUNT: 0}
+    slope = torch.linspace(-4.0, 0.5, dim).to(dtype)
+    for _ in range(12):
+        f_z = size * (1 + slope * torch.sin(z / size) ** 3)
+        tensors = (z, best, *_tensors(history), *_tensors(tables))
+        own_z, own_best, *rest = (tensor.clone() for tensor in tensors)
+        own_history, own_tables = broyden.History(*rest[:3]), Tables(*rest[3:])
+        broyden.step_(f_z, z, best, history, tables, **OPTIONS, **variants)
+        with dk.use_backend("reference"):
+            broyden.step_(f_z, own_z, own_best, own_history, own_tables, **OPTIONS, **variants)
+        assert torch.equal(tables.counters, own_tables.counters)
+        assert_close(z, own_z, dtype)
+        assert torch.equal(best, own_best)
+        for sample in range(3):
+            norms = tables.norms[sample], own_tables.norms[sample]
+            torch.testing.assert_close(*norms, rtol=1e-4, atol=0.0)
+            stored = int(tables.counters[sample, Counter.COUNT])
+            rows, finished = slice(0, stored), slice(0, max(0, stored - 1))
+            directions = (h.directions[sample, rows] for h in (history, own_history))
+            assert_close(*directions, dtype)
+            mine, expected = history.algebra[sample], own_history.algebra[sample]
+            assert_close(mine[finished, finished], expected[finished, finished], dtype)
+            assert_close(mine[finished, -1], expected[finished, -1], dtype)
+            assert_close(mine[rows, -2], expected[rows, -2], dtype)
+        for column in seen:
+            seen[column] = max(seen[column], int(tables.counters[:, column].max()))
+    assert seen[Counter.BACKTRACKS] > 0
+    assert seen[Counter.ESTIMATES] == 1
+    assert seen[Counter.COUNT] == 3
+    assert ((tables.norms[:, Norm.SCALE] == 1.0) == (size == 1.0)).all()
+
+
 def state_of(batch: int, dim: int, history_length: int) -> tuple[Tensor, broyden.History, Tables]:
     z = torch.randn(batch, dim, dtype=torch.float64)
     history = broyden.History.new(z, history_length, None)
@@ -189,7 +236,7 @@ def test_frozen_sample_is_neither_read_nor_written(backend: str) -> None:
     best = torch.randn_like(z)
     for table in (history.directions, history.algebra, tables.record):
         table.normal_()
-    tables.counters[1] = torch.tensor([dk.Status.CONVERGED, 2, 5, 0, 3])
+    tables.counters[1] = torch.tensor([dk.Status.CONVERGED, 2, 5, 0, 3, 1, 1])
     tables.active.fill_(1)
     state = (z, best, history.directions, history.algebra, tables.record, tables.counters)
     kept = [t[1].clone() for t in state]
@@ -312,7 +359,7 @@ def test_opcheck(fused_backend: str) -> None:
     f_z = torch.randn_like(z)
     state = (f_z, z, best, history.directions.zero_(), history.algebra.zero_())
     record = (tables.record, tables.counters, tables.active, history.scratch.zero_())
-    options = (1e-3, 0.0, 1.0, 1.0, 0, 1e6, True)
+    options = (1e-3, 0.0, 1.0, 1.0, 0, 1e6, True, True, True, 2)
     torch.library.opcheck(OPS["broyden_step_"].overload, (*state, *record, *options))
     directions, algebra, rank = random_history(3, 4, 6, torch.float64)
     directions = directions.nan_to_num(0.0)

@@ -27,7 +27,15 @@ def solvers(dtype: torch.dtype, max_steps: int = 9) -> list[dk.Solver]:
         dk.Broyden(max_steps=max_steps, rtol=1e-5, history_length=4, damping=0.9, history_dtype=h)
         for h in history
     ]
-    return [*broyden, dk.FixedPoint(max_steps=max_steps, rtol=1e-5, damping=0.9)]
+    optional = dk.Broyden(
+        max_steps=max_steps,
+        rtol=1e-5,
+        history_length=2,
+        gamma="auto",
+        line_search="derivative_free",
+        when_full="drop_oldest",
+    )
+    return [*broyden, optional, dk.FixedPoint(max_steps=max_steps, rtol=1e-5, damping=0.9)]
 
 
 def results(solver: dk.Solver, f: Callable[[Tensor], Tensor], z0: Tensor) -> list[Tensor]:
@@ -100,3 +108,42 @@ def test_low_rank_append_is_independent_of_neighbours(
     together = grow(slice(None))
     for sample in range(batch):
         assert torch.equal(grow(slice(sample, sample + 1))[0], together[sample])
+
+
+@pytest.mark.interpreter(dtype=(torch.float32,), dim=(9001,))
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_halves_are_independent_of_neighbours_and_threads(
+    fused_backend: str,
+    interpreted: bool,
+    set_threads: Callable[[int], None],
+    dtype: torch.dtype,
+    dim: int,
+) -> None:
+    columns = 1 if interpreted else 2
+    rows = (torch.randn(5, 5, dim) / dim**0.5).to(dtype)
+    x = torch.randn(5, columns, dim).to(dtype)
+    c = torch.randn(5, columns, 5, dtype=torch.float64)
+    count = torch.tensor([5, 0, 3, 4, 1])
+    x[3] = torch.nan
+
+    def halves(index: slice) -> list[Tensor]:
+        own, known, right, weights = (t[index].contiguous() for t in (rows, count, x, c))
+        combined = low_rank.combine(own, known, weights, right, scale=0.3)
+        rest = right.clone()
+        return [
+            combined,
+            low_rank.dots(own, known, right),
+            rest,
+            low_rank.project_out_(own, known, rest),
+        ]
+
+    set_threads(1)
+    together = halves(slice(None))
+    for threads in (2,) if interpreted else (1, 2, 3):
+        set_threads(threads)
+        for sample in (2,) if interpreted else (0, 1, 2, 4):
+            for alone, among in zip(halves(slice(sample, sample + 1)), together, strict=True):
+                assert torch.equal(alone[0], among[sample])
+        for again, before in zip(halves(slice(None)), together, strict=True):
+            assert torch.equal(again.nan_to_num(), before.nan_to_num())

@@ -14,6 +14,7 @@ from deq_kernels.ops import Status, damped
 from deq_kernels.ops.termination import Counter, Tables
 from deq_kernels.solvers import loop, running
 from deq_kernels.solvers.loop import Advance, repeat
+from deq_kernels.solvers.ranks import Ranks
 from deq_kernels.solvers.running import LateCount, PresentCount, running_count
 from deq_kernels.solvers.structure import Structure
 from python_tests.problems import Tanh
@@ -70,11 +71,11 @@ def test_a_late_count_costs_one_evaluation_and_never_exceeds_max_steps(
     left: tuple[int, ...], max_steps: int, present: int, late: int
 ) -> None:
     steps = Countdown(*left)
-    repeat(steps, PresentCount(steps.active), max_steps, None)
-    assert steps.taken == present
+    taken = repeat(steps, PresentCount(steps.active), max_steps, None)
+    assert taken == steps.taken == present
     steps, mailbox = Countdown(*left), DelayedMailbox()
-    repeat(steps, LateCount(steps.active, mailbox), max_steps, None)
-    assert steps.taken == late
+    taken = repeat(steps, LateCount(steps.active, mailbox), max_steps, None)
+    assert taken == steps.taken == late
     # The last step's count is nobody's concern.
     sent = [entry for entry in mailbox.log if entry[0] == "send"]
     assert len(sent) == min(late, max_steps - 1)
@@ -99,7 +100,7 @@ def test_counts_alternate_between_the_slots() -> None:
 def test_the_cpu_reads_the_count_at_once() -> None:
     with running_count(torch.tensor([1])) as count:
         assert isinstance(count, PresentCount)
-        assert not count.none_left()
+        assert count.left() == 1
 
 
 class FakeDevice(torch.Tensor):
@@ -157,7 +158,8 @@ def test_a_solve_on_a_capturing_stream_is_refused(
 
 
 @contextmanager
-def _late(active: Tensor) -> Iterator[LateCount]:
+def _late(active: Tensor, synchronized: Ranks = False) -> Iterator[LateCount]:
+    assert synchronized is False
     yield LateCount(active, DelayedMailbox())
 
 
@@ -249,7 +251,7 @@ def solve_with(
         divergence_factor=1e6,
     )
     structure = Structure.of(z0, "z0")
-    loop.iterate(f, structure, z, tables.active, step, max_steps, cuda_graph=cuda_graph)
+    loop.iterate(f, structure, z, tables, step, max_steps, cuda_graph=cuda_graph)
     return tables
 
 

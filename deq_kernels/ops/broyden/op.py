@@ -40,7 +40,8 @@ _STEP = registry.define(
     "broyden_step_(Tensor f_z, Tensor(a!) z, Tensor(b!) best_z, Tensor(c!) directions, "
     "Tensor(d!) algebra, Tensor(e!) record, Tensor(f!) counters, Tensor(g!) active, "
     "Tensor(h!) scratch, float rtol, float atol, float damping, float gamma, int stall_steps, "
-    "float divergence_factor, bool finish_inverse) -> ()",
+    "float divergence_factor, bool finish_inverse, bool drop_oldest, bool estimate_gamma, "
+    "int max_backtracks) -> ()",
     reference=reference.step_,
     fake=registry.in_place_fake,
 )
@@ -81,7 +82,8 @@ class History:
 
     Attributes:
         directions: [batch, history_length + 1, dim], the first `count` rows of a sample valid, the
-            others never read; rows are dense and may lie apart (`new_history`).
+            others never read; rows are dense and may lie apart (`new_history`). Stored times a
+            power of two per sample, `Norm.SCALE`, which products do not depend on.
         algebra: [batch, history_length + 1, history_length + 3] float64; row j holds ⟨p_j, p_i⟩
             for all i, then the step length α_j and the weight ω_j.
         scratch: [batch, tiles + 1, 2 + 2 (history_length + 1)] float64, partial sums of a step,
@@ -119,13 +121,17 @@ def bind_step(
     stall_steps: int,
     divergence_factor: float,
     finish_inverse: bool,
+    drop_oldest: bool = False,
+    estimate_gamma: bool = False,
+    max_backtracks: int = 0,
 ) -> Callable[[Tensor], None]:
     """`step_` as a function of f(z) alone, for a solver's loop; arguments as there."""
     call = _STEP.call
     state = (z, best_z, history.directions, history.algebra)
     record = (tables.record, tables.counters, tables.active, history.scratch)
     options = (rtol, atol, damping, gamma, stall_steps, divergence_factor, finish_inverse)
-    arguments = (*state, *record, *options)
+    variants = (drop_oldest, estimate_gamma, max_backtracks)
+    arguments = (*state, *record, *options, *variants)
 
     def step(f_z: Tensor) -> None:
         call(f_z if f_z.stride(1) == 1 else f_z.contiguous(), *arguments)
@@ -149,7 +155,7 @@ def step_(
         history: stored directions and their tables; updated.
         tables: norms, counters, trace and the number of running samples, from `Tables.new`;
             updated.
-        **options: those of `bind_step`, all of them:
+        **options: those of `bind_step`, all that have no default:
             rtol, relative tolerance on ‖f(z) − z‖ against ‖f(z)‖;
             atol, absolute tolerance on ‖f(z) − z‖;
             damping, the step length α;
@@ -157,7 +163,12 @@ def step_(
             stall_steps, evaluations without progress after which a sample has stalled, 0: never;
             divergence_factor, growth over the first residual at which a step is rejected;
             finish_inverse, whether the last secant pair of a sample that stops still enters its
-            inverse, at the cost of one more pass.
+            inverse, at the cost of one more pass;
+            drop_oldest, whether a full history loses its oldest factor instead of all of them;
+            estimate_gamma, whether the second evaluation replaces γ by −⟨s, y⟩ / ⟨y, y⟩, once per
+            sample (`deq_kernels.ops.broyden.initial_scale`);
+            max_backtracks, how often a step is shortened at most, in evaluations of their own,
+            until the residual is small enough (`deq_kernels.ops.broyden.line_search`); 0: never.
 
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or layout (compiled kernels name it).

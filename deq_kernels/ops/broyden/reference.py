@@ -8,8 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deq_kernels.ops import direction_scale
+from deq_kernels.ops.broyden import initial_scale, line_search
+from deq_kernels.ops.direction_scale import ScaleRange
 from deq_kernels.ops.dtypes import accumulate_dtype
-from deq_kernels.ops.termination import Counter, Tables, judge_
+from deq_kernels.ops.termination import Counter, Norm, Status, Tables, Trial, judge_, squared_norm
 
 SINGULAR_SHARE = 1e-8
 """A denominator π + N below this share of N leaves no digits in the new direction."""
@@ -106,65 +109,131 @@ def step_(
     stall_steps: int,
     divergence_factor: float,
     finish_inverse: bool,
+    drop_oldest: bool,
+    estimate_gamma: bool,
+    max_backtracks: int,
 ) -> None:
     """One Broyden step of every running sample, in place; see `deq_kernels.ops.broyden.step_`."""
-    capacity = directions.shape[1]
+    capacity, dim = directions.shape[1:]
+    tables = Tables(record, counters, active)
+    norms, (gram, factors) = tables.norms, split_algebra(algebra)
+    count, backtracks = counters[:, Counter.COUNT], counters[:, Counter.BACKTRACKS]
+    starts = (counters[:, Counter.STATUS] == Status.RUNNING) & (counters[:, Counter.STEPS] == 0)
+    norms[:, Norm.GAMMA] = torch.where(starts, gamma, norms[:, Norm.GAMMA])
+    norms[:, Norm.SCALE] = torch.where(starts, 1.0, norms[:, Norm.SCALE])
+    newest = (count - 1).clamp(min=0)[:, None]
+    step = factors[..., 0].gather(1, newest)[:, 0]
+    trial = None
+    if max_backtracks > 0:
+        can_shorten = (count > 0) & (backtracks < max_backtracks)
+        evaluations = counters[:, Counter.STEPS]
+        accepted = line_search.accepted(norms[:, Norm.BASE], step, evaluations)
+        trial = Trial(can_shorten, accepted)
     verdict = judge_(
         f_z,
         z,
-        Tables(record, counters, active),
+        tables,
         rtol=rtol,
         atol=atol,
         stall_steps=stall_steps,
         divergence_factor=divergence_factor,
         max_rejections=1,
+        trial=trial,
     )
-    count = counters[:, Counter.COUNT]
     best_z.copy_(torch.where(verdict.improved[:, None], z, best_z))
+
+    accum = accumulate_dtype(z.dtype)
+    residual = f_z.to(accum) - z.to(accum)
+    norm = squared_norm(residual).sqrt()
+    back = verdict.backtrack.nonzero().flatten()
+    shorter = line_search.shorter(norms[back, Norm.BASE], step[back], norm[back])
+    moved = ((shorter - step[back]) / norms[back, Norm.SCALE]).to(accum)[:, None]
+    along = directions[back, newest[back, 0]].to(accum)
+    z[back] = (z[back].to(accum) + moved * along).to(z.dtype)
+    factors[back, newest[back, 0], 0] = shorter
+    backtracks[back] += 1
+    backtracks.masked_fill_(verdict.advance | verdict.reject, 0)
+    norms[:, Norm.BASE] = torch.where(verdict.advance, norm, norms[:, Norm.BASE])
+
     z.copy_(torch.where(verdict.reject[:, None], best_z, z))
-    count.masked_fill_(verdict.reject | (verdict.advance & (count == capacity)), 0)
+    restart = verdict.reject
+    full = verdict.advance & (count == capacity)
     extend = verdict.advance
+    drops = drop_oldest and capacity > 1
     if finish_inverse:  # the last secant pair of a sample that stops still enters
-        last = verdict.stop & ~verdict.rejected & (count > 0) & (count < capacity)
-        extend = extend | last
+        last = verdict.stop & ~verdict.rejected & (count > 0)
+        extend = extend | (last & ((count < capacity) | drops))
+    if drops:
+        _drop_oldest_(directions, gram, factors, extend & (count == capacity))
+        count -= (extend & (count == capacity)).long()
+    else:
+        restart = restart | full
+    if estimate_gamma:
+        estimated = verdict.advance & (count == 1) & (counters[:, Counter.ESTIMATES] == 0)
+        counters[:, Counter.ESTIMATES] += estimated
+        index = estimated.nonzero().flatten()
+        before = norms[index, Norm.GAMMA]
+        norms[index, Norm.GAMMA] = _estimate(
+            residual[index], directions[index, 0].to(accum), step[index], norms[index]
+        )
+        changed = norms[index, Norm.GAMMA] != before
+        restart = restart.index_put((index,), restart[index] | changed)
+    count.masked_fill_(restart, 0)
+    scale = direction_scale.choose(norm, dim, ScaleRange.of(directions.dtype, accum))
+    begins = verdict.advance & (count == 0)
+    norms[:, Norm.SCALE] = torch.where(begins, scale, norms[:, Norm.SCALE])
+
     index = extend.nonzero().flatten()
     if index.numel() == 0:
         return
-
-    accum = accumulate_dtype(z.dtype)
-    residual = f_z[index].to(accum) - z[index].to(accum)
-    slot = count[index]
-    gram, factors = split_algebra(algebra)
-    p = _next_direction(residual, directions, gram, factors, index, slot, gamma)
+    slot, scale = count[index], norms[index, Norm.SCALE]
+    start = -norms[index, Norm.GAMMA].to(accum)[:, None] * residual[index]
+    start *= scale.to(accum)[:, None]
+    p = _next_direction(start, directions, gram, factors, index, slot)
     stored = p.to(directions.dtype)
     directions[index, slot] = stored
     factors[index, slot, 0] = damping
     count[index] += 1
-    advanced = (z[index].to(accum) + damping * stored.to(accum)).to(z.dtype)
+    step_length = (damping / scale).to(accum)[:, None]
+    advanced = (z[index].to(accum) + step_length * stored.to(accum)).to(z.dtype)
     z[index] = torch.where(verdict.advance[index][:, None], advanced, z[index])
 
 
+def _drop_oldest_(directions: Tensor, gram: Tensor, factors: Tensor, dropped: Tensor) -> None:
+    """Let factor 0 leave where `dropped` says so: the others move up one row."""
+    index = dropped.nonzero().flatten()
+    directions[index, :-1] = directions[index, 1:]
+    gram[index, :-1, :-1] = gram[index, 1:, 1:]
+    factors[index, :-1] = factors[index, 1:]
+
+
+def _estimate(residual: Tensor, p: Tensor, step: Tensor, norms: Tensor) -> Tensor:
+    """γ from the first direction p, stored scaled, and the residual after the step along it."""
+    gamma, scale = norms[:, Norm.GAMMA], norms[:, Norm.SCALE]
+    scaled = residual * scale.to(residual.dtype)[:, None]
+    pi, norm_sq = ((p * other).sum(1).double() for other in (scaled, p))
+    return initial_scale.estimate(gamma, step, pi, norm_sq, squared_norm(scaled))
+
+
 def _next_direction(
-    residual: Tensor,
+    start: Tensor,
     directions: Tensor,
     gram: Tensor,
     factors: Tensor,
     index: Tensor,
     count: Tensor,
-    gamma: float,
 ) -> Tensor:
-    """p = −H r of the samples `index`, after finishing the newest factor of each.
+    """p = −H r of the samples `index` from H₀ r, after finishing the newest factor of each.
 
     With w = H_{k} r over the finished factors k = count − 1, π = ⟨p_k, w⟩, N = ‖p_k‖²:
     p = −(N w + (α_k − 1) π p_k) / (π + N), or −w where the guard skips the factor.
     """
-    start = -gamma * residual
     most = int(count.max())
     if most == 0:
         return -start
     k = (count - 1).clamp(min=0)
     samples = torch.arange(len(index), device=index.device)
-    rows = _rows(directions[index], count, most, residual.dtype)
+    rows = _rows(directions[index], count, most, start.dtype)
     newest = rows[samples, k]
     column = torch.einsum("bjd,bd->bj", rows, newest).double()
     has_factor = count > 0

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from deq_kernels.ops.direction_scale import ScaleRange
+from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.tiles import tile_count
 from deq_kernels.ops.triton_support.arguments import (
     check_dense_rows,
@@ -25,6 +27,12 @@ from deq_kernels.ops.triton_support.arguments import (
     check_termination,
     steps_of,
 )
+from deq_kernels.ops.triton_support.broyden_options import (
+    accepted_residual,
+    estimated_gamma,
+    shorter_step,
+)
+from deq_kernels.ops.triton_support.direction_scale import direction_exponent, power_of_two
 from deq_kernels.ops.triton_support.launch import (
     Cut,
     alignment,
@@ -36,16 +44,31 @@ from deq_kernels.ops.triton_support.launch import (
     table_constants,
 )
 from deq_kernels.ops.triton_support.product import check_product, two_pass_product
-from deq_kernels.ops.triton_support.product_form import direction_coefficients, entry
-from deq_kernels.ops.triton_support.rows import add_rows, add_tiles, dot_rows_pair, row_at
+from deq_kernels.ops.triton_support.product_form import (
+    direction_coefficients,
+    drop_factor,
+    entry,
+)
+from deq_kernels.ops.triton_support.rows import (
+    add_rows,
+    add_tiles,
+    dot_rows_pair,
+    move_up,
+    row_at,
+)
 from deq_kernels.ops.triton_support.termination import (
+    BACKTRACKS,
+    BASE,
     COUNT,
     COUNTERS,
+    ESTIMATES,
+    GAMMA,
     NORMS,
     RUNNING,
+    SCALE,
     STATUS,
     STEPS,
-    judge,
+    judge_trial,
 )
 from deq_kernels.ops.triton_support.values import (
     load,
@@ -64,17 +87,20 @@ MAX_REJECTIONS = tl.constexpr(1)
 R_SQ = tl.constexpr(0)
 F_SQ = tl.constexpr(1)
 DOTS = tl.constexpr(2)
-# The last row is the decision that the first pass leaves to the second: what to do, the factor of
-# r in the next direction, its coefficients, and how many directions they belong to.
+# The last row is the decision that the first pass leaves to the second: what to do and the number
+# of directions, the factor of r in the next direction, their coefficients, and the step of z along
+# the newest direction as stored.
 ORDERS = tl.constexpr(0)
-SCALE = tl.constexpr(1)
+FACTOR = tl.constexpr(1)
 COEFFICIENTS = tl.constexpr(2)
 
-# Orders, as bits.
+# Orders, as bits; the number of directions lies above them.
 KEEP = tl.constexpr(1)  # best_z <- z
 RESTORE = tl.constexpr(2)  # z <- best_z
 EXTEND = tl.constexpr(4)  # write the next direction
-ADVANCE = tl.constexpr(8)  # z <- z + alpha p
+MOVE = tl.constexpr(8)  # z <- z + step p, p the newest direction
+DROP = tl.constexpr(16)  # the stored directions move up one row, over the oldest
+ORDER_BITS = tl.constexpr(5)
 
 
 @triton.jit
@@ -84,6 +110,7 @@ def _measure(
     rows: tl.tensor,  # [capacity, BLOCK], rows row_stride apart
     row_stride: tl.tensor,
     counters: tl.tensor,  # int64 [COUNTERS]
+    direction_scale: tl.tensor,  # float64 [1]
     sums: tl.tensor,  # float64 [2 + 2 capacity]
     inside: tl.tensor,
     capacity: tl.tensor,
@@ -104,6 +131,7 @@ def _measure(
     count = tl.where(last & (finish_inverse == 0), 0, count)
     if count > 0:
         newest = load(row_at(rows, count - 1, row_stride, ALIGN), inside, ACCUM, BLOCK)
+        r *= tl.load(direction_scale).to(ACCUM)
         dots = sums + DOTS
         dot_rows_pair(
             rows,
@@ -128,6 +156,7 @@ def _conclude(
     record: tl.tensor,  # float64 [NORMS + max_steps]
     counters: tl.tensor,  # int64 [COUNTERS]
     active: tl.tensor,  # int64 [1]
+    dim: tl.tensor,
     capacity: tl.tensor,
     max_steps: tl.tensor,
     tiles: tl.tensor,
@@ -138,15 +167,31 @@ def _conclude(
     stall_steps: tl.tensor,
     divergence_factor: tl.float64,
     finish_inverse: tl.tensor,
+    drop_oldest: tl.tensor,
+    estimate_gamma: tl.tensor,
+    max_backtracks: tl.tensor,
+    least_unscaled: tl.float64,
+    most_unscaled: tl.float64,
+    most_exponent: tl.tensor,
     SLOTS: tl.constexpr,
     TILES: tl.constexpr,
 ) -> None:
     """Judge one running sample, and find the coefficients of its next direction."""
     width = 2 + 2 * capacity
+    dots = partials + DOTS
     sums = add_tiles(partials, tiles, width, 2, 2, 512)
+    residual_sq = entry(sums, R_SQ, 2)
     count = tl.load(counters + COUNT)
-    status, improved, rejected, reject = judge(
-        entry(sums, R_SQ, 2),
+    steps = tl.load(counters + STEPS)
+    backtracks = tl.load(counters + BACKTRACKS)
+    estimates = tl.load(counters + ESTIMATES)
+    base = tl.load(record + BASE)
+    h_0 = tl.where(steps == 0, option(gamma, tl.float64), tl.load(record + GAMMA))
+    scale = tl.where(steps == 0, option(1.0, tl.float64), tl.load(record + SCALE))
+    newest_step = table + (count - 1) * (capacity + 2) + capacity
+    step = tl.load(newest_step, mask=count > 0, other=1.0)
+    status, improved, rejected, reject, backtrack = judge_trial(
+        residual_sq,
         entry(sums, F_SQ, 2),
         record,
         counters,
@@ -157,28 +202,56 @@ def _conclude(
         stall_steps,
         divergence_factor,
         MAX_REJECTIONS,
+        (count > 0) & (backtracks < max_backtracks),
+        accepted_residual(base, step, steps),
     )
+    drops = (drop_oldest != 0) & (capacity > 1)
     full = count == capacity
-    advance = (status == RUNNING) & (reject == 0)
+    advance = (status == RUNNING) & (reject == 0) & (backtrack == 0)
     # SHINE reads the inverse at the solution: where it is wanted, the last secant pair enters.
     finish = (finish_inverse != 0) & (status != RUNNING) & (rejected == 0)
-    extend = advance | (finish & (count > 0) & (full == 0))
-    slot = tl.where(advance & full, 0, count)
-    scale = option(-1.0, tl.float64)
+    extend = advance | (finish & (count > 0) & ((full == 0) | drops))
+    drop = (extend & full & drops).to(tl.int64)
+    slot = tl.where(advance & full & (drops == 0), 0, count - drop)
+    estimating = (estimate_gamma != 0) & advance & (count == 1) & (estimates == 0)
+    if estimating:
+        pi = entry(add_tiles(dots, tiles, width, 1, 2, 512), 0, 2)
+        norm_sq = entry(add_tiles(dots + capacity, tiles, width, 1, 2, 512), 0, 2)
+        found = estimated_gamma(h_0, step, pi, norm_sq, residual_sq * scale * scale)
+        slot = tl.where(found != h_0, 0, slot)
+        h_0 = found
+    exponent = direction_exponent(residual_sq, dim, least_unscaled, most_unscaled, most_exponent)
+    scale = tl.where(advance & (slot == 0), power_of_two(exponent), scale)
+    factor = option(-1.0, tl.float64)
     if extend:
+        if drop != 0:
+            drop_factor(table, capacity, SLOTS)
+            tl.store(decision + COEFFICIENTS, 0.0)
         if slot > 0:
-            dots = partials + DOTS
-            q = -gamma * add_tiles(dots, tiles, width, slot, SLOTS, TILES)
-            newest = add_tiles(dots + capacity, tiles, width, slot, SLOTS, TILES)
-            scale, a = direction_coefficients(q, newest, table, capacity, slot, SLOTS)
+            q = -h_0 * add_tiles(dots + drop, tiles, width, slot, SLOTS, TILES)
+            newest = add_tiles(dots + drop + capacity, tiles, width, slot, SLOTS, TILES)
+            factor, a = direction_coefficients(q, newest, table, capacity, slot, SLOTS)
             j = tl.arange(0, SLOTS)
-            tl.store(decision + COEFFICIENTS + j, a, mask=j < slot)
+            tl.store(decision + COEFFICIENTS + drop + j, a, mask=j < slot)
         tl.store(table + slot * (capacity + 2) + capacity, option(damping, tl.float64))
+    move = option(damping, tl.float64) / scale
+    if backtrack:
+        shorter = shorter_step(base, step, residual_sq)
+        tl.store(newest_step, shorter)
+        move = (shorter - step) / scale
     orders = tl.where(improved, KEEP, 0) | tl.where(reject, RESTORE, 0)
-    orders |= tl.where(extend, EXTEND, 0) | tl.where(advance, ADVANCE, 0)
+    orders |= tl.where(extend, EXTEND, 0) | tl.where(advance | backtrack, MOVE, 0)
+    orders |= tl.where(drop != 0, DROP, 0)
+    orders = orders.to(tl.int64) + ((slot + drop) << ORDER_BITS)
     tl.store(decision + ORDERS, orders.to(tl.float64))
-    tl.store(decision + SCALE, -gamma * scale)
-    tl.store(decision + COEFFICIENTS + capacity, slot.to(tl.float64))
+    tl.store(decision + FACTOR, -h_0 * factor * scale)
+    tl.store(decision + COEFFICIENTS + capacity, move)
+    tl.store(record + GAMMA, h_0)
+    tl.store(record + SCALE, scale)
+    tl.store(record + BASE, tl.where(advance, tl.sqrt(residual_sq), base))
+    shortened = tl.where(advance | reject, 0, backtracks + backtrack.to(tl.int64))
+    tl.store(counters + BACKTRACKS, shortened)
+    tl.store(counters + ESTIMATES, estimates + estimating.to(tl.int64))
     tl.store(counters + COUNT, tl.where(reject, 0, slot + extend.to(tl.int64)))
 
 
@@ -192,33 +265,39 @@ def _apply(
     decision: tl.tensor,  # float64 [2 + 2 capacity]
     inside: tl.tensor,
     capacity: tl.tensor,
-    damping: tl.float64,
     ACCUM: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     ALIGN: tl.constexpr,
 ) -> None:
-    orders = tl.load(decision + ORDERS).to(tl.int32)
+    orders = tl.load(decision + ORDERS).to(tl.int64)
+    count = orders >> ORDER_BITS
+    step = tl.load(decision + COEFFICIENTS + capacity).to(ACCUM)
     offsets = tl.arange(0, BLOCK)
     if (orders & RESTORE) != 0:
         tl.store(z_tile + offsets, tl.load(best_tile + offsets, mask=inside), mask=inside)
-    if (orders & (KEEP | EXTEND)) != 0:
+    if (orders & (KEEP | EXTEND | MOVE)) != 0:
         z = tl.load(z_tile + offsets, mask=inside, other=0.0)
         if (orders & KEEP) != 0:
             store(best_tile, z, inside, BLOCK)
+        before = z.to(ACCUM)
         if (orders & EXTEND) != 0:
-            before = z.to(ACCUM)
             r = load(f_tile, inside, ACCUM, BLOCK) - before
-            slot = tl.load(decision + COEFFICIENTS + capacity).to(tl.int64)
-            p = tl.load(decision + SCALE).to(ACCUM) * r
+            p = tl.load(decision + FACTOR).to(ACCUM) * r
             a = decision + COEFFICIENTS
-            p = add_rows(p, rows, row_stride, slot, a, inside, BLOCK, GROUP, ALIGN)
+            p = add_rows(p, rows, row_stride, count, a, inside, BLOCK, GROUP, ALIGN)
+            if (orders & DROP) != 0:
+                move_up(rows, row_stride, count, inside, BLOCK, ALIGN)
+                count -= 1
             stored = rounded(p, rows)
-            store(row_at(rows, slot, row_stride, ALIGN), stored, inside, BLOCK)
-            if (orders & ADVANCE) != 0:
+            store(row_at(rows, count, row_stride, ALIGN), stored, inside, BLOCK)
+            if (orders & MOVE) != 0:
                 # Along the direction as stored, so that the inverse matches the step.
-                moved = before + option(damping, ACCUM) * stored.to(ACCUM)
+                moved = before + step * stored.to(ACCUM)
                 store(z_tile, rounded(moved, z_tile), inside, BLOCK)
+        elif (orders & MOVE) != 0:
+            newest = load(row_at(rows, count - 1, row_stride, ALIGN), inside, ACCUM, BLOCK)
+            store(z_tile, rounded(before + step * newest, z_tile), inside, BLOCK)
 
 
 @kernel
@@ -246,6 +325,12 @@ def _step(
     stall_steps: tl.tensor,
     divergence_factor: tl.float64,
     finish_inverse: tl.tensor,
+    drop_oldest: tl.tensor,
+    estimate_gamma: tl.tensor,
+    max_backtracks: tl.tensor,
+    least_unscaled: tl.float64,
+    most_unscaled: tl.float64,
+    most_exponent: tl.tensor,
     PASS: tl.constexpr,
     SLOTS: tl.constexpr,
     TILES: tl.constexpr,
@@ -259,6 +344,7 @@ def _step(
     partials = scratch + sample * (tiles + 1) * width
     decision = partials + tiles * width
     counter = counters + sample * COUNTERS
+    norms = record + sample * (max_steps + NORMS)
     f_tile = start_of(f_z, sample, f_stride, begin, ALIGN)
     z_tile = start_of(z, sample, dim, begin, ALIGN)
     rows = start_of(directions, sample, sample_stride, begin, ALIGN)
@@ -272,6 +358,7 @@ def _step(
                 rows,
                 row_stride,
                 counter,
+                norms + SCALE,
                 partials + tile * width,
                 inside,
                 capacity,
@@ -292,9 +379,10 @@ def _step(
                 partials,
                 decision,
                 algebra + sample * capacity * (capacity + 2),
-                record + sample * (max_steps + NORMS),
+                norms,
                 counter,
                 active,
+                dim,
                 capacity,
                 max_steps,
                 tiles,
@@ -305,6 +393,12 @@ def _step(
                 stall_steps,
                 divergence_factor,
                 finish_inverse,
+                drop_oldest,
+                estimate_gamma,
+                max_backtracks,
+                least_unscaled,
+                most_unscaled,
+                most_exponent,
                 SLOTS,
                 TILES,
             )
@@ -324,7 +418,6 @@ def _step(
             decision,
             inside,
             capacity,
-            damping,
             ACCUM,
             BLOCK,
             GROUP,
@@ -349,6 +442,9 @@ def step_(
     stall_steps: int,
     divergence_factor: float,
     finish_inverse: bool,
+    drop_oldest: bool,
+    estimate_gamma: bool,
+    max_backtracks: int,
 ) -> None:
     """One Broyden step of every running sample, in place; see `deq_kernels.ops.broyden.step_`."""
     check_dimensions(z, "z", "[batch, dim]")
@@ -381,10 +477,12 @@ def step_(
     cut = Cut.of(dim, tiles, z.dtype, alignment(dim, f_stride, *strides))
     if dim == 0:  # a sample has a program all the same, and its sums need a row
         scratch = z.new_empty((batch, cut.tiles + 1, 2 + 2 * capacity), dtype=torch.float64)
+    scales = ScaleRange.of(directions.dtype, accumulate_dtype(z.dtype))
     arguments = (
         *(f_z, f_stride, z, best_z, directions, *strides, algebra, record, counters, active),
         *(scratch, dim, capacity, max_steps, cut.tiles, rtol, atol, damping, gamma),
-        *(stall_steps, divergence_factor, int(finish_inverse)),
+        *(stall_steps, divergence_factor, int(finish_inverse), int(drop_oldest)),
+        *(int(estimate_gamma), max_backtracks, scales.least, scales.most, scales.exponent),
     )
     with device_of(z):
         launch(_step, batch, cut, arguments, table_constants(capacity))

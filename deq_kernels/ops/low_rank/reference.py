@@ -28,6 +28,30 @@ def matvec(u: Tensor, v: Tensor, rank: Tensor, x: Tensor, scale: float) -> Tenso
     return (scale * right + torch.einsum("bci,bid->bcd", dots, _rows(u, rank, accum))).to(x.dtype)
 
 
+def dots(rows: Tensor, count: Tensor, x: Tensor) -> Tensor:
+    """⟨row_i, x⟩ for i < count, else 0, in float64; x is [batch, columns, dim]."""
+    return torch.einsum("bid,bcd->bci", _rows(rows, count, torch.float64), x.double())
+
+
+def combine(rows: Tensor, count: Tensor, coefficients: Tensor, x: Tensor, scale: float) -> Tensor:
+    """scale · x + Σ_{i < count} c_i row_i, summed in float64; with scale 0 x is not read."""
+    stored = torch.arange(rows.shape[1], device=count.device) < count[:, None]
+    known = torch.where(stored[:, None], coefficients, 0.0)
+    total = torch.einsum("bci,bid->bcd", known, _rows(rows, count, torch.float64))
+    if scale != 0.0:
+        total += scale * x.double()
+    return total.to(x.dtype)
+
+
+def project_out_(rows: Tensor, count: Tensor, x: Tensor) -> Tensor:
+    """x ← (I − V Vᵀ)² x for the first `count` rows V, in place; returns Vᵀ x of the x before."""
+    first = dots(rows, count, x)
+    # Each time with the opposite sign, which needs no other coefficients than the dots.
+    x.copy_(combine(rows, count, first, x, -1.0))
+    x.copy_(combine(rows, count, dots(rows, count, x), x, -1.0))
+    return first
+
+
 def append_(u: Tensor, v: Tensor, rank: Tensor, s: Tensor, y: Tensor, scale: float) -> Tensor:
     """Append v = Hᵀs, u = (s − Hy) / ⟨v, y⟩ in place; returns which samples took the pair."""
     accum = accumulate_dtype(s.dtype)

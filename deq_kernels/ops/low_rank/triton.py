@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from deq_kernels.ops.low_rank.triton_halves import combine, dots, project_out_
 from deq_kernels.ops.tiles import tile_count
 from deq_kernels.ops.triton_support.arguments import (
     check_dense_rows,
@@ -232,5 +233,8 @@ def append_(u: Tensor, v: Tensor, rank: Tensor, s: Tensor, y: Tensor, scale: flo
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "low_rank_matvec": matvec,
+    "low_rank_dots": dots,
+    "low_rank_combine": combine,
+    "low_rank_project_out_": project_out_,
     "low_rank_append_": append_,
 }

@@ -41,8 +41,11 @@ def check_contiguous(tensor: Tensor, name: str) -> None:
 
 
 def check_dense_rows(tensor: Tensor, name: str) -> None:
-    """Raise RuntimeError unless the last dimension is dense; other strides are free."""
-    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+    """Raise RuntimeError unless the last dimension is dense; other strides are free.
+
+    Without elements any strides will do, and `contiguous` changes none.
+    """
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1 and tensor.numel() > 0:
         raise RuntimeError(f"{name} must be dense in its last dimension; pass {name}.contiguous()")
 
 

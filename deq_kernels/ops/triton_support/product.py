@@ -45,7 +45,7 @@ from deq_kernels.ops.triton_support.values import (
 
 
 @triton.jit
-def _rank_of(
+def rank_of(
     rank: tl.tensor,  # int64 [1]
     algebra: tl.tensor,  # None in sum form
     capacity: tl.tensor,
@@ -118,7 +118,7 @@ def _product(
     index = program_index(PASS)
     sample, tile, begin, inside = tile_of(index // columns, tiles, dim, PASS, BLOCK, ALIGN)
     column = sample * columns + index % columns
-    factors, count = _rank_of(rank + sample, algebra, capacity)
+    factors, count = rank_of(rank + sample, algebra, capacity)
     partials = scratch + column * (tiles + 1) * capacity
     coefficients = partials + tiles * capacity
     x_tile = start_of(x, column, dim, begin, ALIGN)
@@ -163,7 +163,9 @@ def _product(
         store(start_of(y, column, dim, begin, ALIGN), rounded(total, y), inside, BLOCK)
 
 
-def check_product(rows: Tensor, name: str, rank: Tensor, x: Tensor) -> None:
+def check_product(
+    rows: Tensor, name: str, rank: Tensor, x: Tensor, rank_name: str = "rank"
+) -> None:
     """Raise RuntimeError unless stored rows, ranks and right-hand sides fit each other."""
     check_dimensions(x, "x", "[batch, columns, dim]")
     check_dimensions(rows, name, "[batch, rows, dim]")
@@ -172,8 +174,8 @@ def check_product(rows: Tensor, name: str, rank: Tensor, x: Tensor) -> None:
     check_shape(rows, name, (batch, rows.shape[1], dim))
     check_dense_rows(rows, name)
     check_history_dtype(rows, x)
-    check_table(rank, "rank", torch.int64, (batch,))
-    check_device("x", x, rank=rank, **{name: rows})
+    check_table(rank, rank_name, torch.int64, (batch,))
+    check_device("x", x, **{rank_name: rank, name: rows})
 
 
 def two_pass_product(

@@ -124,3 +124,21 @@ def direction_coefficients(
     weight = tl.where(usable, 1.0 / tl.where(usable, norm_sq, 1.0), 0.0)
     tl.store(row + capacity + 1, weight)
     return scale, a
+
+
+@triton.jit
+def drop_factor(table: tl.tensor, capacity: tl.tensor, SLOTS: tl.constexpr) -> None:
+    """Let factor 0 leave a full table: the others move up, but for the newest direction's dots."""
+    j = tl.arange(0, SLOTS)
+    left = capacity - 1
+    for i in range(left):
+        row = table + i * (capacity + 2)
+        gram = tl.load(row + capacity + 3 + j, mask=j < left, other=0.0)
+        step = tl.load(row + 2 * capacity + 2)
+        weight = tl.load(row + 2 * capacity + 3)
+        # Every entry is read before a thread overwrites it.
+        tl.debug_barrier()
+        tl.store(row + j, gram, mask=j < left)
+        tl.store(row + capacity, step)
+        tl.store(row + capacity + 1, weight)
+    tl.debug_barrier()

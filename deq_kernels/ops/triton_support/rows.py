@@ -113,3 +113,22 @@ def add_tiles(
         written = (tile < tiles)[:, None] & (column < columns)[None, :]
         total += tl.load(pointers, mask=written, other=0.0)
     return tl.sum(total, 0)
+
+
+@triton.jit
+def move_up(
+    rows: tl.tensor,  # [capacity, BLOCK], rows row_stride apart
+    row_stride: tl.tensor,
+    count: tl.tensor,
+    inside: tl.tensor,  # bool [BLOCK]
+    BLOCK: tl.constexpr,
+    ALIGN: tl.constexpr,
+) -> None:
+    """Rows 1 ... count - 1 become rows 0 ... count - 2."""
+    offsets = tl.arange(0, BLOCK)
+    for j in range(1, count):
+        to = row_at(rows, tl.full((), j - 1, tl.int64), row_stride, ALIGN)
+        row = tl.load(row_at(rows, tl.full((), j, tl.int64), row_stride, ALIGN) + offsets, inside)
+        # All threads have read row j, and before it whatever made use of row j - 1.
+        tl.debug_barrier()
+        tl.store(to + offsets, row, inside)

@@ -19,6 +19,9 @@ DIVERGED = tl.constexpr(int(Status.DIVERGED))
 BEST = tl.constexpr(int(Norm.BEST))
 FIRST = tl.constexpr(int(Norm.FIRST))
 PROGRESS = tl.constexpr(int(Norm.PROGRESS))
+BASE = tl.constexpr(int(Norm.BASE))
+GAMMA = tl.constexpr(int(Norm.GAMMA))
+SCALE = tl.constexpr(int(Norm.SCALE))
 NORMS = tl.constexpr(len(Norm))
 
 STATUS = tl.constexpr(int(Counter.STATUS))
@@ -26,6 +29,8 @@ COUNT = tl.constexpr(int(Counter.COUNT))
 STEPS = tl.constexpr(int(Counter.STEPS))
 REJECTIONS = tl.constexpr(int(Counter.REJECTIONS))
 PROGRESS_STEP = tl.constexpr(int(Counter.PROGRESS_STEP))
+BACKTRACKS = tl.constexpr(int(Counter.BACKTRACKS))
+ESTIMATES = tl.constexpr(int(Counter.ESTIMATES))
 COUNTERS = tl.constexpr(len(Counter))
 
 
@@ -49,6 +54,41 @@ def judge(
     to keep, whether its residual says nothing about the Jacobian, and whether the sample goes on
     from its best iterate.
     """
+    status, improved, rejected, reject, _ = judge_trial(
+        residual_sq,
+        f_sq,
+        record,
+        counters,
+        active,
+        max_steps,
+        rtol,
+        atol,
+        stall_steps,
+        divergence_factor,
+        max_rejections,
+        tl.full((), 0, tl.int1),
+        residual_sq,
+    )
+    return status, improved, rejected, reject
+
+
+@triton.jit
+def judge_trial(
+    residual_sq: tl.tensor,
+    f_sq: tl.tensor,
+    record: tl.tensor,
+    counters: tl.tensor,
+    active: tl.tensor,
+    max_steps: tl.tensor,
+    rtol: tl.float64,
+    atol: tl.float64,
+    stall_steps: tl.tensor,
+    divergence_factor: tl.float64,
+    max_rejections: tl.constexpr,
+    can_shorten: tl.tensor,  # whether the step that led here can be shortened
+    accepted: tl.tensor,  # the largest residual at which it is not
+) -> tl.tuple:
+    """The same for a trial of a line search: also returns whether its step is to be shortened."""
     residual = tl.sqrt(residual_sq)
     finite = (residual_sq < INFINITY) & (f_sq < INFINITY)
     step = tl.load(counters + STEPS)
@@ -66,13 +106,19 @@ def judge(
     progressed = better & (converged == 0) & (residual < mark * SHARE)
     marked_step = tl.where(progressed, step, tl.load(counters + PROGRESS_STEP))
 
+    last = step + 1 >= max_steps
+    short = rejected | (residual > accepted)
+    backtrack = can_shorten & short & (converged == 0) & (last == 0)
+
     # From the weakest reason to stop to the strongest.
     stalled = (rejected == 0) & (stall_steps > 0) & (step - marked_step >= stall_steps)
     status = tl.where(stalled, STALLED, RUNNING)
-    status = tl.where(step + 1 >= max_steps, MAX_STEPS, status)
-    status = tl.where(rejected & (first | (rejections >= max_rejections)), DIVERGED, status)
+    status = tl.where(last, MAX_STEPS, status)
+    spent = first | (rejections >= max_rejections)
+    status = tl.where(rejected & spent & (backtrack == 0), DIVERGED, status)
     status = tl.where(converged, CONVERGED, status)
-    reject = rejected & (status == RUNNING)
+    backtrack = backtrack & (status == RUNNING)
+    reject = rejected & (status == RUNNING) & (backtrack == 0)
 
     # One thread writes what every thread has read.
     tl.debug_barrier()
@@ -86,4 +132,4 @@ def judge(
     tl.store(counters + PROGRESS_STEP, marked_step)
     tl.atomic_add(active, -1, mask=status != RUNNING, sem="relaxed")
     improved = (first | better | converged) & (reject == 0)
-    return status, improved, rejected, reject
+    return status, improved, rejected, reject, backtrack

@@ -78,10 +78,15 @@ def call_every_op(state: torch.dtype, history: torch.dtype, dim: int) -> None:
     rows = tiles.tile_count(dim, "cuda") + 1
     tables = record, counters, counts(1)
     scratch = table(BATCH, rows, 2 + 2 * CAPACITY)
-    options = 1e-3, 0.0, 1.0, 1.0, 0, 1e6, True
+    options = 1e-3, 0.0, 1.0, 1.0, 0, 1e6, True, True, True, 2
     ops["broyden_step_"](f_z, z, best_z, u, algebra, *tables, scratch, *options)
+    changes = u, v, torch.zeros_like(z), table(BATCH, CAPACITY, 2 * CAPACITY)
+    options = 1e-3, 0.0, 1.0, 1e-8, 0, 1e6
+    ops["anderson_step_"](f_z, z, best_z, *changes, *tables, scratch, *options)
     ops["broyden_matvec"](u, algebra, rank, z[:, None], -1.0, True)
     ops["low_rank_matvec"](u, v, rank, z[:, None], -1.0)
+    ops["low_rank_dots"](u, rank, z[:, None])
+    ops["low_rank_combine"](u, rank, table(BATCH, 1, CAPACITY), z[:, None], -1.0)
     ops["low_rank_append_"](u, v, rank, z, f_z, -1.0)
     ops["damped_step_"](f_z, z, best_z, *tables, table(BATCH, rows, 2), 1e-3, 0.0, 1.0, 0, 1e6)
     ops["neumann_step_"](f_z, best_z, z, table(BATCH, 2), 0.5)

@@ -19,9 +19,10 @@ MAIN, OTHERS = ("float32:float32", "bfloat16:bfloat16"), ("float32:bfloat16",)
 TARGETS = [(80, MAIN), (90, MAIN), (90, OTHERS), (100, MAIN)]
 # One program per sample, and three passes over several tiles.
 WHOLE, TILED = 1000, 6144
-# Kernels of the Broyden step, of products in both forms, of the append, the damped step and the
-# Neumann step, which has but two passes.
-KERNELS = {WHOLE: 6, TILED: 6 * 3 - 1}
+# Kernels of the steps of Broyden and Anderson, of products in both forms, of the append, the damped
+# step and the Neumann step, which has but two passes; and of the halves of the sum form's product,
+# two and one.
+KERNELS = {WHOLE: 9, TILED: 7 * 3 - 1 + 3}
 A_CALL_ON_THE_CPU = """
 import torch
 from deq_kernels.ops.damped.triton import neumann_step_

@@ -6,12 +6,18 @@ import pytest
 import torch
 
 from deq_kernels.ops import broyden
-from deq_kernels.ops.termination import Counter, Tables
+from deq_kernels.ops.termination import Counter, Norm, Tables
 from python_tests.gpu.against_float64 import (
     Layout,
     check_broyden_product,
     check_broyden_step,
     same_bits,
+)
+from python_tests.gpu.broyden_options import (
+    check_dropping_step,
+    check_estimating_step,
+    check_scaled_step,
+    check_searching_step,
 )
 from python_tests.gpu.engines import Engine
 from python_tests.gpu.states import (
@@ -54,6 +60,30 @@ def test_step_in_three_passes(engine: Engine, dtypes: tuple[torch.dtype, torch.d
 def test_step_that_leaves_no_inverse(engine: Engine, dim: int) -> None:
     state = broyden_state(dim, torch.float32, torch.float32, damping=0.5)
     check_broyden_step(engine, state, damping=0.5, finish_inverse=False)
+
+
+@pytest.mark.parametrize("finish_inverse", [True, False])
+@pytest.mark.parametrize("dim", [WHOLE, TILED])
+def test_step_that_drops_the_oldest_factor(engine: Engine, dim: int, finish_inverse: bool) -> None:
+    check_dropping_step(engine, dim, torch.float32, torch.bfloat16, finish_inverse=finish_inverse)
+
+
+@pytest.mark.parametrize("dim", [WHOLE, TILED])
+def test_step_that_estimates_the_initial_scale(engine: Engine, dim: int) -> None:
+    check_estimating_step(engine, dim, torch.float32, torch.float32)
+
+
+@pytest.mark.parametrize("dtypes", MAIN_DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [WHOLE, TILED])
+def test_step_of_a_line_search(
+    engine: Engine, dim: int, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    check_searching_step(engine, dim, *dtypes)
+
+
+@pytest.mark.parametrize("dim", [WHOLE, TILED])
+def test_step_with_scaled_directions(engine: Engine, dim: int) -> None:
+    check_scaled_step(engine, dim, torch.float32, torch.bfloat16)
 
 
 @pytest.mark.parametrize("layout", [with_aligned_rows, with_odd_rows])
@@ -124,7 +154,10 @@ def test_the_history_is_rounded_as_torch_rounds(engine: Engine) -> None:
             gamma=1.0,
             finish_inverse=True,
         )
-        assert same_bits(history.directions[0, 0], f_z[0].to(dtype))
+        # Such numbers are stored scaled by a power of two, which rounds nothing but subnormals.
+        scale = tables.norms[0, Norm.SCALE].item()
+        assert scale == 2.0**-96
+        assert same_bits(history.directions[0, 0], (scale * f_z[0]).to(dtype))
         # But for zeros and what lies below the normal numbers, z moved by as much.
         torch.testing.assert_close(z, f_z.to(dtype).float(), rtol=0.0, atol=1e-37)
 

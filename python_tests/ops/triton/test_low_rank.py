@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from deq_kernels.ops import low_rank
-from python_tests.gpu.against_float64 import check_low_rank_append, check_low_rank_product
+from python_tests.gpu.against_float64 import (
+    check_low_rank_append,
+    check_low_rank_halves,
+    check_low_rank_product,
+)
 from python_tests.gpu.engines import Engine
 from python_tests.gpu.states import HISTORY_DTYPES, factors, with_odd_rows
 
@@ -19,6 +23,7 @@ def test_product_and_append(engine: Engine, dtypes: tuple[torch.dtype, torch.dty
     x, s, y = (torch.randn(4, WHOLE).to(dtype) for _ in range(3))
     pairs = factors(4, 3, WHOLE, history_dtype)
     check_low_rank_product(engine, pairs, x[:, None])
+    check_low_rank_halves(engine, pairs[0], pairs[2], x[:, None])
     check_low_rank_append(engine, pairs, s, (0.2 * y.float() - s.float()).to(dtype))
 
 
@@ -28,6 +33,7 @@ def test_any_size(engine: Engine, dim: int, history_dtype: torch.dtype) -> None:
     x, s = torch.randn(3, 2, dim), torch.randn(3, dim)
     pairs = factors(3, 2, dim, history_dtype)
     check_low_rank_product(engine, pairs, x, layout=with_odd_rows)
+    check_low_rank_halves(engine, pairs[0], pairs[2], x, layout=with_odd_rows)
     check_low_rank_append(engine, pairs, s, 0.2 * torch.randn(3, dim) - s, layout=with_odd_rows)
 
 
@@ -35,6 +41,7 @@ def test_many_factors(engine: Engine) -> None:
     pairs = factors(4, 33, 17, torch.float64, ranks=(15, 16, 32, 33))
     x, s = torch.randn(4, 1, 17).double(), torch.randn(4, 17).double()
     check_low_rank_product(engine, pairs, x)
+    check_low_rank_halves(engine, pairs[0], pairs[2], x)
     check_low_rank_append(engine, pairs, s, 0.2 * x[:, 0] - s)
 
 
@@ -47,6 +54,12 @@ def test_a_rank_beyond_the_rows(engine: Engine) -> None:
     product = low_rank.matvec(u, v, rank, x)
     assert product[1].isnan().all()
     assert torch.equal(product[[0, 2]], expected[[0, 2]])
+    dots = low_rank.dots(u, rank, x)
+    assert dots[1].isnan().all()
+    assert not dots[[0, 2]].isnan().any()
+    combined = low_rank.combine(u, rank, dots.nan_to_num(), x, scale=0.0)
+    assert combined[1].isnan().all()
+    assert not combined[[0, 2]].isnan().any()
     assert low_rank.append_(u, v, rank, s, -s).tolist() == [True, False, False]
     assert rank.tolist() == [1, 3, 2]
 

@@ -1,0 +1,148 @@
+"""The one autograd function behind all estimators that solve for w."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deq_kernels.gradients.dependencies import Dependencies
+from deq_kernels.gradients.second_derivatives import (
+    Estimator,
+    TwiceDifferentiable,
+    WithInputs,
+    refuse_derivative,
+)
+from deq_kernels.gradients.transforms import refuse_batched
+from deq_kernels.inverse import InverseJacobian
+
+
+def attach_adjoint(
+    estimator: Estimator,
+    f: Callable[[Tensor], Tensor],
+    z_star: Tensor,
+    inverse: InverseJacobian | None,
+    inputs: Sequence[Tensor] = (),
+    with_inputs: WithInputs | None = None,
+) -> Tensor:
+    """z_star [B, d] with (∂f/∂θ)ᵀ w as its gradient, w by `estimator`; f is evaluated once.
+
+    Args:
+        estimator: finds w.
+        f: the map of [B, d] to [B, d].
+        z_star: the solution.
+        inverse: the forward solver's estimate of (J − I)⁻¹, where it built one.
+        inputs: tensors that f was given; see `LayerCall`.
+        with_inputs: f with others in their place; None where there are none.
+    """
+    z_input = z_star.detach()
+    twice = None
+    if estimator.needs_vjp:
+        z_input = _Input.apply(z_input.requires_grad_())
+        f_z = f(z_input)
+        dependencies = Dependencies.of(f_z, z_input, inputs)
+        if not dependencies.tensors:
+            return z_star.clone()
+        if estimator.exact:
+            remake = (lambda _: f) if with_inputs is None else with_inputs
+            twice = TwiceDifferentiable(estimator, remake, dependencies, z_star.device.type)
+    else:
+        f_z = f(z_input)
+        if not f_z.requires_grad:
+            return z_star.clone()
+    tensors: tuple[Tensor, ...] = ()
+    rebuild: Callable[..., InverseJacobian] | None = None
+    if estimator.needs_inverse and inverse is not None:
+        tensors, rebuild = inverse.unbind()
+    known = () if twice is None else twice.tensors
+    output: Tensor = _AdjointFunction.apply(
+        f_z, z_star, z_input, estimator, twice, rebuild, len(known), *known, *tensors
+    )
+    # A copy, so that the caller may change the output in place.
+    return output.clone()
+
+
+class _Input(torch.autograd.Function):
+    """The z at which f is recorded: products with Jᵀ end here, and so does the backward pass.
+
+    Without it the backward pass of the loss would leave Jᵀw behind as the gradient of a leaf.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor) -> Tensor:
+        return leaf.view_as(leaf)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> None:
+        return None
+
+
+class _AdjointFunction(torch.autograd.Function):
+    """Identity on z_star whose backward hands w to f(z_star) instead of ℓ.
+
+    Everything large that the backward pass needs is a saved tensor, so autograd frees it after use
+    and reports a second use like for any other op.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        f_z: Tensor,
+        z_star: Tensor,
+        z_input: Tensor,
+        estimator: Estimator,
+        twice: TwiceDifferentiable | None,
+        rebuild: Callable[..., InverseJacobian] | None,
+        known: int,
+        *tensors: Tensor,
+    ) -> Tensor:
+        ctx.estimator = estimator
+        ctx.twice = twice
+        ctx.rebuild = rebuild
+        ctx.known = known
+        output = z_star.detach()
+        ctx.save_for_backward(f_z, z_input, output, *tensors[known:])
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        f_z, z_input, output, *inverse_tensors = ctx.saved_tensors
+        inverse = None if ctx.rebuild is None else ctx.rebuild(*inverse_tensors)
+        if ctx.estimator.needs_vjp:
+            refuse_batched(cotangent)
+        for_known: Sequence[Tensor | None] = (None,) * ctx.known
+
+        def vjp(w: Tensor) -> Tensor:
+            (product,) = torch.autograd.grad(
+                f_z, z_input, w, retain_graph=True, materialize_grads=True
+            )
+            return product
+
+        with torch.no_grad():
+            w = ctx.estimator.adjoint(cotangent, vjp, inverse)
+        if torch.is_grad_enabled():  # the caller asked for create_graph
+            again = None
+            if ctx.twice is not None:
+                again = ctx.twice.gradients(w, cotangent, output, f_z)
+            if again is None:
+                w = refuse_derivative(w, _refusal(ctx.estimator), cotangent, f_z)
+            else:
+                w, for_known = None, again
+        for_inverse = (None,) * len(inverse_tensors)
+        return w, None, None, None, None, None, None, *for_known, *for_inverse
+
+
+def _refusal(estimator: Estimator) -> str:
+    name = type(estimator).__name__
+    if not estimator.exact:
+        return (
+            f"{name} gives first derivatives only, but its result was differentiated again. "
+            "Detach the first gradient, or use Implicit, or Unrolled."
+        )
+    return (
+        f"{name} was differentiated again, but f reads a tensor that autograd computed outside of "
+        "f, and which it was not given. Pass such tensors to the layer as arguments, layer(z0, x), "
+        "compute them inside the cell, or use Unrolled."
+    )

@@ -1,0 +1,72 @@
+"""Which tensors a recorded f(z) depends on, read off autograd's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What f(z) depends on besides z.
+
+    Attributes:
+        tensors: leaves of the graph, and those of the given inputs that it reaches first.
+        nodes: the operations between them and f(z), and those that made the inputs among them.
+    """
+
+    tensors: tuple[Tensor, ...]
+    nodes: frozenset[Any]
+
+    @classmethod
+    def of(cls, f_z: Tensor, z: Tensor, inputs: Sequence[Tensor]) -> Dependencies:
+        """Walk the graph of f_z.
+
+        Args:
+            f_z: what f made of z.
+            z: which requires a gradient; not a dependency.
+            inputs: tensors at which the walk ends, too.
+
+        Raises:
+            NotImplementedError: f uses reentrant checkpoints, which hide what they depend on.
+        """
+        ends = {_edge(tensor): tensor for tensor in (z, *inputs) if tensor.requires_grad}
+        found: dict[int, Tensor] = {}
+        nodes: set[Any] = set()
+        expanded: set[Any] = set()
+        pending = [_edge(f_z)] if f_z.requires_grad else []
+        while pending:
+            node, index = pending.pop()
+            if node is None:
+                continue
+            if node.name() == "torch::autograd::AccumulateGrad":
+                tensor = node.variable
+            else:
+                tensor = ends.get((node, index))
+                nodes.add(node)
+            if tensor is None and node not in expanded:
+                _refuse_reentrant_checkpoint(node)
+                expanded.add(node)
+                pending.extend(node.next_functions)
+            elif tensor is not None and tensor is not z:
+                found[id(tensor)] = tensor
+        return cls(tuple(found.values()), frozenset(nodes))
+
+
+def _edge(tensor: Tensor) -> tuple[Any, int]:
+    """The place in the graph where a tensor's gradient arrives."""
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
+
+
+def _refuse_reentrant_checkpoint(node: Any) -> None:
+    """What was checkpointed is no part of the graph, nor are its parameters."""
+    if node.name() == "CheckpointFunctionBackward":
+        raise NotImplementedError(
+            "f uses torch.utils.checkpoint with use_reentrant=True, which gives no products with "
+            "Jᵀ and hides the parameters that it depends on. Pass use_reentrant=False."
+        )
