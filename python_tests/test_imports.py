@@ -26,7 +26,7 @@ ROOMS = [
     {"layer"},
     {""},
     {"nn", "data"},
-    {"models"},
+    {"models", "diagnostics"},
     {"training", "benchmarks"},
     {"commands"},
     {"cli"},
