@@ -18,6 +18,8 @@ if not torch.cuda.is_available():
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+# The long run: --hypothesis-profile=thorough, 2,500 new cases for every property.
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=2500)
 hypothesis.settings.load_profile("repeatable")
 
 # Most problems here are too small to share, and threads that wait for each other on busy cores make
