@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from deq_kernels.gradients.base import AdjointGradient
-from deq_kernels.gradients.scaling import exponent_of
+from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
 from deq_kernels.gradients.seeded_krylov import SeededKrylov
 from deq_kernels.gradients.shine import shine_estimate
@@ -72,8 +71,8 @@ class Adaptive(AdjointGradient):
     ) -> Tensor:
         """w within the tolerance."""
         estimate = shine_estimate(inverse, "Adaptive")
-        exponent = exponent_of(cotangent)
-        scaled = torch.ldexp(cotangent, -exponent)
+        scale = scale_of(cotangent)
+        scaled = cotangent / scale
         solver = SeededKrylov(
             max_steps=self.max_steps,
             tolerance=self.tolerance,
@@ -82,7 +81,7 @@ class Adaptive(AdjointGradient):
         )
         solution = solver(vjp, estimate(scaled), keep_inverse=False)
         assert isinstance(solution.z, Tensor)
-        w = torch.ldexp(solution.z, exponent)
+        w = solution.z * scale
         if self.on_solve is not None:
             self.on_solve(replace(solution, z=w))
         return w

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from deq_kernels.gradients.base import AdjointGradient
-from deq_kernels.gradients.scaling import exponent_of
+from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.options import check_callback, check_option
@@ -76,10 +75,10 @@ class Implicit(AdjointGradient):
         self, cotangent: Tensor, vjp: VectorJacobianProduct, inverse: InverseJacobian | None
     ) -> Tensor:
         """w with w = Jᵀ w + ℓ."""
-        exponent = exponent_of(cotangent)
-        scaled = torch.ldexp(cotangent, -exponent)
+        scale = scale_of(cotangent)
+        scaled = cotangent / scale
         solution = self.solver(lambda w: vjp(w) + scaled, scaled, keep_inverse=False)
         if self.on_solve is not None:
             self.on_solve(solution)
         assert isinstance(solution.z, Tensor)
-        return torch.ldexp(solution.z, exponent)
+        return solution.z * scale

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from deq_kernels.gradients.scaling import exponent_of
+from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
 from deq_kernels.options import LARGEST_COUNT, check_option
 from deq_kernels.solvers import Broyden
@@ -45,10 +45,10 @@ def refine(
         steps: n, at least 1.
         seed: x ↦ M x, the initial inverse; None for −x. Residuals are measured after M.
     """
-    exponent = exponent_of(cotangent)
-    scaled = torch.ldexp(cotangent, -exponent)
+    scale = scale_of(cotangent)
+    scaled = cotangent / scale
     # 0 · ℓ is NaN where ℓ is not finite, and so is w then.
-    begin = 0 * scaled if start is None else torch.ldexp(start, -exponent)
+    begin = 0 * scaled if start is None else start / scale
     taken = 0
     smallest: Tensor | None = None
     trusted: Tensor | None = None
@@ -73,7 +73,7 @@ def refine(
     solver = Broyden(max_steps=steps + 1, rtol=0.0, atol=0.0, stall_steps=None)
     solution = solver(residual_map, begin, keep_inverse=False)
     assert isinstance(solution.z, Tensor)
-    return torch.ldexp(solution.z, exponent)
+    return solution.z * scale
 
 
 def check_refine(refine: int) -> None:

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 
-def exponent_of(cotangent: Tensor) -> Tensor:
-    """e with max |cotangent| · 2^−e in [1/2, 1) per sample, [batch, 1]; 0 for zeros and NaN.
+def scale_of(cotangent: Tensor) -> Tensor:
+    """c, a power of two per sample, with max |cotangent| / c in [1/2, 1), [batch, 1].
 
-    `torch.ldexp(x, -e)` and `torch.ldexp(x, e)` scale there and back without rounding.
+    1 for zeros and for what is not finite. Dividing and multiplying a state by it rounds nothing,
+    as long as no entry becomes subnormal.
     """
+    ones = cotangent.new_ones((len(cotangent), 1))
     if cotangent.numel() == 0:
-        return torch.zeros((len(cotangent), 1), dtype=torch.int32, device=cotangent.device)
+        return ones
     largest = cotangent.abs().amax(dim=1, keepdim=True).double()
     exponent = torch.frexp(torch.where(largest.isfinite(), largest, 0.0)).exponent
-    # 2^e itself must be representable in the dtype.
+    # 2^e and 2^-e themselves must be representable in the dtype.
     limit = -math.frexp(torch.finfo(cotangent.dtype).tiny)[1]
-    return exponent.clamp(-limit, limit)
+    return torch.ldexp(ones, exponent.clamp(-limit, limit))

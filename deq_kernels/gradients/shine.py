@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deq_kernels.gradients.base import AdjointGradient
 from deq_kernels.gradients.refinement import check_refine, refine
-from deq_kernels.gradients.scaling import exponent_of
+from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.options import check_positive
@@ -80,8 +80,8 @@ def shine_estimate(inverse: InverseJacobian | None, name: str) -> VectorJacobian
 
     def estimate(x: Tensor) -> Tensor:
         # The factors of H may be far from 1, and their dots with a loss's cotangent out of range.
-        exponent = exponent_of(x)
-        product = inverse.rmatvec(torch.ldexp(x, -exponent).contiguous())
-        return torch.ldexp(product, exponent).neg_()
+        scale = scale_of(x)
+        product = inverse.rmatvec((x / scale).contiguous())
+        return product.mul_(-scale)
 
     return estimate
