@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -11,7 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from deq_kernels.models.mdeq.config import MDEQConfig
 from deq_kernels.models.mdeq.fusion import Fusion
-from deq_kernels.nn import VariationalDropout
+from deq_kernels.nn import VariationalDropout, one_solve
 
 
 class BranchBlock(nn.Module):
@@ -76,9 +75,8 @@ class MDEQCell(nn.Module):
     def one_solve(self, like: Tensor) -> Iterator[None]:
         """Draw the dropout masks, and compute the normalised weights once, for one solve.
 
-        The weights are computed on entry, under the caller's grad mode, because the cache keeps
-        whatever is computed first and a solver runs without autograd. The masks stay after the
-        exit, so a backward pass that evaluates f again sees the same map.
+        The masks stay after the exit, so a backward pass that evaluates f again sees the same map.
+        The weights: `deq_kernels.nn.one_solve`.
 
         Args:
             like: a tensor whose batch size, dtype and device the masks take.
@@ -91,21 +89,8 @@ class MDEQCell(nn.Module):
             block.dropout.resample(
                 like.shape[0], block.norm2.num_channels, dtype=like.dtype, device=like.device
             )
-        with parametrize.cached():
-            for name, module in self.named_modules():
-                if parametrize.is_parametrized(module):
-                    _compute_weight(module, name)
+        with one_solve(self):
             yield
-
-
-def _compute_weight(module: nn.Module, name: str) -> None:
-    """Fill the cache, by reading the attribute, with a weight that carries a graph if needed."""
-    trained = any(parameter.requires_grad for parameter in module.parameters())
-    if not module.weight.requires_grad and trained and torch.is_grad_enabled():
-        raise RuntimeError(
-            f"the normalised weight of {name} is cached without a graph, so its parameters would "
-            "get no gradient; do not wrap the model in parametrize.cached() across grad modes"
-        )
 
 
 def initialise_plain_convolutions(module: nn.Module) -> None:
