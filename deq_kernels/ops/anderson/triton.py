@@ -23,16 +23,12 @@ from deq_kernels.ops.triton_support.arguments import (
     check_dtype,
     check_history_dtype,
     check_shape,
-    check_state,
     check_table,
-    check_termination,
-    steps_of,
 )
 from deq_kernels.ops.triton_support.direction_scale import direction_exponent, power_of_two
 from deq_kernels.ops.triton_support.launch import (
     Cut,
     alignment,
-    check_device,
     device_of,
     kernel,
     launch,
@@ -42,6 +38,7 @@ from deq_kernels.ops.triton_support.launch import (
 from deq_kernels.ops.triton_support.mixing import mixing_weights, slots_by_age
 from deq_kernels.ops.triton_support.product_form import entry
 from deq_kernels.ops.triton_support.rows import add_rows, add_tiles, dot_rows_pair, row_at
+from deq_kernels.ops.triton_support.step import check_step
 from deq_kernels.ops.triton_support.termination import (
     COUNT,
     COUNTERS,
@@ -480,17 +477,13 @@ def step_(
     divergence_factor: float,
 ) -> None:
     """One Anderson step of every running sample; see `deq_kernels.ops.anderson.step_`."""
-    check_dimensions(z, "z", "[batch, dim]")
     check_dimensions(residual_changes, "residual_changes", "[batch, history_length - 1, dim]")
-    check_state(z, "z")
-    batch, dim = z.shape
     capacity = residual_changes.shape[1]
-    max_steps = steps_of(record)
-    check_shape(f_z, "f_z", (batch, dim))
-    check_dtype(f_z, "f_z", z.dtype)
-    check_dense_rows(f_z, "f_z")
-    check_table(best_z, "best_z", z.dtype, (batch, dim))
     changes = {"residual_changes": residual_changes, "image_changes": image_changes}
+    others = {**changes, "last_residual": last_residual, "algebra": algebra}
+    tables = (record, counters, active, scratch)
+    max_steps = check_step(f_z, z, best_z, *tables, sums=2 + 2 * capacity, others=others)
+    batch, dim = z.shape
     for name, tensor in changes.items():
         check_shape(tensor, name, (batch, capacity, dim))
         check_dtype(tensor, name, residual_changes.dtype)
@@ -498,12 +491,7 @@ def step_(
     check_history_dtype(residual_changes, z)
     check_table(last_residual, "last_residual", z.dtype, (batch, dim))
     check_table(algebra, "algebra", torch.float64, (batch, capacity, 2 * capacity))
-    check_termination(record, counters, active, batch, max_steps)
     tiles = tile_count(dim, z.device.type)
-    check_table(scratch, "scratch", torch.float64, (batch, tiles + 1, 2 + 2 * capacity))
-    tensors = {"f_z": f_z, "best_z": best_z, "last_residual": last_residual, "algebra": algebra}
-    tables = {"record": record, "counters": counters, "active": active, "scratch": scratch}
-    check_device("z", z, **tensors, **changes, **tables)
 
     if batch == 0:
         return

@@ -19,13 +19,9 @@ from deq_kernels.ops.tiles import tile_count
 from deq_kernels.ops.triton_support.arguments import (
     check_dense_rows,
     check_dimensions,
-    check_dtype,
     check_history_dtype,
     check_shape,
-    check_state,
     check_table,
-    check_termination,
-    steps_of,
 )
 from deq_kernels.ops.triton_support.broyden_options import (
     accepted_residual,
@@ -56,6 +52,7 @@ from deq_kernels.ops.triton_support.rows import (
     move_up,
     row_at,
 )
+from deq_kernels.ops.triton_support.step import check_step
 from deq_kernels.ops.triton_support.termination import (
     BACKTRACKS,
     BASE,
@@ -447,28 +444,19 @@ def step_(
     max_backtracks: int,
 ) -> None:
     """One Broyden step of every running sample, in place; see `deq_kernels.ops.broyden.step_`."""
-    check_dimensions(z, "z", "[batch, dim]")
     check_dimensions(directions, "directions", "[batch, history_length + 1, dim]")
-    check_state(z, "z")
-    batch, dim = z.shape
     capacity = directions.shape[1]
     if capacity < 1:
         raise RuntimeError("directions must have room for at least one direction, got none")
-    max_steps = steps_of(record)
-    check_shape(f_z, "f_z", (batch, dim))
-    check_dtype(f_z, "f_z", z.dtype)
-    check_dense_rows(f_z, "f_z")
-    check_table(best_z, "best_z", z.dtype, (batch, dim))
+    tables = (record, counters, active, scratch)
+    others = {"directions": directions, "algebra": algebra}
+    max_steps = check_step(f_z, z, best_z, *tables, sums=2 + 2 * capacity, others=others)
+    batch, dim = z.shape
     check_shape(directions, "directions", (batch, capacity, dim))
     check_dense_rows(directions, "directions")
     check_history_dtype(directions, z)
     check_table(algebra, "algebra", torch.float64, (batch, capacity, capacity + 2))
-    check_termination(record, counters, active, batch, max_steps)
     tiles = tile_count(dim, z.device.type)
-    check_table(scratch, "scratch", torch.float64, (batch, tiles + 1, 2 + 2 * capacity))
-    tensors = {"f_z": f_z, "best_z": best_z, "directions": directions, "algebra": algebra}
-    tables = {"record": record, "counters": counters, "active": active, "scratch": scratch}
-    check_device("z", z, **tensors, **tables)
 
     if batch == 0:
         return

@@ -21,8 +21,6 @@ from deq_kernels.ops.triton_support.arguments import (
     check_shape,
     check_state,
     check_table,
-    check_termination,
-    steps_of,
 )
 from deq_kernels.ops.triton_support.launch import (
     Cut,
@@ -35,6 +33,7 @@ from deq_kernels.ops.triton_support.launch import (
 )
 from deq_kernels.ops.triton_support.product_form import entry
 from deq_kernels.ops.triton_support.rows import add_tiles
+from deq_kernels.ops.triton_support.step import check_step
 from deq_kernels.ops.triton_support.termination import (
     COUNTERS,
     NORMS,
@@ -205,19 +204,10 @@ def step_(
     divergence_factor: float,
 ) -> None:
     """z ← z + λ (f(z) − z) for every running sample; see `deq_kernels.ops.damped.step_`."""
-    check_dimensions(z, "z", "[batch, dim]")
-    check_state(z, "z")
+    tables = (record, counters, active, scratch)
+    max_steps = check_step(f_z, z, best_z, *tables, sums=2, others={})
     batch, dim = z.shape
-    max_steps = steps_of(record)
-    check_shape(f_z, "f_z", (batch, dim))
-    check_dtype(f_z, "f_z", z.dtype)
-    check_dense_rows(f_z, "f_z")
-    check_table(best_z, "best_z", z.dtype, (batch, dim))
-    check_termination(record, counters, active, batch, max_steps)
     tiles = tile_count(dim, z.device.type)
-    check_table(scratch, "scratch", torch.float64, (batch, tiles + 1, 2))
-    tables = {"record": record, "counters": counters, "active": active, "scratch": scratch}
-    check_device("z", z, f_z=f_z, best_z=best_z, **tables)
 
     if batch == 0:
         return

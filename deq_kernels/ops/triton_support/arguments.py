@@ -1,4 +1,4 @@
-"""Argument checks of the Triton ops; the same contracts as in csrc/cpu/checks.h."""
+"""Argument checks of the Triton ops; the same contracts as in csrc/torch/checks.h."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops.dtypes import STATE_DTYPES
-from deq_kernels.ops.termination import Counter, Norm
 
 
 def check_dimensions(tensor: Tensor, name: str, shape: str) -> None:
@@ -72,25 +71,3 @@ def check_history_dtype(history: Tensor, state: Tensor) -> None:
             "the history must have the state's dtype, bfloat16 or float32, got "
             f"{history.dtype} for a {state.dtype} state"
         )
-
-
-def steps_of(record: Tensor) -> int:
-    """The max_steps of a record [batch, norms + max_steps]: norms, then the trace.
-
-    Raises:
-        RuntimeError: it is no such record.
-    """
-    if record.dim() != 2 or record.shape[1] <= len(Norm):
-        raise RuntimeError(
-            f"record must be [batch, {len(Norm)} + max_steps], got {list(record.shape)}"
-        )
-    return record.shape[1] - len(Norm)
-
-
-def check_termination(
-    record: Tensor, counters: Tensor, active: Tensor, batch: int, max_steps: int
-) -> None:
-    """Raise RuntimeError unless these are the termination tables of a solve."""
-    check_table(record, "record", torch.float64, (batch, len(Norm) + max_steps))
-    check_table(counters, "counters", torch.int64, (batch, len(Counter)))
-    check_table(active, "active", torch.int64, (1,))

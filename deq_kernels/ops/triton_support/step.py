@@ -1,0 +1,79 @@
+"""What the steps of all solvers take, checked; the same contract as `check_state` in csrc/torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from deq_kernels.ops.termination import Counter, Norm
+from deq_kernels.ops.tiles import tile_count
+from deq_kernels.ops.triton_support.arguments import (
+    check_dense_rows,
+    check_dimensions,
+    check_dtype,
+    check_shape,
+    check_state,
+    check_table,
+)
+from deq_kernels.ops.triton_support.launch import check_device
+
+
+def _steps_of(record: Tensor) -> int:
+    """The max_steps of a record [batch, norms + max_steps]: norms, then the trace.
+
+    Raises:
+        RuntimeError: it is no such record.
+    """
+    if record.dim() != 2 or record.shape[1] <= len(Norm):
+        raise RuntimeError(
+            f"record must be [batch, {len(Norm)} + max_steps], got {list(record.shape)}"
+        )
+    return record.shape[1] - len(Norm)
+
+
+def check_step(
+    f_z: Tensor,
+    z: Tensor,
+    best_z: Tensor,
+    record: Tensor,
+    counters: Tensor,
+    active: Tensor,
+    scratch: Tensor,
+    *,
+    sums: int,
+    others: Mapping[str, Tensor],
+) -> int:
+    """Raise RuntimeError unless what every solver's step takes fits together.
+
+    Args:
+        f_z: dense rows [batch, dim].
+        z: the iterates, [batch, dim].
+        best_z: [batch, dim].
+        record: termination table.
+        counters: termination table.
+        active: termination table.
+        scratch: partial sums, [batch, tiles + 1, sums].
+        sums: how many a tile leaves.
+        others: further tensors of the step by name, which must lie on the same device.
+
+    Returns:
+        max_steps, for which the record has room.
+    """
+    check_dimensions(z, "z", "[batch, dim]")
+    check_state(z, "z")
+    batch, dim = z.shape
+    max_steps = _steps_of(record)
+    check_shape(f_z, "f_z", (batch, dim))
+    check_dtype(f_z, "f_z", z.dtype)
+    check_dense_rows(f_z, "f_z")
+    check_table(best_z, "best_z", z.dtype, (batch, dim))
+    check_table(record, "record", torch.float64, (batch, len(Norm) + max_steps))
+    check_table(counters, "counters", torch.int64, (batch, len(Counter)))
+    check_table(active, "active", torch.int64, (1,))
+    tiles = tile_count(dim, z.device.type)
+    check_table(scratch, "scratch", torch.float64, (batch, tiles + 1, sums))
+    tables = {"record": record, "counters": counters, "active": active, "scratch": scratch}
+    check_device("z", z, f_z=f_z, best_z=best_z, **tables, **others)
+    return max_steps
