@@ -8,6 +8,7 @@
 
 #include "algebra/lanes.h"
 #include "cpu/samples.h"
+#include "cpu/step.h"
 #include "cpu/streaming.h"
 #include "torch/arguments.h"
 
@@ -197,17 +198,7 @@ void anderson_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
          dependent_share<history_t, accumulate_t<state_t>>(),
          ScaleRangeOf<history_t, accumulate_t<state_t>>::value,
          {rtol, atol, max_steps, stall_steps, divergence_factor, /*max_rejections=*/1}}};
-    const StreamPlan plan =
-        plan_stream(static_cast<int64_t>(running.size()), dim, most, sizeof(state_t),
-                    sizeof(history_t), torch::stable::get_num_threads());
-    const bool backwards =
-        !running.empty() && counter[running[0] * kCounterColumns + kSteps] % 2 == 1;
-    two_passes(
-        plan, running, backwards, [&](int64_t sample, int64_t tile) { step.measure(sample, tile); },
-        [&](int64_t sample) { return step.conclude(sample); },
-        [&](int64_t sample, int64_t tile, const AndersonDecision& decision) {
-          step.apply(sample, tile, decision);
-        });
+    run_step<state_t, history_t>(step, running, dim, most, counter);
   });
   *data<int64_t>(active) = count_running(counter, batch);
 }

@@ -9,6 +9,7 @@
 #include "algebra/product_form.h"
 #include "cpu/product.h"
 #include "cpu/samples.h"
+#include "cpu/step.h"
 #include "cpu/streaming.h"
 #include "torch/arguments.h"
 
@@ -163,17 +164,7 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
          max_backtracks,
          ScaleRangeOf<history_t, accumulate_t<state_t>>::value,
          {rtol, atol, max_steps, stall_steps, divergence_factor, /*max_rejections=*/1}}};
-    const StreamPlan plan =
-        plan_stream(static_cast<int64_t>(running.size()), dim, most, sizeof(state_t),
-                    sizeof(history_t), torch::stable::get_num_threads());
-    const bool backwards =
-        !running.empty() && counter[running[0] * kCounterColumns + kSteps] % 2 == 1;
-    two_passes(
-        plan, running, backwards, [&](int64_t sample, int64_t tile) { step.measure(sample, tile); },
-        [&](int64_t sample) { return step.conclude(sample); },
-        [&](int64_t sample, int64_t tile, const StepDecision& decision) {
-          step.apply(sample, tile, decision);
-        });
+    run_step<state_t, history_t>(step, running, dim, most, counter);
   });
   *data<int64_t>(active) = count_running(counter, batch);
 }

@@ -75,17 +75,8 @@ struct AndersonStep {
     return algebra + sample * AndersonTable::table_size(capacity);
   }
 
-  // r = f(z) - z; leaves f(z) in `f`.
-  template <typename Block>
-  DEQ_DEVICE void load_residual(const Block& block, int64_t sample, const Tile& tile,
-                                accum_t (&f)[kGpuItems], accum_t (&z_items)[kGpuItems],
-                                accum_t (&r)[kGpuItems]) const {
-    load_items<kVector>(block, f_z + sample * f_stride + tile.begin, tile.size, f);
-    load_items<kVector>(block, z + sample * dim + tile.begin, tile.size, z_items);
-    DEQ_UNROLL
-    for (int i = 0; i < kGpuItems; ++i) {
-      r[i] = f[i] - z_items[i];
-    }
+  DEQ_DEVICE const state_t* f_tile(int64_t sample, const Tile& tile) const {
+    return f_z + sample * f_stride + tile.begin;
   }
 
   template <typename Block>
@@ -94,7 +85,8 @@ struct AndersonStep {
     accum_t f[kGpuItems];
     accum_t change[kGpuItems];
     accum_t r[kGpuItems];
-    load_residual(block, sample, tile, f, change, r);
+    load_residual<kVector>(block, f_tile(sample, tile), z + sample * dim + tile.begin, tile.size, f,
+                           change, r);
     put_norms(block, r, f, flush);
     if (view.count > 0) {
       load_items<kVector>(block, last_residual + sample * dim + tile.begin, tile.size, change);
@@ -144,7 +136,7 @@ struct AndersonStep {
     }
     accum_t other[kGpuItems];
     accum_t r[kGpuItems];
-    load_residual(block, sample, tile, other, items, r);
+    load_residual<kVector>(block, f_tile(sample, tile), z_tile, tile.size, other, items, r);
     if (decision.keep) {
       store_items<kVector>(block, items, tile.size, best_tile);
     }

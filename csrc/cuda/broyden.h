@@ -86,17 +86,8 @@ struct BroydenStep {
   }
   DEQ_DEVICE double* table(int64_t sample) const { return directions.table(sample); }
 
-  // r = f(z) - z; leaves f(z) in `f`.
-  template <typename Block>
-  DEQ_DEVICE void load_residual(const Block& block, int64_t sample, const Tile& tile,
-                                accum_t (&f)[kGpuItems], accum_t (&z_items)[kGpuItems],
-                                accum_t (&r)[kGpuItems]) const {
-    load_items<kVector>(block, f_z + sample * f_stride + tile.begin, tile.size, f);
-    load_items<kVector>(block, z + sample * dim + tile.begin, tile.size, z_items);
-    DEQ_UNROLL
-    for (int i = 0; i < kGpuItems; ++i) {
-      r[i] = f[i] - z_items[i];
-    }
+  DEQ_DEVICE const state_t* f_tile(int64_t sample, const Tile& tile) const {
+    return f_z + sample * f_stride + tile.begin;
   }
 
   template <typename Block>
@@ -105,7 +96,8 @@ struct BroydenStep {
     accum_t f[kGpuItems];
     accum_t other[kGpuItems];
     accum_t r[kGpuItems];
-    load_residual(block, sample, tile, f, other, r);
+    load_residual<kVector>(block, f_tile(sample, tile), z + sample * dim + tile.begin, tile.size, f,
+                           other, r);
     if (view.count > 0) {
       load_row(block, rows, view.count - 1, other);
     }
@@ -178,7 +170,7 @@ struct BroydenStep {
     }
     accum_t f[kGpuItems];
     accum_t p[kGpuItems];
-    load_residual(block, sample, tile, f, items, p);
+    load_residual<kVector>(block, f_tile(sample, tile), z_tile, tile.size, f, items, p);
     if (decision.keep) {
       store_items<kVector>(block, items, tile.size, best_tile);
     }

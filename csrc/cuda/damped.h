@@ -77,12 +77,8 @@ struct DampedStep : NoRows<state_t> {
                           const Rows<state_t>&, double* flush, const TileSums& sums) const {
     accum_t f[kGpuItems];
     accum_t r[kGpuItems];
-    load_items<kVector>(block, f_z + sample * f_stride + tile.begin, tile.size, f);
-    load_items<kVector>(block, z + sample * dim + tile.begin, tile.size, r);
-    DEQ_UNROLL
-    for (int i = 0; i < kGpuItems; ++i) {
-      r[i] = f[i] - r[i];
-    }
+    load_residual<kVector>(block, f_z + sample * f_stride + tile.begin,
+                           z + sample * dim + tile.begin, tile.size, f, r, r);
     put_norms(block, r, f, flush);
     this->add_norms(block, flush, sums);
   }

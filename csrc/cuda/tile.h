@@ -139,6 +139,19 @@ DEQ_DEVICE void load_items(const Block& block, const T* from, int size, accum_t 
   }
 }
 
+// r = f(z) - z for this thread's elements; leaves f(z) and z as well. z and r may be one array.
+template <int kVector, typename Block, typename T, typename accum_t>
+DEQ_DEVICE void load_residual(const Block& block, const T* f_tile, const T* z_tile, int size,
+                              accum_t (&f)[kGpuItems], accum_t (&z)[kGpuItems],
+                              accum_t (&r)[kGpuItems]) {
+  load_items<kVector>(block, f_tile, size, f);
+  load_items<kVector>(block, z_tile, size, z);
+  DEQ_UNROLL
+  for (int i = 0; i < kGpuItems; ++i) {
+    r[i] = f[i] - z[i];
+  }
+}
+
 // Stores this thread's elements; they are left as they were stored, after rounding.
 template <int kVector, typename Block, typename T, typename accum_t>
 DEQ_DEVICE void store_items(const Block& block, accum_t (&items)[kGpuItems], int size, T* to) {
