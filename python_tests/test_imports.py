@@ -23,7 +23,7 @@ ROOMS = [
     {"inverse"},
     {"solvers"},
     {"gradients"},
-    {"layer"},
+    {"layer", "cells"},
     {""},
     {"nn", "data"},
     {"models", "diagnostics"},

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/cells_tiles.h"
 #include "cpu/tiles.h"
 
 namespace deq {
@@ -77,6 +78,19 @@ const HistoryTiles<history_t, accum_t>& history_tiles() {
   return baseline::history_tiles<history_t, accum_t>();
 }
 
+template <typename accum_t>
+const CellTiles<accum_t>& cell_tiles() {
+#if defined(__x86_64__)
+  if (isa() == Isa::kAvx512) {
+    return avx512::cell_tiles<accum_t>();
+  }
+  if (isa() == Isa::kAvx2) {
+    return avx2::cell_tiles<accum_t>();
+  }
+#endif
+  return baseline::cell_tiles<accum_t>();
+}
+
 template const StateTiles<double>& state_tiles();
 template const StateTiles<float>& state_tiles();
 template const StateTiles<float16>& state_tiles();
@@ -88,6 +102,8 @@ template const HistoryTiles<bfloat16, double>& history_tiles();
 template const HistoryTiles<float, float>& history_tiles();
 template const HistoryTiles<float16, float>& history_tiles();
 template const HistoryTiles<bfloat16, float>& history_tiles();
+template const CellTiles<double>& cell_tiles();
+template const CellTiles<float>& cell_tiles();
 
 }  // namespace deq
 

@@ -4,7 +4,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdint>
+#include <optional>
 
+#include "algebra/activation.h"
 #include "algebra/termination.h"
 #include "torch/checks.h"
 
@@ -180,6 +182,63 @@ inline AppendShape check_low_rank_append(const Tensor& u, const Tensor& v, const
   check_dtype(v, "v", u.scalar_type());
   check_dense_rows(v, "v");
   check_table(rank, "rank", ScalarType::Long, {shape.batch});
+  return shape;
+}
+
+struct CellsShape {
+  int64_t rows;
+  int64_t dim;
+  int64_t samples;
+  int64_t entries;  // of S; 0 without
+  int64_t max_steps;
+};
+
+// What is stored in crow, col and sample_ptr is checked where it can be read.
+inline CellsShape check_cells_iterate(const Tensor& weight, const std::optional<Tensor>& crow,
+                                      const std::optional<Tensor>& col,
+                                      const std::optional<Tensor>& values,
+                                      const std::optional<Tensor>& sample_ptr, const Tensor& bias,
+                                      const std::optional<Tensor>& scale, const Tensor& z,
+                                      const Tensor& record, const Tensor& counters,
+                                      const Tensor& active, int64_t activation, int64_t norm) {
+  STD_TORCH_CHECK(z.dim() == 2, "z must be [rows, dim], got ", z.dim(), " dimensions");
+  CellsShape shape = {z.size(0), z.size(1), z.size(0), 0, record_steps(record)};
+  const ScalarType dtype = z.scalar_type();
+  check_contiguous(z, "z");
+  check_shape(weight, "weight", {shape.dim, shape.dim});
+  check_dtype(weight, "weight", dtype);
+  check_shape(bias, "bias", {shape.rows, shape.dim});
+  check_dtype(bias, "bias", dtype);
+  check_dense_rows(bias, "bias");
+  if (scale) {
+    check_shape(*scale, "scale", {shape.rows, shape.dim});
+    check_dtype(*scale, "scale", dtype);
+    check_dense_rows(*scale, "scale");
+  }
+  if (sample_ptr) {
+    STD_TORCH_CHECK(sample_ptr->dim() == 1 && sample_ptr->size(0) >= 1,
+                    "sample_ptr must be [samples + 1]");
+    shape.samples = sample_ptr->size(0) - 1;
+    check_table(*sample_ptr, "sample_ptr", ScalarType::Long, {shape.samples + 1});
+  }
+  STD_TORCH_CHECK(crow.has_value() == col.has_value() && crow.has_value() == values.has_value(),
+                  "crow, col and values must be given together");
+  if (crow) {
+    STD_TORCH_CHECK(sample_ptr.has_value(), "crow needs sample_ptr: which rows form a sample");
+    STD_TORCH_CHECK(values->dim() == 1, "values must be [entries], got ", values->dim(),
+                    " dimensions");
+    shape.entries = values->size(0);
+    check_table(*crow, "crow", ScalarType::Long, {shape.rows + 1});
+    check_table(*col, "col", ScalarType::Long, {shape.entries});
+    check_table(*values, "values", dtype, {shape.entries});
+  }
+  check_table(record, "record", ScalarType::Double,
+              {shape.samples, kNormColumns + shape.max_steps});
+  check_table(counters, "counters", ScalarType::Long, {shape.samples, kCounterColumns});
+  check_table(active, "active", ScalarType::Long, {1});
+  STD_TORCH_CHECK(0 <= activation && activation < kActivations, "activation must be 0 to ",
+                  kActivations - 1, ", got ", activation);
+  STD_TORCH_CHECK(norm == 0 || norm == 1, "norm must be 0 or 1, got ", norm);
   return shape;
 }
 

@@ -8,9 +8,16 @@ from deq_kernels.nn.nonlinear_radius import nonlinear_spectral_radius
 from deq_kernels.nn.normalization import spectral_norm, weight_norm
 from deq_kernels.nn.power_method import SpectralRadius
 from deq_kernels.nn.radius import spectral_radius
+from deq_kernels.nn.well_posed import (
+    PerronRadius,
+    perron_frobenius_bound,
+    perron_radius,
+    project_infinity_norm,
+)
 
 __all__ = [
     "Correction",
+    "PerronRadius",
     "SpectralRadius",
     "VariationalDropout",
     "correction_weights",
@@ -18,6 +25,9 @@ __all__ = [
     "jacobian_penalty",
     "nonlinear_spectral_radius",
     "one_solve",
+    "perron_frobenius_bound",
+    "perron_radius",
+    "project_infinity_norm",
     "spectral_norm",
     "spectral_radius",
     "weight_norm",

@@ -21,8 +21,8 @@ from deq_kernels import _native
 from deq_kernels.ops import OPS, backends, low_rank
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-# The memory of histories on a GPU is torch's own.
-WITHOUT_GPU_KERNEL = {"history_memory"}
+# The memory of histories on a GPU is torch's own; the cells run as the reference there.
+WITHOUT_GPU_KERNEL = {"history_memory", "cells_iterate_"}
 WITH_GPU_KERNEL = sorted(set(OPS) - WITHOUT_GPU_KERNEL)
 
 

@@ -1,0 +1,151 @@
+// What a structured cell's iteration works on, in the layout of cells_tiles.h, and its judgement.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <new>
+
+#include "algebra/termination.h"
+#include "cpu/cells_tiles.h"
+#include "cpu/samples.h"
+#include "cpu/tiles.h"
+
+namespace deq {
+
+// Rows of a sample whose norms share a partial sum, and that are taken together by one thread.
+constexpr int64_t kCellRows = 48;
+
+// Uninitialised memory for vectors; grows, and keeps nothing of what it held.
+template <typename T>
+class CellBuffer {
+ public:
+  CellBuffer() = default;
+  CellBuffer(const CellBuffer&) = delete;
+  CellBuffer& operator=(const CellBuffer&) = delete;
+  ~CellBuffer() { release(); }
+
+  T* resize(int64_t size) {
+    if (size > size_) {
+      release();
+      values_ = static_cast<T*>(::operator new(static_cast<size_t>(size) * sizeof(T), kAlignment));
+      size_ = size;
+    }
+    return values_;
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+
+  void release() {
+    ::operator delete(values_, kAlignment);
+    values_ = nullptr;
+    size_ = 0;
+  }
+
+  T* values_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// Rows of `dim` elements in the state's type, as the caller has them.
+template <typename state_t>
+struct CellRows {
+  state_t* values;  // null: there are none
+  int64_t stride;
+};
+
+template <typename state_t>
+struct CellProblem {
+  using accum_t = accumulate_t<state_t>;
+
+  int64_t dim;
+  int64_t stride;         // of the padded rows
+  const accum_t* packed;  // V
+  const int64_t* crow;    // null: no S
+  const int64_t* col;
+  const accum_t* values;
+  CellRows<const state_t> bias;
+  CellRows<const state_t> scale;
+  state_t* z;
+  double* records;
+  int64_t* counters;
+  Activation activation;
+  NormKind norm;
+  double damping;
+  bool fixed_steps;
+  Limits limits;
+
+  // Padded copies of `count` rows from `first` on.
+  void load_rows(const CellRows<const state_t>& from, int64_t first, int64_t count,
+                 accum_t* out) const {
+    const state_t* values = from.values + first * from.stride;
+    if (from.stride == stride && dim == stride) {
+      state_tiles<state_t>().load(values, accum_t(1), count * dim, out);
+      return;
+    }
+    for (int64_t row = 0; row < count; ++row) {
+      state_tiles<state_t>().load(values + row * from.stride, accum_t(1), dim, out + row * stride);
+    }
+  }
+
+  void store_rows(const accum_t* rows, int64_t first, int64_t count) const {
+    if (dim == stride) {
+      state_tiles<state_t>().store(rows, count * dim, z + first * dim);
+      return;
+    }
+    for (int64_t row = 0; row < count; ++row) {
+      state_tiles<state_t>().store(rows + row * stride, dim, z + (first + row) * dim);
+    }
+  }
+
+  // next = z + damping (f(z) - z) for `rows` rows whose S (c z) is `in`.
+  void update(const accum_t* in, const accum_t* bias_rows, int64_t rows,
+              CellFinish<accum_t> finish) const {
+    const CellTiles<accum_t>& tiles = cell_tiles<accum_t>();
+    tiles.multiply(packed, dim, stride, rows, in, bias_rows, finish.next);
+    finish.activation = activation;
+    finish.norm = norm;
+    finish.damping = static_cast<accum_t>(damping);
+    finish.dim = dim;
+    finish.stride = stride;
+    finish.rows = rows;
+    tiles.finish(finish);
+  }
+
+  // Whether the sample goes on, and whether the iterate that was evaluated is its best.
+  struct Decision {
+    bool advance;
+    bool improved;
+  };
+
+  Decision decide(int64_t sample, const double* norms) const {
+    double* record = sample_record(records, sample, limits.max_steps);
+    int64_t* counter = counters + sample * kCounterColumns;
+    if (fixed_steps) {
+      return {record_fixed_step(norms, record, counter), false};
+    }
+    const Verdict verdict = judge(norms[0], norms[1], limits, record, counter);
+    return {verdict.action == Action::kAdvance, verdict.improved};
+  }
+
+ private:
+  // One of a fixed number of evaluations: nothing stops before the last, whose residual decides.
+  bool record_fixed_step(const double* squares, double* record, int64_t* counter) const {
+    const double residual = std::sqrt(squares[0]);
+    const int64_t step = counter[kSteps]++;
+    record[kNormColumns + step] = residual;
+    if (step == 0) {
+      record[kFirstResidual] = residual;
+    }
+    record[kBestResidual] = record[kProgressResidual] = residual;
+    if (step + 1 < limits.max_steps) {
+      return true;
+    }
+    const bool finite = squares[0] < HUGE_VAL && squares[1] < HUGE_VAL;
+    const bool met = residual <= limits.atol + limits.rtol * std::sqrt(squares[1]);
+    counter[kStatus] = !finite ? kDiverged : met ? kConverged : kMaxSteps;
+    return false;
+  }
+};
+
+}  // namespace deq

@@ -1,0 +1,259 @@
+// The vectorised loops of structured cells, of every instruction set this machine has, against
+// plain loops.
+#include "cpu/cells_tiles.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "test/check.h"
+
+namespace {
+
+using deq::Activation;
+using deq::CellFinish;
+using deq::CellTiles;
+using deq::NormKind;
+
+constexpr int64_t kDims[] = {1, 3, 8, 16, 17, 33, 63, 64, 100};
+constexpr int64_t kRowCounts[] = {1, 2, 5, 6, 7, 8, 11, 13, 23};
+
+template <typename accum_t>
+int64_t padded(const CellTiles<accum_t>& tiles, int64_t dim) {
+  return (dim + tiles.lanes - 1) / tiles.lanes * tiles.lanes;
+}
+
+// Random rows, zero in the padding.
+template <typename accum_t>
+std::vector<accum_t> random_rows(int64_t rows, int64_t dim, int64_t stride, unsigned seed) {
+  const std::vector<double> random = deq_test::random_vector(rows * dim, seed);
+  std::vector<accum_t> out(static_cast<size_t>(rows * stride));
+  for (int64_t i = 0; i < rows * dim; ++i) {
+    out[static_cast<size_t>(i / dim * stride + i % dim)] =
+        static_cast<accum_t>(random[static_cast<size_t>(i)]);
+  }
+  return out;
+}
+
+double activation_value(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kIdentity:
+      return x;
+    case Activation::kRelu:
+      return x > 0.0 ? x : 0.0;
+    case Activation::kTanh:
+      return std::tanh(x);
+    case Activation::kSigmoid:
+      return 1.0 / (1.0 + std::exp(-x));
+    case Activation::kElu:
+      return x > 0.0 ? x : std::expm1(x);
+    case Activation::kSoftplus:
+      return x > 0.0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
+    default:
+      return 0.5 * x * std::erfc(-x * std::sqrt(0.5));
+  }
+}
+
+template <typename accum_t>
+void check_multiply(const CellTiles<accum_t>& tiles, double tolerance) {
+  for (int64_t dim : kDims) {
+    const int64_t stride = padded(tiles, dim);
+    const std::vector<double> weight = deq_test::random_vector(dim * dim, 1);
+    std::vector<accum_t> packed(static_cast<size_t>(dim * stride));
+    for (int64_t column = 0; column < dim; ++column) {
+      const int64_t begin = column / tiles.block * tiles.block;
+      const int64_t width = std::min(tiles.block, stride - begin);
+      for (int64_t k = 0; k < dim; ++k) {
+        packed[static_cast<size_t>(begin * dim + k * width + column - begin)] =
+            static_cast<accum_t>(weight[static_cast<size_t>(column * dim + k)]);
+      }
+    }
+    for (int64_t rows : kRowCounts) {
+      const auto in = random_rows<accum_t>(rows, dim, stride, 2);
+      const auto bias = random_rows<accum_t>(rows, dim, stride, 3);
+      std::vector<accum_t> out(in.size(), accum_t(7));
+      tiles.multiply(packed.data(), dim, stride, rows, in.data(), bias.data(), out.data());
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t column = 0; column < stride; ++column) {
+          double expected = bias[static_cast<size_t>(row * stride + column)];
+          for (int64_t k = 0; column < dim && k < dim; ++k) {
+            expected += weight[static_cast<size_t>(column * dim + k)] *
+                        in[static_cast<size_t>(row * stride + k)];
+          }
+          CHECK_NEAR(out[static_cast<size_t>(row * stride + column)], expected, tolerance);
+        }
+        // A row by itself has the same bits as among others.
+        std::vector<accum_t> alone(static_cast<size_t>(stride));
+        tiles.multiply(packed.data(), dim, stride, 1, in.data() + row * stride,
+                       bias.data() + row * stride, alone.data());
+        CHECK(std::memcmp(alone.data(), out.data() + row * stride,
+                          static_cast<size_t>(stride) * sizeof(accum_t)) == 0);
+      }
+    }
+  }
+}
+
+template <typename accum_t>
+void check_gather(const CellTiles<accum_t>& tiles, double tolerance) {
+  // Row 0 has no entry, row 1 the same twice, row 2 itself and its neighbours.
+  const std::vector<int64_t> crow = {4, 4, 6, 9};
+  const std::vector<int64_t> col = {-1, -1, -1, -1, 12, 12, 12, 11, 10};
+  const std::vector<accum_t> values = {9, 9, 9, 9, 0.5, -2, 1, 3, accum_t(0.25)};
+  for (int64_t dim : kDims) {
+    const int64_t stride = padded(tiles, dim);
+    const auto y = random_rows<accum_t>(3, dim, stride, 4);
+    const auto c = random_rows<accum_t>(3, dim, stride, 5);
+    std::vector<accum_t> scaled(y.size());
+    tiles.scale(y.data(), c.data(), 3 * stride, scaled.data());
+    std::vector<accum_t> out(y.size(), accum_t(7));
+    tiles.gather(crow.data(), col.data(), values.data(), 10, scaled.data(), stride, 3, out.data());
+    for (size_t i = 0; i < static_cast<size_t>(stride); ++i) {
+      const auto size = static_cast<size_t>(stride);
+      const auto at = [&](size_t row) {
+        return static_cast<double>(c[row * size + i]) * y[row * size + i];
+      };
+      CHECK(out[i] == accum_t(0));
+      CHECK_NEAR(out[size + i], -1.5 * at(2), tolerance);
+      CHECK_NEAR(out[2 * size + i], at(2) + 3 * at(1) + 0.25 * at(0), tolerance);
+    }
+  }
+}
+
+template <typename accum_t>
+void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
+  const int64_t rows = 3;
+  for (int64_t dim : kDims) {
+    const int64_t stride = padded(tiles, dim);
+    const auto size = static_cast<size_t>(stride);
+    const auto pre = random_rows<accum_t>(rows, dim, stride, 6);
+    const auto z = random_rows<accum_t>(rows, dim, stride, 7);
+    const auto c = random_rows<accum_t>(rows, dim, stride, 8);
+    for (int64_t number = 0; number < deq::kActivations; ++number) {
+      for (int variant = 0; variant < 8; ++variant) {
+        std::vector<accum_t> next = pre;
+        std::vector<accum_t> scaled(pre.size(), accum_t(7));
+        double norms[2 * rows];
+        CellFinish<accum_t> finish = {};
+        finish.activation = static_cast<Activation>(number);
+        finish.norm = variant & 1 ? NormKind::kMax : NormKind::kTwo;
+        finish.each_row = (variant & 2) != 0;
+        finish.damping = variant & 4 ? accum_t(1) : accum_t(0.25);
+        finish.dim = dim;
+        finish.stride = stride;
+        finish.rows = rows;
+        finish.z = z.data();
+        finish.next = next.data();
+        finish.scale = c.data();
+        finish.scaled_next = scaled.data();
+        finish.norms = norms;
+        tiles.finish(finish);
+        double expected[2 * rows] = {};
+        for (size_t row = 0; row < rows; ++row) {
+          double* of_row = expected + (finish.each_row ? 2 * row : 0);
+          for (size_t i = 0; i < size; ++i) {
+            const size_t at = row * size + i;
+            const bool real = static_cast<int64_t>(i) < dim;
+            const double f = real ? activation_value(finish.activation, pre[at]) : 0.0;
+            const double residual = f - z[at];
+            CHECK_NEAR(next[at], z[at] + finish.damping * residual, tolerance);
+            CHECK_NEAR(scaled[at], c[at] * static_cast<double>(next[at]), tolerance);
+            const double squares[2] = {residual * residual, f * f};
+            for (int s = 0; s < 2; ++s) {
+              of_row[s] = finish.norm == NormKind::kTwo ? of_row[s] + squares[s]
+                                                        : std::max(of_row[s], squares[s]);
+            }
+          }
+        }
+        for (int i = 0; i < (finish.each_row ? 2 * rows : 2); ++i) {
+          CHECK_NEAR(norms[i], expected[i], 30 * tolerance);
+        }
+      }
+    }
+  }
+}
+
+// One value through an activation; `f` is exact, as z is zero and there is no damping.
+template <typename accum_t>
+accum_t activated(const CellTiles<accum_t>& tiles, Activation activation, NormKind norm, accum_t x,
+                  double* norms) {
+  const int64_t stride = padded(tiles, 1);
+  std::vector<accum_t> z(static_cast<size_t>(stride));
+  std::vector<accum_t> next(static_cast<size_t>(stride), x);
+  CellFinish<accum_t> finish = {};
+  finish.activation = activation;
+  finish.norm = norm;
+  finish.damping = accum_t(1);
+  finish.dim = 1;
+  finish.stride = stride;
+  finish.rows = 1;
+  finish.z = z.data();
+  finish.next = next.data();
+  finish.norms = norms;
+  tiles.finish(finish);
+  return next[0];
+}
+
+template <typename accum_t>
+void check_activations(const CellTiles<accum_t>& tiles, double relative) {
+  const accum_t infinity = std::numeric_limits<accum_t>::infinity();
+  const accum_t nan = std::numeric_limits<accum_t>::quiet_NaN();
+  for (int64_t number = 0; number < deq::kActivations; ++number) {
+    const auto activation = static_cast<Activation>(number);
+    for (NormKind norm : {NormKind::kTwo, NormKind::kMax}) {
+      double norms[2];
+      // Relative to the value itself: tanh and elu must not lose digits near zero. Only gelu does,
+      // where it goes to zero from below.
+      for (double x : {-30.0, -5.0, -1.5, -0.4, -0.3, -1e-3, -1e-7, 0.0, 1e-7, 1e-3, 0.3, 0.4,
+                       0.66,  0.67, 1.5,  3.0,  5.0,  5.6,   5.7,   8.4, 8.5,  30.0, 80.0}) {
+        const auto stored = static_cast<accum_t>(x);
+        const double actual = activated(tiles, activation, norm, stored, norms);
+        const double expected = activation_value(activation, static_cast<double>(stored));
+        const double scale = activation == Activation::kGelu ? std::fabs(x) : std::fabs(expected);
+        CHECK(std::fabs(actual - expected) <= relative * scale);
+        CHECK_NEAR(norms[0], actual * actual, 1e-15);
+        CHECK(norms[0] == norms[1]);
+      }
+      CHECK(std::isnan(activated(tiles, activation, norm, nan, norms)));
+      CHECK(!std::isfinite(norms[0]) && !std::isfinite(norms[1]));
+    }
+  }
+  double norms[2];
+  CHECK(activated(tiles, Activation::kTanh, NormKind::kMax, infinity, norms) == accum_t(1));
+  CHECK(activated(tiles, Activation::kTanh, NormKind::kMax, -infinity, norms) == accum_t(-1));
+  CHECK(activated(tiles, Activation::kSigmoid, NormKind::kMax, infinity, norms) == accum_t(1));
+  CHECK_NEAR(activated(tiles, Activation::kSigmoid, NormKind::kMax, -infinity, norms), 0.0, 1e-30);
+  CHECK(activated(tiles, Activation::kRelu, NormKind::kMax, infinity, norms) == infinity);
+  CHECK(norms[0] == HUGE_VAL);
+}
+
+template <typename accum_t>
+void check_all(const CellTiles<accum_t>& tiles, double tolerance, double relative) {
+  check_multiply(tiles, 10 * tolerance);
+  check_gather(tiles, tolerance);
+  check_finish(tiles, tolerance);
+  check_activations(tiles, relative);
+}
+
+#define TEST_ISA(isa)                                      \
+  check_all(deq::isa::cell_tiles<double>(), 1e-14, 1e-15); \
+  check_all(deq::isa::cell_tiles<float>(), 2e-6, 4e-7)
+
+TEST(cells_baseline) { TEST_ISA(baseline); }
+
+#if defined(__x86_64__)
+TEST(cells_avx2) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    TEST_ISA(avx2);
+  }
+}
+
+TEST(cells_avx512) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    TEST_ISA(avx512);
+  }
+}
+#endif
+
+}  // namespace

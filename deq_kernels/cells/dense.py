@@ -1,0 +1,91 @@
+"""The dense cell z = φ(W z + u)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from deq_kernels.cells.activations import activation_of
+from deq_kernels.cells.estimators import adjoint_of
+from deq_kernels.cells.iteration import Stopping
+from deq_kernels.cells.solve import Problem, check_state, start_of
+from deq_kernels.gradients import Gradient
+from deq_kernels.solvers import Solution
+
+
+def solve_dense(
+    u: Tensor,
+    weight: Tensor,
+    *,
+    activation: str,
+    z0: Tensor | None = None,
+    max_steps: int = 100,
+    rtol: float = 1e-4,
+    atol: float = 0.0,
+    norm: str = "l2",
+    damping: float = 1.0,
+    stall_steps: int | None = 30,
+    divergence_factor: float = 1e6,
+    gradient: Gradient | None = None,
+    on_solve: Callable[[Solution], None] | None = None,
+) -> Tensor:
+    """z with z = φ(W z + u) for each row u, by z ← z + λ (φ(W z + u) − z), all steps in one op.
+
+    The same answer as `DEQ` with `FixedPoint` on this cell, up to rounding, each sample stopping by
+    itself. There is one answer if ρ(|W|) < 1 and φ has slopes of at most 1, as all but gelu have
+    (`deq_kernels.nn.perron_frobenius_bound`).
+
+    With ℓ = ∂L/∂z and g = φ'(W z + u) ⊙ w the gradients are ∂L/∂u = g and ∂L/∂W = gᵀ z, where w
+    solves w = Wᵀ (φ' ⊙ w) + ℓ (`Implicit`) or is estimated. `Implicit` has derivatives of every
+    order; the others refuse to be differentiated again.
+
+    Args:
+        u: [B, n] float64, float32, float16 or bfloat16. Differentiable.
+        weight: W, [n, n], dtype and device of u. Differentiable.
+        activation: φ, one of identity, relu, tanh, sigmoid, elu, softplus and gelu.
+        z0: start, [B, n]; None for zeros. No gradient flows to it.
+        max_steps: largest number of steps.
+        rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖.
+        atol: see rtol.
+        norm: of a sample's n elements: "l2", or "max" for the largest magnitude.
+        damping: λ, above 0 and at most 2.
+        stall_steps: see `deq_kernels.Solver`.
+        divergence_factor: see `deq_kernels.Solver`.
+        gradient: `Implicit()` or None, the adjoint solved with the options above, atol being that
+            of the adjoint scaled to entries of about 1; `Implicit(solver=FixedPoint(...))` with
+            options of its own (the norm stays); `Neumann(...)`; `JacobianFree()`. `Implicit` with
+            the solver that it has by default is `Implicit()`.
+        on_solve: called with the `Solution` of the forward solve: status, steps, residual and trace
+            per sample, in `norm`. What a sample that did not converge means is the caller's
+            decision.
+
+    Returns:
+        The best iterate of each sample, [B, n].
+
+    Raises:
+        TypeError: a tensor has the wrong dtype or device, or an option is unknown.
+        ValueError: a shape or an option is wrong, or the cell does not have the gradient.
+        NotImplementedError: called inside a transform of torch.func, or with forward-mode tangents.
+
+    Source: docs/algebra.md, section 3.
+    """
+    check_state("u", u, weight)
+    stopping = Stopping(
+        max_steps=max_steps,
+        rtol=rtol,
+        atol=atol,
+        stall_steps=stall_steps,
+        divergence_factor=divergence_factor,
+        norm=norm,
+        damping=damping,
+    )
+    problem = Problem(
+        None,
+        activation_of(activation),
+        stopping,
+        start_of(z0, "u", u),
+        adjoint_of(gradient, stopping),
+        on_solve,
+    )
+    return problem.solve(u, weight, None)

@@ -1,0 +1,142 @@
+"""w in w = Jᵀ w + ℓ for a structured cell, by the gradients that the layer takes too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deq_kernels.cells.iteration import LinearMap, Stopping, iterate, steps_alone
+from deq_kernels.cells.linear import LinearSystem
+from deq_kernels.gradients import Gradient, Implicit, JacobianFree, Neumann
+from deq_kernels.gradients.second_derivatives import refuse_derivative
+from deq_kernels.solvers import FixedPoint, Solution
+
+Adjoint = Callable[[Tensor, LinearMap], Tensor]
+"""w from ℓ [N, n] and the map w ↦ Jᵀ w. Differentiable, or refuses to be."""
+
+
+def adjoint_of(gradient: Gradient | None, stopping: Stopping) -> Adjoint:
+    """What a gradient makes of ℓ.
+
+    Args:
+        gradient: None for the implicit one.
+        stopping: that of the solve, which an implicit gradient takes over if it sets no other.
+
+    Raises:
+        TypeError: it is no gradient.
+        ValueError: a structured cell does not have it, or not with these options.
+    """
+    if gradient is None:
+        gradient = Implicit()
+    if not isinstance(gradient, Gradient):
+        raise TypeError(
+            f"gradient must be None or a deq_kernels.Gradient; got {type(gradient).__name__}."
+        )
+    if isinstance(gradient, Implicit):
+        return ImplicitAdjoint(_own_stopping(gradient, stopping), gradient.on_solve)
+    if isinstance(gradient, Neumann):
+        return NeumannAdjoint(gradient.steps, gradient.damping)
+    if isinstance(gradient, JacobianFree) and not gradient.refine:
+        return _jacobian_free
+    raise ValueError(
+        "A structured cell has the gradients Implicit, Neumann and JacobianFree(refine=0); got "
+        f"{gradient!r}. Take one of these, or deq_kernels.DEQ on the cell written in PyTorch."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ImplicitAdjoint:
+    """The exact w, up to the tolerance, with derivatives of every order.
+
+    Attributes:
+        stopping: of the equation scaled to entries of about 1.
+        on_solve: told of every solution.
+    """
+
+    stopping: Stopping
+    on_solve: Callable[[Solution], None] | None
+
+    def __call__(self, cotangent: Tensor, transposed: LinearMap) -> Tensor:
+        """Solve w = Jᵀ w + ℓ."""
+        system = LinearSystem(transposed.pattern, self.stopping, self._report)
+        return system.solve(cotangent, transposed.scale, transposed.weight, transposed.values)
+
+    def _report(self, solution: Solution) -> None:
+        hand_out(solution, self.on_solve)
+
+
+@dataclass(frozen=True, slots=True)
+class NeumannAdjoint:
+    """w after `steps` steps of w ← λ (ℓ + Jᵀ w) + (1 − λ) w from 0 (PG, equation 17)."""
+
+    steps: int
+    damping: float
+
+    def __call__(self, cotangent: Tensor, transposed: LinearMap) -> Tensor:
+        """Take the steps."""
+        with torch.no_grad():
+            # λ ℓ is what the first step makes of 0, without a product.
+            start = self.damping * cotangent
+            if self.steps > 1:
+                rest = steps_alone(self.steps - 1, self.damping)
+                solution = iterate(transposed, cotangent, start, stopping=rest, fixed_steps=True)
+                assert isinstance(solution.z, Tensor)
+                start = solution.z
+        return _first_derivatives_only(start, "Neumann", cotangent, transposed)
+
+
+def _jacobian_free(cotangent: Tensor, transposed: LinearMap) -> Tensor:
+    return _first_derivatives_only(cotangent, "JacobianFree", cotangent, transposed)
+
+
+def hand_out(solution: Solution, on_solve: Callable[[Solution], None] | None) -> None:
+    """Call `on_solve` with the solution, detached, and with the evaluations counted."""
+    if on_solve is None:
+        return
+    assert isinstance(solution.z, Tensor)
+    evaluations = int(solution.steps.sum())
+    # A copy, as the solution's own z goes on into autograd.
+    on_solve(Solution(solution.z.detach().clone(), solution.tables, evaluations))
+
+
+def _own_stopping(gradient: Implicit, stopping: Stopping) -> Stopping:
+    """The tolerance of an implicit gradient: its own, or the forward solve's."""
+    solver = gradient.solver
+    if solver == Implicit().solver:
+        return stopping
+    if not isinstance(solver, FixedPoint):
+        raise ValueError(
+            "A structured cell solves its adjoint by the fixed-point iteration; got "
+            f"Implicit(solver={solver!r}). Pass Implicit(solver=FixedPoint(...)), Implicit() for "
+            "the tolerance of the forward solve, or use deq_kernels.DEQ."
+        )
+    if solver.synchronized is not False:
+        raise ValueError(
+            "A structured cell solves in one process; got synchronized="
+            f"{solver.synchronized!r}. Leave it out."
+        )
+    return Stopping(
+        max_steps=solver.max_steps,
+        rtol=solver.rtol,
+        atol=solver.atol,
+        stall_steps=solver.stall_steps,
+        divergence_factor=solver.divergence_factor,
+        norm=stopping.norm,
+        damping=solver.damping,
+    )
+
+
+def _first_derivatives_only(
+    w: Tensor, name: str, cotangent: Tensor, transposed: LinearMap
+) -> Tensor:
+    if not torch.is_grad_enabled():
+        return w
+    refusal = (
+        f"{name} gives first derivatives only, but its result was differentiated again. Detach "
+        "the first gradient, or use Implicit."
+    )
+    known = (cotangent, transposed.weight, transposed.scale, transposed.values)
+    return refuse_derivative(w, refusal, *(tensor for tensor in known if tensor is not None))

@@ -1,0 +1,111 @@
+"""The graph cell X = φ(W X A + B)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from deq_kernels.cells.activations import activation_of
+from deq_kernels.cells.adjacency import Adjacency
+from deq_kernels.cells.estimators import adjoint_of
+from deq_kernels.cells.iteration import Stopping
+from deq_kernels.cells.solve import Problem, check_like, check_state, start_of
+from deq_kernels.gradients import Gradient
+from deq_kernels.solvers import Solution
+
+
+def solve_graph(
+    b: Tensor,
+    weight: Tensor,
+    adjacency: Adjacency,
+    *,
+    activation: str,
+    z0: Tensor | None = None,
+    max_steps: int = 300,
+    rtol: float = 1e-4,
+    atol: float = 0.0,
+    norm: str = "l2",
+    damping: float = 1.0,
+    stall_steps: int | None = 30,
+    divergence_factor: float = 1e6,
+    gradient: Gradient | None = None,
+    on_solve: Callable[[Solution], None] | None = None,
+) -> Tensor:
+    """The X of X = φ(W X A + B) (IGNN: Gu et al. 2020), all steps in one op.
+
+    States are node-major here: z = Xᵀ and b = Bᵀ, [N, m], one row per node, so that
+    z = φ(Aᵀ z Wᵀ + b). Each graph of the batch is one sample and stops by itself. There is one
+    answer if ρ(|W|) ρ(|A|) < 1 and φ has slopes of at most 1 (the same paper, theorem 4.1 and
+    `deq_kernels.nn.perron_frobenius_bound`), as all but gelu have.
+
+    With ℓ = ∂L/∂z and g = φ' ⊙ w the gradients are ∂L/∂b = g, ∂L/∂W = gᵀ Aᵀ z and
+    ∂L/∂A[i, j] = ⟨z_i, Wᵀ g_j⟩ at the entries of A, where w solves w = A (φ' ⊙ w) W + ℓ
+    (`Implicit`) or is estimated. They hold for directed A. `Implicit` has derivatives of every
+    order; the others refuse to be differentiated again.
+
+    Args:
+        b: Bᵀ, [N, m] float64, float32, float16 or bfloat16. Differentiable.
+        weight: W, [m, m], dtype and device of b. Differentiable.
+        adjacency: A with the graphs' boundaries. Its values are differentiable.
+        activation: φ, one of identity, relu, tanh, sigmoid, elu, softplus and gelu.
+        z0: start, [N, m]; None for zeros. No gradient flows to it.
+        max_steps: largest number of steps.
+        rtol: a graph has converged when ‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖. IGNN's rule, max |ΔX|
+            below 3e-6, is norm="max", rtol=0, atol=3e-6.
+        atol: see rtol.
+        norm: of all elements of a graph's rows: "l2", or "max" for the largest magnitude.
+        damping: λ, above 0 and at most 2.
+        stall_steps: see `deq_kernels.Solver`.
+        divergence_factor: see `deq_kernels.Solver`.
+        gradient: see `deq_kernels.cells.solve_dense`.
+        on_solve: called with the `Solution` of the forward solve: its z is [N, m], and status,
+            steps, residual and trace are per graph, [G], in `norm`.
+
+    Returns:
+        The best iterate of each graph, Xᵀ, [N, m].
+
+    Raises:
+        TypeError: a tensor has the wrong dtype or device, an option is unknown, or `adjacency` is
+            no `Adjacency`.
+        ValueError: a shape or an option is wrong, the cell does not have the gradient, or a
+            symmetric adjacency has values that require a gradient.
+        NotImplementedError: called inside a transform of torch.func, or with forward-mode tangents.
+
+    Source: docs/algebra.md, section 3.
+    """
+    check_state("b", b, weight)
+    if not isinstance(adjacency, Adjacency):
+        raise TypeError(
+            f"adjacency must be an Adjacency; got {type(adjacency).__name__}. Build one with "
+            "Adjacency.from_coo, Adjacency.from_csr or Adjacency.from_graphs."
+        )
+    if adjacency.nodes != len(b):
+        raise ValueError(
+            f"b must have one row per node of the adjacency, {adjacency.nodes}; got "
+            f"{list(b.shape)}. States are node-major: transpose a B of [features, nodes]."
+        )
+    check_like("adjacency", adjacency.values, "b", b)
+    if adjacency.symmetric and adjacency.values.requires_grad:
+        raise ValueError(
+            "A symmetric adjacency must have values that require no gradient; got values with "
+            "requires_grad=True. Build it without symmetric=True."
+        )
+    stopping = Stopping(
+        max_steps=max_steps,
+        rtol=rtol,
+        atol=atol,
+        stall_steps=stall_steps,
+        divergence_factor=divergence_factor,
+        norm=norm,
+        damping=damping,
+    )
+    problem = Problem(
+        adjacency.pattern,
+        activation_of(activation),
+        stopping,
+        start_of(z0, "b", b),
+        adjoint_of(gradient, stopping),
+        on_solve,
+    )
+    return problem.solve(b, weight, adjacency.row_values())

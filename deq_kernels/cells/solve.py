@@ -1,0 +1,149 @@
+"""z = φ(S z Vᵀ + b) solved and differentiated: what the dense and the graph cell share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deq_kernels.cells.activations import slope
+from deq_kernels.cells.estimators import Adjoint, hand_out
+from deq_kernels.cells.iteration import LinearMap, Stopping, iterate, without_autocast
+from deq_kernels.cells.pattern import Pattern
+from deq_kernels.cells.products import affine, values_product, weight_product
+from deq_kernels.gradients import refuse_tangents, refuse_transforms
+from deq_kernels.gradients.transforms import refuse_batched
+from deq_kernels.ops.cells import Activation
+from deq_kernels.ops.dtypes import check_state_dtype
+from deq_kernels.options import check_callback
+from deq_kernels.solvers import Solution
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What of a solve carries no gradient.
+
+    Attributes:
+        pattern: the places of S; None for the identity, where each row is a sample.
+        activation: φ.
+        stopping: when a sample stops.
+        start: z0, [N, n]; None for zeros.
+        adjoint: finds w in the backward pass.
+        on_solve: told of the solution.
+    """
+
+    pattern: Pattern | None
+    activation: Activation
+    stopping: Stopping
+    start: Tensor | None
+    adjoint: Adjoint
+    on_solve: Callable[[Solution], None] | None
+
+    def solve(self, bias: Tensor, weight: Tensor, values: Tensor | None) -> Tensor:
+        """z, [N, n], with its gradient; checks nothing but how it is differentiated."""
+        refuse_transforms()
+        refuse_tangents(tuple(x for x in (bias, weight, values) if x is not None))
+        check_callback("on_solve", self.on_solve)
+        z: Tensor = _Solve.apply(bias, weight, values, self)
+        # A copy, so that the caller may change the output in place.
+        return z.clone() if z.requires_grad else z
+
+
+class _Solve(torch.autograd.Function):
+    """z = φ(S z Vᵀ + b).
+
+    Backward, for a cotangent ℓ: w = ℓ + Jᵀ w with Jᵀ w = Sᵀ (φ' ⊙ w) V and φ' at S z Vᵀ + b; then
+    with g = φ' ⊙ w: ∂b = g, ∂V = gᵀ S z, and ∂S at its places. All of it is made of functions
+    that can be differentiated again, and so can z, which they are taken at.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, bias: Tensor, weight: Tensor, values: Tensor | None, problem: Problem
+    ) -> Tensor:
+        solution = iterate(
+            LinearMap(weight, problem.pattern, values),
+            bias,
+            problem.start,
+            activation=problem.activation,
+            stopping=problem.stopping,
+        )
+        hand_out(solution, problem.on_solve)
+        z = solution.z
+        assert isinstance(z, Tensor)
+        # The start is not needed again, and may be large.
+        ctx.pattern, ctx.activation = problem.pattern, problem.activation
+        ctx.adjoint = problem.adjoint
+        ctx.save_for_backward(z, bias, weight, values)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_batched(cotangent)
+        z, bias, weight, values = ctx.saved_tensors
+        pattern: Pattern | None = ctx.pattern
+        of_bias, of_weight, of_values, _ = ctx.needs_input_grad
+        with without_autocast(z):
+            scale = None
+            if ctx.activation != Activation.IDENTITY:
+                scale = slope(ctx.activation, affine(z, weight, pattern, values, bias))
+            transposed = LinearMap(weight.t(), scale=scale)
+            if pattern is not None:
+                transposed = LinearMap(
+                    weight.t(), pattern.transposed, pattern.transpose(values), scale
+                )
+            w = ctx.adjoint(cotangent, transposed)
+            g = w if scale is None else scale * w
+            return (
+                g if of_bias else None,
+                weight_product(g, z, pattern, values) if of_weight else None,
+                values_product(g, weight, z, pattern) if of_values else None,
+                None,
+            )
+
+
+def check_state(name: str, bias: Tensor, weight: Tensor) -> None:
+    """Raise unless bias [N, n] and weight [n, n] are tensors of one state's dtype and device."""
+    for label, tensor in ((name, bias), ("weight", weight)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{label} must be a tensor; got {type(tensor).__name__}.")
+    check_state_dtype(bias.dtype)
+    if bias.ndim != 2 or bias.shape[1] == 0:
+        raise ValueError(
+            f"{name} must be [rows, n], n at least 1; got {list(bias.shape)}. Flatten other "
+            "dimensions into rows."
+        )
+    size = bias.shape[1]
+    if weight.shape != (size, size):
+        raise ValueError(
+            f"weight must be [n, n] for a {name} of [rows, n], [{size}, {size}]; got "
+            f"{list(weight.shape)}."
+        )
+    check_like("weight", weight, name, bias)
+
+
+def check_like(label: str, tensor: Tensor, name: str, bias: Tensor) -> None:
+    """Raise TypeError unless a tensor has the dtype and device of the bias."""
+    if tensor.dtype != bias.dtype or tensor.device != bias.device:
+        raise TypeError(
+            f"{label} must have the dtype and device of {name}, {bias.dtype} on {bias.device}; got "
+            f"{tensor.dtype} on {tensor.device}. Convert one of them."
+        )
+
+
+def start_of(z0: Tensor | None, name: str, bias: Tensor) -> Tensor | None:
+    """z0, checked and detached, or None."""
+    if z0 is None:
+        return None
+    if not isinstance(z0, Tensor):
+        raise TypeError(f"z0 must be None or a tensor; got {type(z0).__name__}.")
+    if z0.shape != bias.shape:
+        raise ValueError(
+            f"z0 must have the shape of {name}, {list(bias.shape)}; got {list(z0.shape)}."
+        )
+    check_like("z0", z0, name, bias)
+    refuse_tangents(z0)
+    return z0.detach()

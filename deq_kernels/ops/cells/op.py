@@ -1,0 +1,117 @@
+"""The op family `cells`: the damped fixed-point iteration of a structured cell, all of it.
+
+    f(z) = φ(S (c ⊙ z) Vᵀ + b),    z ← z + λ (f(z) − z)
+
+Source: docs/algebra.md, section 3.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from torch import Tensor
+
+from deq_kernels.ops import registry
+from deq_kernels.ops.cells import reference
+from deq_kernels.ops.cells.activations import Activation
+from deq_kernels.ops.termination import Tables
+
+_ITERATE = registry.define(
+    "cells_iterate_(Tensor weight, Tensor? crow, Tensor? col, Tensor? values, "
+    "Tensor? sample_ptr, Tensor bias, Tensor? scale, Tensor(a!) z, Tensor(b!) record, "
+    "Tensor(c!) counters, Tensor(d!) active, int activation, float rtol, float atol, "
+    "float damping, int norm, int stall_steps, float divergence_factor, bool fixed_steps) -> ()",
+    reference=reference.iterate_,
+    fake=registry.in_place_fake,
+)
+
+
+class NormKind(IntEnum):
+    """Which norm of f(z) − z and f(z), over all elements of a sample, the stopping rule takes."""
+
+    TWO = 0
+    MAX = 1
+
+
+def iterate_(
+    z: Tensor,
+    tables: Tables,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    scale: Tensor | None = None,
+    crow: Tensor | None = None,
+    col: Tensor | None = None,
+    values: Tensor | None = None,
+    sample_ptr: Tensor | None = None,
+    activation: Activation,
+    rtol: float,
+    atol: float,
+    damping: float,
+    norm: NormKind,
+    stall_steps: int,
+    divergence_factor: float,
+    fixed_steps: bool = False,
+) -> None:
+    """Iterate z ← z + λ (φ(S (c ⊙ z) Vᵀ + b) − z) until every sample has stopped, by itself.
+
+    A sample is a run of rows of z, which S does not connect with any other, or one row. States of
+    16 bits are iterated in float32 and rounded once, at the end.
+
+    Args:
+        z: the start, [N, n], contiguous; receives of each sample the evaluated iterate with the
+            smallest residual.
+        tables: norms, counters, trace and the number of running samples, from `Tables.new`, with
+            room for as many steps as may be taken; updated. Samples that do not run are left alone.
+        weight: V, [n, n]; any strides.
+        bias: b, [N, n]; any strides.
+        scale: c, [N, n]; any strides. None: ones.
+        crow: S in CSR, where each row's entries start, [N + 1] int64. None, as col and values: the
+            identity.
+        col: column of each entry of S, [nnz] int64, within the sample of its row. Entries of a
+            row may have any order, and repeat.
+        values: the entries of S, [nnz].
+        sample_ptr: where each sample's rows start, ascending from 0 to N, [G + 1] int64. None,
+            possible without S: each row is a sample.
+        activation: φ.
+        rtol: relative tolerance on ‖f(z) − z‖ against ‖f(z)‖.
+        atol: absolute tolerance on ‖f(z) − z‖.
+        damping: λ.
+        norm: the norm of the tolerances, of the trace and of the other residuals in the tables.
+        stall_steps: evaluations without progress after which a sample has stalled; 0: never.
+        divergence_factor: growth over the first residual at which a sample has diverged.
+        fixed_steps: take exactly as many steps as the tables have room for, and leave in z the
+            last iterate, which is not evaluated. Status and residual are then those of the one
+            before: `CONVERGED`, `MAX_STEPS`, or `DIVERGED` where it is not finite.
+
+    weight, bias, scale and values have the dtype of z.
+
+    Raises:
+        RuntimeError: a tensor has the wrong shape, dtype or layout, or S or sample_ptr is not what
+            is described above (compiled kernels name it).
+    """
+    _ITERATE.call(
+        weight,
+        crow,
+        col,
+        values,
+        sample_ptr,
+        _dense_rows(bias),
+        None if scale is None else _dense_rows(scale),
+        z,
+        tables.record,
+        tables.counters,
+        tables.active,
+        int(activation),
+        rtol,
+        atol,
+        damping,
+        int(norm),
+        stall_steps,
+        divergence_factor,
+        fixed_steps,
+    )
+
+
+def _dense_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
