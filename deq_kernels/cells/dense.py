@@ -25,6 +25,7 @@ def solve_dense(
     atol: float = 0.0,
     norm: str = "l2",
     damping: float = 1.0,
+    accelerate: bool = True,
     stall_steps: int | None = 30,
     divergence_factor: float = 1e6,
     gradient: Gradient | None = None,
@@ -50,6 +51,11 @@ def solve_dense(
         atol: see rtol.
         norm: of a sample's n elements: "l2", or "max" for the largest magnitude.
         damping: λ, above 0 and at most 2.
+        accelerate: let each step look back on the one before (Anderson's method with one earlier
+            iterate, see `deq_kernels.ops.cells.iterate_`), which takes about three fifths of the
+            steps on contractions of 0.6 to 0.9. A step that does not lower the residual is taken
+            back, so that it converges where the damped iteration lowers the residual in each step.
+            False: the damped iteration alone.
         stall_steps: see `deq_kernels.Solver`.
         divergence_factor: see `deq_kernels.Solver`.
         gradient: `Implicit()` or None, the adjoint solved with the options above, atol being that
@@ -79,6 +85,7 @@ def solve_dense(
         divergence_factor=divergence_factor,
         norm=norm,
         damping=damping,
+        accelerate=accelerate,
     )
     problem = Problem(
         None,

@@ -126,6 +126,7 @@ def _own_stopping(gradient: Implicit, stopping: Stopping) -> Stopping:
         divergence_factor=solver.divergence_factor,
         norm=stopping.norm,
         damping=solver.damping,
+        accelerate=False,
     )
 
 
