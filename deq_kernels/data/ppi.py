@@ -211,7 +211,8 @@ def _compressed(path: Path, nodes: int) -> NDArray[np.int64]:
             f"{path} must be a matrix of {nodes} rows and columns in compressed rows; got shape "
             f"{tuple(shape)}, indptr {crow.shape} and indices {col.shape}"
         )
-    row = np.repeat(np.arange(nodes), np.diff(crow.astype(np.int64)))
+    starts: NDArray[np.int64] = crow.astype(np.int64)
+    row = np.repeat(np.arange(nodes), starts[1:] - starts[:-1])
     edges = np.stack([row, col.astype(np.int64)])
     _check_nodes(path, edges, nodes)
     return edges
