@@ -31,6 +31,11 @@ MODELS: Mapping[str, Entry] = {
     "mdeq": Entry(
         "deq_kernels.training.tasks.mdeq", "MDEQTask", "multiscale DEQ, classifies images"
     ),
+    "ignn": Entry(
+        "deq_kernels.training.tasks.ignn",
+        "IGNNTask",
+        "implicit graph network, classifies graphs or their nodes",
+    ),
 }
 
 

@@ -25,6 +25,7 @@ from python_tests.models.ignn_problems import (
     GRAPHS,
     NODES,
     SIZES,
+    TIGHT,
     dense_of,
     graphs_of,
     model_of,
@@ -33,7 +34,6 @@ from python_tests.models.ignn_problems import (
 from python_tests.tolerances import assert_close
 
 DOUBLE = torch.float64
-TIGHT = dk.FixedPoint(max_steps=500, rtol=0.0, atol=1e-14)
 PHI = {"tanh": torch.tanh, "relu": F.relu, "elu": F.elu, "sigmoid": F.sigmoid}
 
 
@@ -212,9 +212,11 @@ def test_unit_vectors_are_a_unit_matrix() -> None:
 @pytest.mark.parametrize("normalized", [False, True])
 def test_the_projection_keeps_it_well_posed(normalized: bool, symmetric: bool) -> None:
     """Whatever an optimiser does to W, from the start on, and for raw weights too."""
-    config = replace(NODES, normalized=normalized, kappa=0.95, tolerance=1e-9)
+    config = replace(NODES, normalized=normalized, kappa=0.95)
     graphs = config.prepare(graphs_of(symmetric=symmetric, sizes=(6, 0, 8)))
-    model = model_of(config, radius=1.0 if normalized else radius_of(graphs))
+    radius = 1.0 if normalized else radius_of(graphs)
+    solver = dk.FixedPoint(max_steps=500, rtol=1e-9)
+    model = model_of(config, radius=radius, solver=solver)
     for round_ in range(3):
         for layer in model.layers:
             assert (perron_frobenius_bound(layer.weight, graphs.adjacency) <= 0.951).all()
@@ -318,8 +320,8 @@ def test_a_copy_has_its_own_parameters() -> None:
 
 @pytest.mark.parametrize("cell", ["structured", "generic"])
 def test_under_autocast(cell: str) -> None:
-    config = replace(GRAPHS, cell=cell, tolerance=1e-5)
-    model = model_of(config).float()
+    config = replace(GRAPHS, cell=cell)
+    model = model_of(config, solver=None, gradient=None).float()
     graphs = config.prepare(graphs_of()).to(dtype=torch.float32)
     expected = model(graphs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -350,11 +352,55 @@ def test_errors() -> None:
         model.float()(replace(graphs, features=graphs.features.float()))
     with pytest.raises(ValueError, match="radius must be finite and above 0; got 0"):
         IGNN(NODES, radius=0.0)
-    for solver in (dk.Broyden(), dk.FixedPoint(synchronized=True)):
-        with pytest.raises(ValueError, match='cell="structured" solves by the fixed-point'):
-            IGNN(NODES, solver=solver)
-    with pytest.raises(ValueError, match="has the gradients Implicit, Neumann, Unrolled and"):
-        model_of(NODES, gradient=dk.Shine())(graphs)
+
+
+ONLY_GENERIC: list[dict[str, Any]] = [
+    {"solver": dk.Broyden()},
+    {"solver": dk.FixedPoint(synchronized=True)},
+    {"eval_solver": dk.Anderson()},
+    {"gradient": dk.Implicit(solver=dk.GMRES())},
+    {"gradient": dk.JacobianFree(refine=2)},
+    {"gradient": dk.Limited()},
+    {"solver": dk.FixedPoint(cuda_graph=True)},
+]
+
+
+@pytest.mark.parametrize("options", ONLY_GENERIC, ids=str)
+def test_the_structured_cell_is_taken_where_it_can_be(options: dict[str, Any]) -> None:
+    assert IGNN(NODES).layers[0].deq is None
+    assert IGNN(replace(NODES, cell="generic")).layers[0].deq is not None
+    assert IGNN(NODES, **options).layers[0].deq is not None
+    with pytest.raises(ValueError, match='cell="structured" has the solver FixedPoint and'):
+        IGNN(replace(NODES, cell="structured"), **options)
+
+
+@pytest.mark.parametrize("gradient", [dk.Implicit(), dk.Neumann(), dk.Unrolled()], ids=repr)
+def test_gradients_of_the_structured_cell(gradient: dk.Gradient) -> None:
+    assert IGNN(NODES, gradient=gradient).layers[0].deq is None
+
+
+def test_the_default_is_the_published_iteration() -> None:
+    for cell in ("structured", "generic"):
+        (layer, _) = IGNN(replace(NODES, cell=cell)).layers
+        assert layer.solver == layer.eval_solver == dk.FixedPoint(max_steps=300, rtol=0, atol=3e-6)
+        assert layer.gradient == dk.Implicit(solver=layer.solver)
+
+
+@pytest.mark.parametrize("cell", ["structured", "generic"])
+def test_a_warm_start(cell: str) -> None:
+    config = replace(NODES, cell=cell)
+    solver = dk.FixedPoint(max_steps=500, rtol=0.0, atol=1e-9)
+    model = model_of(config, solver=solver, warm_start=True)
+    graphs = config.prepare(graphs_of(sizes=(4, 5)))
+    first = model(graphs)
+    cold = model.last_solutions[0].steps.clone()
+    again = model(graphs)
+    assert (cold > 3).all()
+    assert model.last_solutions[0].steps.tolist() == [1, 1]
+    torch.testing.assert_close(again, first, rtol=0, atol=1e-7)
+    # Other graphs start from zero.
+    model(config.prepare(graphs_of(sizes=(4, 6))))
+    assert (model.last_solutions[0].steps > 3).all()
 
 
 def accuracy_after(model: IGNN, splits: Any, *, steps: int, learning_rate: float = 0.02) -> float:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from deq_kernels.data import Graphs
-from deq_kernels.options import check_choice, check_count, check_flag, check_number, check_positive
+from deq_kernels.options import check_choice, check_count, check_flag, check_number
 
 TARGETS = ("graphs", "nodes")
-CELLS = ("structured", "generic")
+CELLS = ("auto", "structured", "generic")
 LOCAL_INJECTIONS = ("none", "held", "trained")
 POOLINGS = ("sum", "mean", "max")
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "elu", "softplus", "identity")
@@ -18,7 +18,7 @@ ACTIVATIONS = ("relu", "tanh", "sigmoid", "elu", "softplus", "identity")
 
 @dataclass(frozen=True, kw_only=True)
 class IGNNConfig:
-    """Architecture of an implicit graph network and how its layers are solved.
+    """Architecture of an implicit graph network.
 
     Args:
         features: p, numbers per node; the number of nodes where nodes have unit vectors.
@@ -37,10 +37,9 @@ class IGNNConfig:
         head: whether the last states go through dropout and a Linear without bias; else they are
             the scores. Only for nodes.
         dropout: probability in the head.
-        cell: "structured", every solve in one op (`deq_kernels.cells.solve_graph`); or "generic",
-            a `deq_kernels.DEQ` per layer, with any solver and any gradient.
-        max_steps: largest number of Picard steps, forward and backward.
-        tolerance: they end when no element moves by more than that.
+        cell: "structured", every solve in one op (`deq_kernels.cells.solve_graph`); "generic", a
+            `deq_kernels.DEQ` per layer, for any solver and any gradient; "auto", the structured one
+            where it has the solver and the gradient. The answer is the same.
 
     Raises:
         ValueError: an option is out of its range, or does not go with another one.
@@ -59,12 +58,10 @@ class IGNNConfig:
     unit_states: bool = False
     head: bool = True
     dropout: float = 0.5
-    cell: str = "structured"
-    max_steps: int = 300
-    tolerance: float = 3e-6
+    cell: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("features", "outputs", "max_steps"):
+        for name in ("features", "outputs"):
             check_count(name, getattr(self, name))
         if not isinstance(self.widths, tuple) or not self.widths:
             raise ValueError(f"widths must be a tuple, one number per layer; got {self.widths!r}.")
@@ -76,7 +73,6 @@ class IGNNConfig:
             check_flag(name, getattr(self, name))
         check_number("kappa", self.kappa, lambda x: 0 < x < 1, "above 0 and below 1")
         check_number("dropout", self.dropout, lambda x: 0 <= x < 1, "at least 0 and below 1")
-        check_positive("tolerance", self.tolerance)
         self._check_target()
 
     def _check_target(self) -> None:

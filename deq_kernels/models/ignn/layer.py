@@ -9,11 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deq_kernels import DEQ, FixedPoint, Gradient, Implicit, Solution, Solver
+from deq_kernels import (
+    DEQ,
+    FixedPoint,
+    Gradient,
+    Implicit,
+    JacobianFree,
+    Neumann,
+    Solution,
+    Solver,
+    Unrolled,
+)
 from deq_kernels.cells import Adjacency, propagate, solve_graph
 from deq_kernels.models.ignn.cell import Slots, graph_cell
 from deq_kernels.models.ignn.config import IGNNConfig
 from deq_kernels.nn import project_infinity_norm
+
+PICARD = FixedPoint(max_steps=300, rtol=0.0, atol=3e-6)
+"""As published, forward and backward."""
 
 
 class ImplicitGraphLayer(nn.Module):
@@ -24,12 +37,16 @@ class ImplicitGraphLayer(nn.Module):
     `project_`, in which there is one X, and Picard's iteration finds it.
 
     Args:
-        config: activation, κ, cell and tolerance.
+        config: activation, κ, injection and cell.
         features: p.
         width: m.
         solver: see `IGNN`.
         gradient: see `IGNN`.
         eval_solver: see `IGNN`.
+        warm_start: see `IGNN`.
+
+    Raises:
+        ValueError: cell="structured" does not have the solvers or the gradient.
     """
 
     def __init__(
@@ -41,6 +58,7 @@ class ImplicitGraphLayer(nn.Module):
         solver: Solver | None = None,
         gradient: Gradient | None = None,
         eval_solver: Solver | None = None,
+        warm_start: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -58,24 +76,23 @@ class ImplicitGraphLayer(nn.Module):
             self.bias = nn.Parameter(torch.empty(width), requires_grad=trained)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1.0 / math.sqrt(width), 1.0 / math.sqrt(width))
-        self.gradient = gradient
+        self.solver = PICARD if solver is None else solver
+        self.eval_solver = self.solver if eval_solver is None else eval_solver
+        self.gradient = Implicit(solver=PICARD) if gradient is None else gradient
+        self.warm_start = warm_start
         self.deq: DEQ | None = None
         """The layer of the generic path; None on the structured one."""
-        self._options: dict[str, Any] = {}
-        self._eval_options: dict[str, Any] = {}
-        if config.cell == "structured":
-            self._options = _options_of(solver, config)
-            self._eval_options = _options_of(eval_solver or solver, config)
-        else:
-            picard = FixedPoint(max_steps=config.max_steps, rtol=0.0, atol=config.tolerance)
+        if not self._is_structured():
             self.deq = DEQ(
                 self._evaluate,
-                solver=picard if solver is None else solver,
-                gradient=Implicit(solver=picard) if gradient is None else gradient,
-                eval_solver=eval_solver,
+                solver=self.solver,
+                gradient=self.gradient,
+                eval_solver=self.eval_solver,
+                warm_start=warm_start,
             )
         self.last_solution: Solution | None = None
         """How the last equilibrium was found, per graph; None before the first."""
+        self._solved_ptr: Tensor | None = None
 
     def forward(
         self, u: Tensor | None, adjacency: Adjacency, *, pretrain_steps: int | None = None
@@ -102,9 +119,10 @@ class ImplicitGraphLayer(nn.Module):
                 self.weight,
                 adjacency,
                 activation=self.config.activation,
+                z0=self._start(b, adjacency),
                 gradient=self.gradient,
                 on_solve=self._keep,
-                **(self._options if self.training else self._eval_options),
+                **_options_of(self.solver if self.training else self.eval_solver),
             )
         slots = Slots.of(adjacency)
         z0 = b.new_zeros(slots.graphs, slots.longest, b.shape[1])
@@ -136,29 +154,60 @@ class ImplicitGraphLayer(nn.Module):
         """U Ωᵀ in the dtype of W, which autocast may have left."""
         return (weight.t() if u is None else F.linear(u, weight)).to(self.weight.dtype)
 
+    def _is_structured(self) -> bool:
+        possible = all(
+            structured_has(solver, self.gradient) for solver in (self.solver, self.eval_solver)
+        )
+        if self.config.cell == "structured" and not possible:
+            raise ValueError(
+                'cell="structured" has the solver FixedPoint and the gradients Implicit, by '
+                f"FixedPoint too, Neumann, Unrolled and JacobianFree; got {self.solver!r}, "
+                f'{self.eval_solver!r} in evaluation, and {self.gradient!r}. Take cell="generic" '
+                "for others."
+            )
+        return possible and self.config.cell != "generic"
+
+    def _start(self, b: Tensor, adjacency: Adjacency) -> Tensor | None:
+        """Where a structured solve starts: None for zeros, or where the last one ended."""
+        same = adjacency.graph_ptr is self._solved_ptr
+        self._solved_ptr = adjacency.graph_ptr
+        last = self.last_solution
+        if not self.warm_start or last is None or not same:
+            return None
+        z = last.z
+        assert isinstance(z, Tensor)
+        # The best iterate of a graph that diverged is as good a start as any, and finite.
+        return z if (z.shape, z.dtype, z.device) == (b.shape, b.dtype, b.device) else None
+
     def _keep(self, solution: Solution) -> None:
         self.last_solution = solution
 
 
-def _options_of(solver: Solver | None, config: IGNNConfig) -> dict[str, Any]:
-    """What `solve_graph` is to be told of a solver.
-
-    Raises:
-        ValueError: the structured cell does not iterate like that.
-    """
-    if solver is None:
-        return {
-            "max_steps": config.max_steps,
-            "rtol": 0.0,
-            "atol": config.tolerance,
-            "norm": "max",
-        }
-    if not isinstance(solver, FixedPoint) or solver.synchronized is not False:
-        raise ValueError(
-            'cell="structured" solves by the fixed-point iteration, in one process; got '
-            f'{solver!r}. Take cell="generic" in the config, a FixedPoint, or no solver for '
-            "Picard steps to the config's tolerance."
+def structured_has(solver: Solver, gradient: Gradient) -> bool:
+    """Whether the structured cell has a solver and a gradient."""
+    return _iterates(solver) and (
+        isinstance(gradient, Neumann | Unrolled)
+        or (isinstance(gradient, JacobianFree) and not gradient.refine)
+        or (
+            isinstance(gradient, Implicit)
+            and (gradient.solver == Implicit().solver or _iterates(gradient.solver))
         )
+    )
+
+
+def _iterates(solver: object) -> bool:
+    """Whether it is the fixed-point iteration, in one process and without options of its loop."""
+    return (
+        isinstance(solver, FixedPoint)
+        and solver.synchronized is False
+        and not solver.compact
+        and not solver.cuda_graph
+    )
+
+
+def _options_of(solver: Solver) -> dict[str, Any]:
+    """What `solve_graph` is to be told of a solver."""
+    assert isinstance(solver, FixedPoint)
     return {
         "max_steps": solver.max_steps,
         "rtol": solver.rtol,
@@ -166,4 +215,5 @@ def _options_of(solver: Solver | None, config: IGNNConfig) -> dict[str, Any]:
         "damping": solver.damping,
         "stall_steps": solver.stall_steps,
         "divergence_factor": solver.divergence_factor,
+        "norm": "max",
     }

@@ -35,16 +35,18 @@ class IGNN(nn.Module):
         config: the architecture, e.g. `IGNNConfig.preset("cox2")`.
         radius: a bound on ρ(|A|) of all graphs that will come: 1 for normalised ones,
             `radius_of(graphs)` for others.
-        solver: of every layer. With cell="structured" a `FixedPoint`, or None for Picard steps
-            until no element moves by more than `config.tolerance`; with cell="generic" any
-            `Solver`, None for the same in the 2-norm.
-        gradient: how the gradient passes each equilibrium; None for `Implicit` by Picard steps to
-            the tolerance of the solve. The structured cell has Implicit, Neumann, JacobianFree and
-            Unrolled, the generic path all.
+        solver: of every layer; None for the published Picard iteration, at most 300 steps until no
+            element moves by more than 3e-6. Tolerances are of a graph's largest magnitude on the
+            structured cell, and of its 2-norm on the generic path.
+        gradient: how the gradient passes each equilibrium; None for `Implicit` by that iteration.
+            The structured cell has Implicit, Neumann, JacobianFree and Unrolled.
         eval_solver: solver in eval mode; default `solver`.
+        warm_start: start each solve where the last one ended, if that was of the same graphs (on
+            the generic path: of as many, and as large ones; see `DEQ`).
 
     Raises:
-        ValueError: the cell does not have the solver, or the radius is not above 0.
+        ValueError: cell="structured" does not have the solvers or the gradient, or the radius is
+            not above 0.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class IGNN(nn.Module):
         solver: Solver | None = None,
         gradient: Gradient | None = None,
         eval_solver: Solver | None = None,
+        warm_start: bool = False,
     ) -> None:
         super().__init__()
         check_positive("radius", radius)
@@ -69,6 +72,7 @@ class IGNN(nn.Module):
                 solver=solver,
                 gradient=gradient,
                 eval_solver=eval_solver,
+                warm_start=warm_start,
             )
             for features, width in zip(inputs, config.widths, strict=True)
         )
