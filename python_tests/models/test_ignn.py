@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import deq_kernels as dk
+from deq_kernels.cells import propagate
 from deq_kernels.data import Graphs, generate_chains, load_karate
 from deq_kernels.models import IGNN, IGNNConfig
 from deq_kernels.models.ignn import radius_of
@@ -34,6 +35,7 @@ from python_tests.models.ignn_problems import (
 from python_tests.tolerances import assert_close
 
 DOUBLE = torch.float64
+SOLVER = dk.FixedPoint(max_steps=300, rtol=0.0, atol=1e-11)
 PHI = {"tanh": torch.tanh, "relu": F.relu, "elu": F.elu, "sigmoid": F.sigmoid}
 
 
@@ -142,9 +144,9 @@ def test_a_gradient_of_the_values() -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("cell", ["structured", "generic"])
 def test_the_gradient_is_the_derivative(cell: str, symmetric: bool) -> None:
-    config = replace(GRAPHS, cell=cell, widths=(3,))
+    config = replace(GRAPHS, cell=cell, widths=(2,), outputs=1)
     graphs = config.prepare(graphs_of(symmetric=symmetric, sizes=(3, 0, 1)))
-    model = model_of(config)
+    model = model_of(config, solver=SOLVER, gradient=dk.Implicit(solver=SOLVER))
     names = [name for name, _ in model.named_parameters()]
 
     def scores(features: Tensor, *parameters: Tensor) -> Tensor:
@@ -384,6 +386,20 @@ def test_the_default_is_the_published_iteration() -> None:
         (layer, _) = IGNN(replace(NODES, cell=cell)).layers
         assert layer.solver == layer.eval_solver == dk.FixedPoint(max_steps=300, rtol=0, atol=3e-6)
         assert layer.gradient == dk.Implicit(solver=layer.solver)
+
+
+@pytest.mark.parametrize(("cell", "order"), [("structured", torch.inf), ("generic", 2.0)])
+def test_what_a_tolerance_is_of(cell: str, order: float) -> None:
+    """The largest magnitude, as published, or a solver's 2-norm; of a graph's whole X."""
+    config = replace(NODES, cell=cell)
+    graphs = config.prepare(graphs_of(sizes=(4, 5)))
+    (layer, _) = model_of(config, solver=dk.FixedPoint(max_steps=3, rtol=0.0)).layers
+    with torch.no_grad():
+        z = layer(graphs.features, graphs.adjacency)
+        b = layer.injection(graphs.features, graphs.adjacency)
+        f = torch.tanh(propagate(z, graphs.adjacency) @ layer.weight.T + b)
+    residuals = [torch.linalg.vector_norm(part, order) for part in (f - z).split([4, 5])]
+    assert_close(layer.last_solution.residual, torch.stack(residuals), DOUBLE)
 
 
 @pytest.mark.parametrize("cell", ["structured", "generic"])

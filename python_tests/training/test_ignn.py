@@ -183,6 +183,18 @@ def test_labels_of_many_kinds(tmp_path: Path) -> None:
     assert losses == sorted(losses, reverse=True)
 
 
+def test_the_bound_is_that_of_every_graph(tmp_path: Path) -> None:
+    """A star of 4 rays has a radius of 2, and stands in one part at a time."""
+    for split in ("train", "valid", "test"):
+        folder = tmp_path / split
+        folder.mkdir()
+        write_ppi(folder)
+        links = [{"source": 0, "target": ray} for ray in range(1, 5)]
+        (folder / f"{split}_graph.json").write_text(json.dumps({"links": links}), encoding="utf-8")
+        task = task_of(config_of("ppi", **SMALL_PPI), data_root=str(folder))
+        assert task.model.radius == pytest.approx(2.0, abs=1e-3)
+
+
 def test_processes_share_what_is_learned() -> None:
     config = config_of()
     parts = []
