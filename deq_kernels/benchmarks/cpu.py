@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import machine, memory
+from . import machine
+from .broyden import memory
 from .device import Device
 from .timing import wall_clock
 from .triad import Triad
 
 if TYPE_CHECKING:
-    from .cases import Case
-    from .providers import Provider
-    from .report import Ceiling
+    from .broyden.cases import Case
+    from .broyden.providers import Provider
+    from .broyden.report import Ceiling
 
 
 class Cpu(Device):

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .cases import Case
+from .broyden.cases import Case
+from .broyden.problem import make_problem
 from .device import Device
 from .device_copy import DeviceCopy
 from .gpu_machine import describe_gpu_machine, describe_gpu_versions
-from .problem import make_problem
 
 if TYPE_CHECKING:
-    from .providers import Provider
-    from .report import Ceiling
+    from .broyden.providers import Provider
+    from .broyden.report import Ceiling
 
 # Long enough for the host to queue what is timed, short against it.
 _HEAD_START_CYCLES = 200_000

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 if TYPE_CHECKING:
-    from .cases import Case
-    from .providers import Provider
-    from .report import Ceiling
+    from .broyden.cases import Case
+    from .broyden.providers import Provider
+    from .broyden.report import Ceiling
 
 DEVICES = ("cpu", "cuda")
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deq_kernels.benchmarks.cases import (
+from deq_kernels.benchmarks.broyden.cases import (
     CASES,
     GPU_CASES,
     GPU_QUICK_CASES,
@@ -16,21 +16,21 @@ from deq_kernels.benchmarks.cases import (
     Case,
     parse_case,
 )
-from deq_kernels.benchmarks.device import DEVICES, find_device
-from deq_kernels.benchmarks.providers import (
+from deq_kernels.benchmarks.broyden.providers import (
     PROVIDERS,
     Provider,
     ProviderAbsentError,
     find_provider,
     providers_on,
 )
+from deq_kernels.benchmarks.device import DEVICES, find_device
 from deq_kernels.commands.errors import fail
 from deq_kernels.commands.numbers import positive_int
 from deq_kernels.optional import require_packages
 
 if TYPE_CHECKING:
-    from deq_kernels.benchmarks.captured import ForceRegime
-    from deq_kernels.benchmarks.report import Report
+    from deq_kernels.benchmarks.broyden.captured import ForceRegime
+    from deq_kernels.benchmarks.broyden.report import Report
 
 _ROUNDS = 9
 _QUICK_ROUNDS = 3
@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
         return _render(args.render)
 
-    from deq_kernels.benchmarks.harness import run_benchmark
-    from deq_kernels.benchmarks.table import format_table
+    from deq_kernels.benchmarks.broyden.harness import run_benchmark
+    from deq_kernels.benchmarks.broyden.table import format_table
 
     device_name = args.device or DEVICES[0]
     cases = args.cases or _default_cases(device_name, quick=args.quick)
@@ -137,8 +137,8 @@ def quick(out_dir: Path) -> "Report":
     Returns:
         The report; its ``refusals`` name the providers that did not do the same work.
     """
-    from deq_kernels.benchmarks.harness import run_benchmark
-    from deq_kernels.benchmarks.table import format_table
+    from deq_kernels.benchmarks.broyden.harness import run_benchmark
+    from deq_kernels.benchmarks.broyden.table import format_table
 
     report = run_benchmark(QUICK_CASES, providers_on("cpu"), rounds=_QUICK_ROUNDS, say=_say)
     print(format_table(report))
@@ -311,8 +311,8 @@ def _why_absent(provider: Provider, device: str) -> str | None:
 
 
 def _render(path: Path) -> int:
-    from deq_kernels.benchmarks.report import load_report
-    from deq_kernels.benchmarks.table import format_markdown
+    from deq_kernels.benchmarks.broyden.report import load_report
+    from deq_kernels.benchmarks.broyden.table import format_markdown
 
     try:
         report = load_report(path)
@@ -333,13 +333,13 @@ def _link(path: Path) -> str:
 
 
 def _save_json(report: "Report", path: Path) -> None:
-    from deq_kernels.benchmarks.report import save_report
+    from deq_kernels.benchmarks.broyden.report import save_report
 
     save_report(report, path)
 
 
 def _save(report: "Report", *, json_path: Path | None, plot_path: Path | None) -> None:
-    from deq_kernels.benchmarks.plot import save_plot
+    from deq_kernels.benchmarks.broyden.plot import save_plot
 
     if json_path is not None:
         _save_json(report, json_path)

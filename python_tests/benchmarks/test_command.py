@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from deq_kernels.benchmarks.cases import CASES, GPU_CASES, Case
-from deq_kernels.benchmarks.providers import PROVIDERS, find_provider, providers_on
-from deq_kernels.benchmarks.report import load_report
-from deq_kernels.benchmarks.table import format_markdown
+from deq_kernels.benchmarks.broyden.cases import CASES, GPU_CASES, Case
+from deq_kernels.benchmarks.broyden.providers import PROVIDERS, find_provider, providers_on
+from deq_kernels.benchmarks.broyden.report import load_report
+from deq_kernels.benchmarks.broyden.table import format_markdown
 from deq_kernels.commands import bench
 
 ROOT = Path(__file__).resolve().parents[2]

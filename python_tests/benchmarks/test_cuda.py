@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks import cuda, gpu_machine, plain_pytorch
-from deq_kernels.benchmarks.cases import Case
+from deq_kernels.benchmarks import cuda, gpu_machine
+from deq_kernels.benchmarks.broyden import plain_pytorch
+from deq_kernels.benchmarks.broyden.cases import Case
+from deq_kernels.benchmarks.broyden.problem import make_problem
+from deq_kernels.benchmarks.broyden.providers import Provider, ProviderAbsentError, find_provider
 from deq_kernels.benchmarks.cuda import Cuda
 from deq_kernels.benchmarks.device import find_device
 from deq_kernels.benchmarks.device_copy import DeviceCopy
-from deq_kernels.benchmarks.problem import make_problem
-from deq_kernels.benchmarks.providers import Provider, ProviderAbsentError, find_provider
 
 H200 = SimpleNamespace(
     name="NVIDIA H200",

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from deq_kernels.benchmarks import plain_pytorch
-from deq_kernels.benchmarks.cases import Case
-from deq_kernels.benchmarks.checks import Work, check_work, make_anchor
-from deq_kernels.benchmarks.providers import Provider, ProviderAbsentError, providers_on
+from deq_kernels.benchmarks.broyden import plain_pytorch
+from deq_kernels.benchmarks.broyden.cases import Case
+from deq_kernels.benchmarks.broyden.checks import Work, check_work, make_anchor
+from deq_kernels.benchmarks.broyden.providers import Provider, ProviderAbsentError, providers_on
 
 if TYPE_CHECKING:
     from _pytest.mark.structures import ParameterSet
 
-    from deq_kernels.benchmarks.providers import Map, Solve
+    from deq_kernels.benchmarks.broyden.providers import Map, Solve
 
 CASE = Case(3, 300, 10)
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from deq_kernels.ops import broyden
 from deq_kernels.ops.termination import Tables
 
+from ..device import Device
 from .cases import Case
 from .checks import Anchor, Work, compare
-from .device import Device
 from .problem import Problem, make_problem
 from .providers import OURS, Provider
 

@@ -10,16 +10,16 @@ import torch
 
 from deq_kernels.threads import use_threads
 
+from ..contention import OtherLoad
+from ..device import Bandwidth, Device, find_device
+from ..machine import commit as commit_of_checkout
+from ..timing import Spread, Timed, spread, time_interleaved
 from .captured import Captured, Variant, capture_map, capture_step, variants_of
 from .cases import Case
 from .checks import Anchor, Work, check_work, make_anchor
-from .contention import OtherLoad
-from .device import Bandwidth, Device, find_device
-from .machine import commit as commit_of_checkout
 from .problem import make_problem
 from .providers import OURS, Provider, ProviderAbsentError
 from .report import SCHEMA, CaseResult, MemoryResult, MemoryRow, Report, Row, StepRow
-from .timing import Spread, Timed, spread, time_interleaved
 
 if TYPE_CHECKING:
     from .captured import ForceRegime

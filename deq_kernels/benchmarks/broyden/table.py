@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from ..timing import Spread
 from .providers import OURS
 from .report import CaseResult, MemoryResult, Report, Row, StepRow
-from .timing import Spread
 
 _NOTES = (
     "ms: median time of one solve, the map included. / ours: median over the rounds of the time",

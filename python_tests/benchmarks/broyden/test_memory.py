@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from deq_kernels.benchmarks.cases import Case
-from deq_kernels.benchmarks.memory import can_measure_memory, peak_solver_bytes
-from deq_kernels.benchmarks.providers import find_provider
+from deq_kernels.benchmarks.broyden.cases import Case
+from deq_kernels.benchmarks.broyden.memory import can_measure_memory, peak_solver_bytes
+from deq_kernels.benchmarks.broyden.providers import find_provider
 
 
 @pytest.mark.skipif(not can_measure_memory(), reason="peak memory is read from Linux's /proc")

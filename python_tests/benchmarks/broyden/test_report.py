@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deq_kernels.benchmarks import plain_pytorch
-from deq_kernels.benchmarks.cases import Case
-from deq_kernels.benchmarks.harness import run_benchmark
-from deq_kernels.benchmarks.plot import save_plot
-from deq_kernels.benchmarks.providers import OURS, Provider, ProviderAbsentError
-from deq_kernels.benchmarks.report import SCHEMA, Report, load_report, save_report
-from deq_kernels.benchmarks.table import format_markdown, format_table
+from deq_kernels.benchmarks.broyden import plain_pytorch
+from deq_kernels.benchmarks.broyden.cases import Case
+from deq_kernels.benchmarks.broyden.harness import run_benchmark
+from deq_kernels.benchmarks.broyden.plot import save_plot
+from deq_kernels.benchmarks.broyden.providers import OURS, Provider, ProviderAbsentError
+from deq_kernels.benchmarks.broyden.report import SCHEMA, Report, load_report, save_report
+from deq_kernels.benchmarks.broyden.table import format_markdown, format_table
 
 if TYPE_CHECKING:
-    from deq_kernels.benchmarks.providers import Solve
+    from deq_kernels.benchmarks.broyden.providers import Solve
 
 CASE = Case(2, 300, 8)
 

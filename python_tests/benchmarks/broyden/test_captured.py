@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks import plain_pytorch
-from deq_kernels.benchmarks.captured import capture_step, variants_of
-from deq_kernels.benchmarks.cases import Case
-from deq_kernels.benchmarks.checks import make_anchor
+from deq_kernels.benchmarks.broyden import plain_pytorch
+from deq_kernels.benchmarks.broyden.captured import capture_step, variants_of
+from deq_kernels.benchmarks.broyden.cases import Case
+from deq_kernels.benchmarks.broyden.checks import make_anchor
+from deq_kernels.benchmarks.broyden.harness import run_benchmark
+from deq_kernels.benchmarks.broyden.plot import save_plot
+from deq_kernels.benchmarks.broyden.providers import OURS, Provider
+from deq_kernels.benchmarks.broyden.report import Report, load_report, save_report
+from deq_kernels.benchmarks.broyden.table import format_markdown, format_table
 from deq_kernels.benchmarks.cpu import Cpu
-from deq_kernels.benchmarks.harness import run_benchmark
-from deq_kernels.benchmarks.plot import save_plot
-from deq_kernels.benchmarks.providers import OURS, Provider
-from deq_kernels.benchmarks.report import Report, load_report, save_report
-from deq_kernels.benchmarks.table import format_markdown, format_table
 
 CASE = Case(3, 300, 8)
 PLAIN = Provider("plain", "no step of its own", lambda device: plain_pytorch.solve_rearranged)

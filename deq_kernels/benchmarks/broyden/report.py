@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar
 
 from deq_kernels.files import write_atomically
 
-from .contention import DISTURBED_CORES, DISTURBED_HOST_CORES
-from .timing import Spread
+from ..contention import DISTURBED_CORES, DISTURBED_HOST_CORES
+from ..timing import Spread
 
 SCHEMA = 2
 """2: the ceiling has a name and may be a copy; steps recorded in a CUDA graph; results on GPUs."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks import plain_compiled, plain_pytorch
-from deq_kernels.benchmarks.cases import Case
-from deq_kernels.benchmarks.problem import make_problem
-from deq_kernels.benchmarks.providers import ProviderAbsentError, find_provider
+from deq_kernels.benchmarks.broyden import plain_compiled, plain_pytorch
+from deq_kernels.benchmarks.broyden.cases import Case
+from deq_kernels.benchmarks.broyden.problem import make_problem
+from deq_kernels.benchmarks.broyden.providers import ProviderAbsentError, find_provider
 
 if TYPE_CHECKING:
     from collections.abc import Callable
