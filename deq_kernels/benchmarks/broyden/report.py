@@ -1,27 +1,20 @@
 """The result of a run as data: what the JSON holds."""
 
-import json
-import types
-import typing
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-from deq_kernels.files import write_atomically
-
-from ..contention import DISTURBED_CORES, DISTURBED_HOST_CORES
+from ..device import Ceiling
+from ..report import Report, Status, check_machine, check_rows
+from ..stored import build
 from ..timing import Spread
 
-SCHEMA = 2
-"""2: the ceiling has a name and may be a copy; steps recorded in a CUDA graph; results on GPUs."""
-Ceiling = Literal["triad", "copy"]
-Status = Literal["timed", "refused", "absent"]
-_T = TypeVar("_T")
-# What every table and chart states, by device; a report may hold more.
-_MACHINE_KEYS = {
-    "cpu": {"cpu", "threads", "torch_isa"},
-    "cuda": {"cpu", "gpu", "compute_capability", "multiprocessors", "driver"},
-}
+NAME = "broyden"
+"""The name of the suite."""
+SCHEMA = 3
+"""2: the ceiling has a name and may be a copy; steps recorded in a CUDA graph; results on GPUs.
+3: the report names its suite."""
 _NEW_NAMES = {"triad_gigabytes_per_second": "ceiling_gigabytes_per_second"}
 
 
@@ -132,41 +125,23 @@ class MemoryResult:
     rows: tuple[MemoryRow, ...]
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, kw_only=True)
+class BroydenReport(Report):
     """One run: where, with what, and all its numbers.
 
     Attributes:
-        date: UTC, ISO 8601.
         ceiling: the operation whose bandwidth shares refer to: STREAM's triad on a CPU, a copy
             within the device's memory on a GPU.
-        providers: what each provider is, by name.
-        tests: what the tests of this library said on this machine; None if nobody told.
     """
 
-    schema: int
-    date: str
-    commit: str | None
     ceiling: Ceiling
-    machine: dict[str, str | int | None]
-    versions: dict[str, str | None]
-    dtype: str
-    rounds: int
-    providers: dict[str, str]
     cases: tuple[CaseResult, ...]
     memory: MemoryResult | None = None
-    tests: Literal["passed", "failed"] | None = None
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether this was measured on a GPU."""
-        return self.machine["device"] == "cuda"
-
-    @property
-    def disturbed_cases(self) -> tuple[str, ...]:
-        """Names of the cases that were timed while others used the machine."""
-        limit = DISTURBED_HOST_CORES if self.on_gpu else DISTURBED_CORES
-        return tuple(case.name for case in self.cases if (case.other_load_cores or 0.0) > limit)
+    def measured(self) -> Sequence[CaseResult]:
+        """The cases."""
+        return self.cases
 
     @property
     def refusals(self) -> tuple[str, ...]:
@@ -186,23 +161,18 @@ class Report:
         return tuple(lines)
 
 
-def save_report(report: Report, path: Path) -> None:
-    """Write the report as JSON; a crash leaves either the old file or the new one."""
-    text = json.dumps(asdict(report), indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())
+def read_report(data: Mapping[str, Any], path: Path) -> BroydenReport:
+    """A report from the contents of its JSON, of this schema or an earlier one.
 
-
-def load_report(path: Path) -> Report:
-    """Read a report written by ``save_report``, with this schema or an earlier one.
+    Args:
+        data: what the JSON holds.
+        path: where it lies, for messages.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is not such a report, or was written with a schema that is unknown;
-            the message names what is missing or strange.
+        ValueError: it is no such report, or was written with a schema that is unknown; the message
+            names what is missing or strange.
     """
-    data = json.loads(path.read_text(encoding="utf-8"))
-    schema = data.get("schema") if isinstance(data, dict) else None
+    schema = data.get("schema")
     if schema not in range(1, SCHEMA + 1):
         raise ValueError(
             f"a benchmark report has schema {SCHEMA} or an earlier one, but {path} has {schema!r}; "
@@ -210,22 +180,18 @@ def load_report(path: Path) -> Report:
         )
     if schema == 1:
         data = _from_schema_1(data)
-    report = _build(Report, data, "the report")
-    device = report.machine.get("device")
-    if device not in _MACHINE_KEYS:
-        raise _damaged("the report: machine", "must name the device cpu or cuda", device)
-    if missing := _MACHINE_KEYS[device] - set(report.machine):
-        raise ValueError(f"the report: machine lacks {', '.join(sorted(missing))}; it is damaged")
+    if schema != SCHEMA:
+        data = {**data, "schema": SCHEMA, "suite": NAME}
+    report = build(BroydenReport, data, "the report")
+    check_machine(report)
     for case in report.cases:
-        rows = [row.provider for row in case.rows]
-        if sorted(rows) != sorted(report.providers):
-            raise _damaged(f"the report: {case.name}", "must have a row for each provider", rows)
+        check_rows(report, case.name, [row.provider for row in case.rows])
     return report
 
 
-def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:
+def _from_schema_1(data: Mapping[str, Any]) -> dict[str, Any]:
     """The same report in schema 2: its ceiling was always the triad."""
-    data = {**data, "schema": SCHEMA, "ceiling": "triad"}
+    data = {**data, "ceiling": "triad"}
     if isinstance(data.get("cases"), list):
         data["cases"] = [
             {_NEW_NAMES.get(name, name): value for name, value in case.items()}
@@ -234,44 +200,3 @@ def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:
             for case in data["cases"]
         ]
     return data
-
-
-def _build(kind: type[_T], data: Any, where: str) -> _T:
-    """Make a dataclass from plain values, and those nested in it."""
-    if not isinstance(data, dict):
-        raise _damaged(where, f"must be the fields of a {kind.__name__}", data)
-    known = fields(typing.cast("Any", kind))
-    required = {field.name for field in known if field.default is MISSING}
-    if missing := required - set(data):
-        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}; it is damaged")
-    if unknown := set(data) - {field.name for field in known}:
-        raise ValueError(f"{where} has unknown fields {sorted(unknown)}; it is damaged")
-    hints = typing.get_type_hints(kind)
-    return kind(
-        **{name: _convert(hints[name], value, f"{where}: {name}") for name, value in data.items()}
-    )
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
-    if is_dataclass(hint):
-        return _build(typing.cast("type", hint), value, where)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, list):
-        return tuple(
-            _convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)
-        )
-    if origin is Literal:
-        fits = value in arguments
-    else:
-        fits = isinstance(value, (int, float) if hint is float else origin or hint)
-    if not fits:
-        raise _damaged(where, f"must be {getattr(hint, '__name__', hint)}", value)
-    return value
-
-
-def _damaged(where: str, contract: str, value: object) -> ValueError:
-    return ValueError(f"{where} {contract}, but got {value!r}; it is damaged")
