@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 from .broyden.suite import BroydenSuite
+from .cells.suite import CellSuite
 from .report import Report
 from .suite import Suite
 
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (BroydenSuite(),)}
+SUITES: dict[str, Suite] = {suite.name: suite for suite in (BroydenSuite(), CellSuite())}
 DEFAULT = BroydenSuite.name
 
 
