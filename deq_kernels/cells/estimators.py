@@ -23,7 +23,12 @@ Estimator = Adjoint | Unrolled
 
 
 def estimator_of(gradient: Gradient | None, stopping: Stopping) -> Estimator:
-    """What a structured cell makes of a gradient.
+    """What a structured cell makes of a gradient. Arguments and errors: see `adjoint_of`."""
+    return gradient if isinstance(gradient, Unrolled) else adjoint_of(gradient, stopping)
+
+
+def adjoint_of(gradient: Gradient | None, stopping: Stopping) -> Adjoint:
+    """What a gradient makes of ℓ.
 
     Args:
         gradient: None for the implicit one.
@@ -45,8 +50,6 @@ def estimator_of(gradient: Gradient | None, stopping: Stopping) -> Estimator:
         return NeumannAdjoint(gradient.steps, gradient.damping)
     if isinstance(gradient, JacobianFree) and not gradient.refine:
         return _jacobian_free
-    if isinstance(gradient, Unrolled):
-        return gradient
     raise ValueError(
         "A structured cell has the gradients Implicit, Neumann, Unrolled and "
         f"JacobianFree(refine=0); got {gradient!r}. Take one of these, or deq_kernels.DEQ on the "

@@ -221,11 +221,16 @@ def test_processes_share_graphs(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     # 32 graphs: 16 and 15 of the first batch, and 1 and none of the second.
-    assert [[batch.items for batch in part] for part in found] == [[16, 1], [15, 0]]
-    task = task_of(config, data_root=str(tmp_path))
-    nothing = task.run(found[1][1], depth=None)
-    assert nothing.items == 0
-    assert nothing.loss.item() == 0.0
+    first, second = found
+    assert [batch.items for batch in (first[0], second[0], first[1])] == [16, 15, 1]
+    assert second[1] is None
+
+
+def test_a_process_without_a_node_gets_no_batch() -> None:
+    """There are two leaders of the karate club."""
+    task = task_of(config_of("karate"), processes=Processes(rank=2, count=3))
+    assert set(task.batches(torch.Generator())) == {None}
+    assert len(list(task.batches(torch.Generator()))) == task.steps_per_epoch
 
 
 @pytest.mark.parametrize(

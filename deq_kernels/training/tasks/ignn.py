@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deq_kernels.cells import Adjacency
 from deq_kernels.data import (
     Graphs,
     GraphSplits,
@@ -89,7 +88,6 @@ class IGNNTask(Task):
         self.training = training
         self.processes = processes
         self.multilabel = splits.multilabel
-        self.outputs = splits.outputs
         machine = config.machine
         device, dtype = machine.find_device(), machine.parameter_dtype
         # On the device from the start, and the numbers of nodes that count looked up once.
@@ -138,7 +136,7 @@ class IGNNTask(Task):
             return replace(model, features=features, outputs=outputs, widths=widths)
         return replace(model, features=features, outputs=outputs)
 
-    def batches(self, generator: torch.Generator) -> Iterator[Batch]:
+    def batches(self, generator: torch.Generator) -> Iterator[Batch | None]:
         """Graphs in random order, or those of which nodes are classified."""
         items = self._parts["train"]
         for _ in range(self.training.repeats):
@@ -146,7 +144,11 @@ class IGNNTask(Task):
             for numbers in order.split(self.training.batch_size):
                 if self.model.config.target == "graphs":
                     numbers = self.processes.share(numbers)
-                yield self._join([items[number] for number in numbers.tolist()], self.processes)
+                if not len(numbers):
+                    yield None
+                    continue
+                batch = self._join([items[number] for number in numbers.tolist()], self.processes)
+                yield batch if batch.items else None
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
         """Graphs in the stored order."""
@@ -161,12 +163,10 @@ class IGNNTask(Task):
         assert labels is not None
         if batch.chosen is not None:
             scores, labels = scores[batch.chosen], labels[batch.chosen]
-        items = max(batch.items, 1)
         if self.multilabel:
-            total = F.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
-            loss = total / (items * self.outputs)
+            loss = F.binary_cross_entropy_with_logits(scores, labels)
         else:
-            loss = F.cross_entropy(scores, labels, reduction="sum") / items
+            loss = F.cross_entropy(scores, labels)
         return Outcome(
             loss=loss,
             items=batch.items,
@@ -189,8 +189,6 @@ class IGNNTask(Task):
     def _join(self, items: Sequence[Batch], processes: Processes) -> Batch:
         if len(items) == 1:
             return items[0]
-        if not items:
-            return Batch(_nothing_like(self._parts["train"][0].graphs), None, 0)
         return self._batch([item.graphs for item in items], processes)
 
     def _batch(self, graphs: Sequence[Graphs], processes: Processes) -> Batch:
@@ -295,17 +293,3 @@ def joined(solutions: tuple[Solution, ...]) -> Solution | None:
     )
     evaluations = sum(solution.evaluations for solution in solutions)
     return Solution(solutions[-1].z, together, evaluations)
-
-
-def _nothing_like(graphs: Graphs) -> Graphs:
-    """A batch of no graphs, for a process that has no share of one."""
-    adjacency = graphs.adjacency
-    empty = Adjacency.from_coo(
-        torch.zeros(2, 0, dtype=torch.int64, device=adjacency.device),
-        adjacency.values[:0],
-        nodes=0,
-        graph_ptr=torch.zeros(1, dtype=torch.int64, device=adjacency.device),
-    )
-    assert graphs.features is not None
-    assert graphs.labels is not None
-    return Graphs(adjacency=empty, features=graphs.features[:0], labels=graphs.labels[:0])
