@@ -148,6 +148,9 @@ class IGNN(nn.Module):
 def radius_of(graphs: Graphs) -> float:
     """A bound on ρ(|A|) of every graph: `perron_radius`, and 1e-5 for what rounding adds.
 
+    A directed graph without cycles has a radius of 0, for which every W is well-posed: the bound of
+    1e-5 lets W grow as it likes. Take a larger one to keep it in check.
+
     Args:
         graphs: one or many, as the model takes them.
     """
