@@ -24,8 +24,8 @@ def generate_chains(
     """Directed chains whose nodes all have the class that only the first one shows.
 
     Chain edges lead from each node to the next one, with weight 1; node-level splits are drawn at
-    random. With the defaults it is the task of Gu et al. 2020, section 5 (there with 20 nodes to
-    train on, 100 to choose by and 200 to report, of 400).
+    random. With the defaults it is the task of Gu et al. 2020, "Implicit Graph Neural Networks": 20
+    nodes to train on, 100 to choose by and 200 to report, of 400.
 
     Args:
         classes: at least 2.

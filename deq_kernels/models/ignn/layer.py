@@ -30,7 +30,7 @@ PICARD = FixedPoint(max_steps=300, rtol=0.0, atol=3e-6)
 
 
 class ImplicitGraphLayer(nn.Module):
-    """X of X = φ(W X A + B) with B = Ω U A (Gu et al. 2020, equations 2 and 4.1).
+    """X of X = φ(W X A + B) with B = Ω U A (Gu et al. 2020, "Implicit Graph Neural Networks").
 
     Tensors are node-major: U is [N, p], X is [N, m]. Each graph of a batch is a sample of its own.
     W is drawn from U(±1/√m), as all other parameters are, and kept in the ball ‖W‖_∞ ≤ κ / ρ by
