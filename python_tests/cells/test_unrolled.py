@@ -25,7 +25,7 @@ def test_dense(activation: str) -> None:
     u = torch.randn(4, 5, dtype=DOUBLE, requires_grad=True)
     weight = contraction(5).requires_grad_()
     cotangent = torch.randn(4, 5, dtype=DOUBLE)
-    z = solve_dense(u, weight, activation=activation, gradient=UPG, **LOOSE)
+    z = solve_dense(u, weight, activation=activation, accelerate=False, gradient=UPG, **LOOSE)
     layer = dk.DEQ(
         lambda z, u: value(Activation[activation.upper()], z @ weight.T + u),
         solver=dk.FixedPoint(**LOOSE),
