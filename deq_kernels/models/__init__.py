@@ -1,5 +1,6 @@
 """Reference models built on the DEQ layer."""
 
 from deq_kernels.models.mdeq import MDEQ, MDEQConfig
+from deq_kernels.models.transformer import DEQTransformer, TransformerConfig
 
-__all__ = ["MDEQ", "MDEQConfig"]
+__all__ = ["MDEQ", "DEQTransformer", "MDEQConfig", "TransformerConfig"]
