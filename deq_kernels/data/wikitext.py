@@ -27,10 +27,10 @@ class WikiTextError(ValueError):
 def load_wikitext(folder: str | Path) -> Corpus:
     """Read the three files of words (Merity et al. 2016).
 
-    Words are what stands between white space, as the files have them, their <unk> included; every line
-    ends with `EOS`, blank ones too. The vocabulary is all words of the training file: 267,735 for
-    WikiText-103, whose training part then has 103,227,021 tokens. The training file is read twice,
-    line by line; the tokens take 4 bytes each.
+    Words are what stands between white space, as the files have them, their <unk> included; every
+    line ends with `EOS`, blank ones too. The vocabulary is all words of the training file: 267,735
+    for WikiText-103, whose training part then has 103,227,021 tokens. The training file is read
+    twice, line by line; the tokens take 4 bytes each.
 
     Args:
         folder: that holds the files; nothing is written to it.

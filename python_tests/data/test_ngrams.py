@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def _text(length: int = 400) -> torch.Tensor:
 
 
 def _kneser_ney(text: list[int], v: int, w: int) -> float:
-    pairs = Counter(zip(text[:-1], text[1:], strict=True))
+    pairs = Counter(pairwise(text))
     before = Counter(b for _, b in pairs)
 
     def discount(counts: Counter[object]) -> float:
@@ -80,7 +81,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="at least two tokens; got 1"):
         KneserNeyBigram.fit(torch.tensor([0]), 3)
     for fit in (Unigram.fit, KneserNeyBigram.fit):
-        with pytest.raises(ValueError, match="numbers below vocabulary = 3.* from 0 to 3"):
+        with pytest.raises(ValueError, match=r"numbers below vocabulary = 3.* from 0 to 3"):
             fit(torch.tensor([0, 3]), 3)
     with pytest.raises(ValueError, match=r"got 0 tokens\."):
         Unigram.fit(torch.zeros(0, dtype=torch.int64), 3)

@@ -38,9 +38,8 @@ def test_words_lines_and_counts(tmp_path: Path) -> None:
 def test_words_that_training_lacks_are_unknown(tmp_path: Path) -> None:
     corpus = load_wikitext(_write(tmp_path))
     words = corpus.vocabulary.decode(corpus.validation)
-    assert words == ["<eos>", "=", "<unk>", "=", "<eos>", "<eos>", "The", "actor", "<unk>", "."] + [
-        "<eos>"
-    ]
+    assert words[:6] == ["<eos>", "=", "<unk>", "=", "<eos>", "<eos>"]
+    assert words[6:] == ["The", "actor", "<unk>", ".", "<eos>"]
     assert corpus.vocabulary.decode(corpus.test)[2] == "<unk>"
 
 
@@ -59,7 +58,10 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         (TRAIN.encode()[:-9], r"ends within a line; unpack"),
         (b"", r"holds no text; unpack"),
         (b" \n \n", r"holds no text; unpack"),
-        (b"version https://git-lfs.github.com/spec/v1\n", r"must begin with the heading .* 'version"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            r"must begin with the heading .* 'version",
+        ),
         (b"\x1f\x8b\x08\n", r"line 1 is not"),
     ],
 )
