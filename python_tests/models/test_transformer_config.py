@@ -57,7 +57,6 @@ def test_shapes() -> None:
         ({"attention_dropout": -0.1}, "attention_dropout must be"),
         ({"normalization": "both"}, "normalization must be one of 'post', 'pre'"),
         ({"init_std": 0.0}, "init_std must be finite and above 0"),
-        ({"pretrain_steps": 0}, "pretrain_steps must be a whole number"),
     ],
 )
 def test_refusals(changes: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ Normalization = Literal["post", "pre"]
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Architecture of a DEQ-Transformer and the solver budgets it was published with.
+    """Architecture of a DEQ-Transformer.
 
     The state of one sample is [segment, width]. Its token i attends to the tokens from
     i - window + 1 to i, those before the segment being taken from the memory.
@@ -33,9 +33,6 @@ class TransformerConfig:
         attention_dropout: probability of dropping an attention weight; above 0, attention in
             training mode does without the fused kernels, which take no fixed mask.
         init_std: standard deviation of the weights that are not weight-normalised, at the start.
-        pretrain_steps: depth of the weight-tied unrolled network used for pretraining.
-        forward_steps: evaluations of the cell in a forward solve.
-        backward_steps: vector-Jacobian products in an implicit backward solve.
 
     Raises:
         ValueError: numbers out of their range, or sizes that do not fit each other.
@@ -54,9 +51,6 @@ class TransformerConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     init_std: float = 0.01
-    pretrain_steps: int = 2
-    forward_steps: int = 30
-    backward_steps: int = 35
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -127,9 +121,6 @@ _COUNTS = (
     "segment",
     "window",
     "divisor",
-    "pretrain_steps",
-    "forward_steps",
-    "backward_steps",
 )
 
 
@@ -158,23 +149,10 @@ PRESETS: dict[str, TransformerConfig] = {
         dropout=0.2,
         init_std=0.1,
         normalization="pre",
-        forward_steps=12,
-        backward_steps=12,
     ),
     "wikitext103_base": _wikitext103(),
-    "wikitext103_jr": _wikitext103(
-        memory=300,
-        dropout=0.06,
-        attention_dropout=0.01,
-        forward_steps=12,
-        backward_steps=13,
-    ),
+    "wikitext103_jr": _wikitext103(memory=300, dropout=0.06, attention_dropout=0.01),
     "wikitext103_preln_jr": _wikitext103(
-        normalization="pre",
-        memory=300,
-        dropout=0.06,
-        attention_dropout=0.01,
-        forward_steps=14,
-        backward_steps=14,
+        normalization="pre", memory=300, dropout=0.06, attention_dropout=0.01
     ),
 }
