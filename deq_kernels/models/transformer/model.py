@@ -135,7 +135,8 @@ class DEQTransformer(nn.Module):
         for dropout in (self.input_dropout, self.output_dropout):
             dropout.resample(batch, width, dtype=x.dtype, device=x.device)
         u = self.inject(self.input_dropout(x))
-        z = torch.zeros_like(x)
+        # Under autocast x may be in half precision; the state stays in that of the parameters.
+        z = torch.zeros_like(x, dtype=self.inject.weight.dtype)
         with self.cell.one_solve(u, memory):
             arguments = (u, *self.cell.constants(u, memory))
             if pretrain_steps is None:
