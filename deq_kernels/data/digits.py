@@ -15,40 +15,52 @@ LARGEST_GREY = 16.0
 
 @dataclass(frozen=True)
 class Digits:
-    """Disjoint training and validation images."""
+    """Disjoint training, validation and test images."""
 
     train: Split
     validation: Split
+    test: Split
 
 
-def load_digits(*, validation_fraction: float = 0.2, seed: int = 0) -> Digits:
+def load_digits(
+    *, validation_fraction: float = 0.1, test_fraction: float = 0.2, seed: int = 0
+) -> Digits:
     """Load the digits with grey values in [0, 1], split by class in equal proportions.
 
     Args:
-        validation_fraction: share of the images held out, between 0 and 1.
+        validation_fraction: share of the images to choose by, between 0 and 1.
+        test_fraction: share of the images to judge by, between 0 and 1.
         seed: draws the split; the same seed always gives the same one.
 
     Returns:
-        images [N, 1, 8, 8] float32 and labels [N] int64 for both parts.
+        images [N, 1, 8, 8] float32 and labels [N] int64 for each part.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: validation_fraction is not strictly between 0 and 1.
+        ValueError: a fraction, or both together, are not strictly between 0 and 1.
     """
-    if not 0.0 < validation_fraction < 1.0:
+    held_out = validation_fraction + test_fraction
+    if not (0.0 < validation_fraction < 1.0 and 0.0 < test_fraction < 1.0 and held_out < 1.0):
         raise ValueError(
-            f"validation_fraction must lie strictly between 0 and 1, got {validation_fraction}"
+            "validation_fraction, test_fraction and their sum must lie strictly between 0 and 1, "
+            f"got {validation_fraction} and {test_fraction}"
         )
     with optional_import(extra="train"):
         from sklearn import datasets
         from sklearn.model_selection import train_test_split
 
     bundle = datasets.load_digits()
-    indices = range(len(bundle.target))
-    parts = train_test_split(
-        indices, test_size=validation_fraction, stratify=bundle.target, random_state=seed
+    target = bundle.target
+    rest, test = train_test_split(
+        range(len(target)), test_size=test_fraction, stratify=target, random_state=seed
+    )
+    train, validation = train_test_split(
+        rest,
+        test_size=validation_fraction / (1.0 - test_fraction),
+        stratify=target[rest],
+        random_state=seed,
     )
     images = torch.from_numpy(bundle.images).float().unsqueeze(1) / LARGEST_GREY
-    labels = torch.from_numpy(bundle.target).long()
-    train, validation = (Split(images[part], labels[part]) for part in map(sorted, parts))
-    return Digits(train=train, validation=validation)
+    labels = torch.from_numpy(target).long()
+    parts = (Split(images[part], labels[part]) for part in map(sorted, (train, validation, test)))
+    return Digits(*parts)

@@ -1,6 +1,6 @@
 """Labelled images held in memory, and batches of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,13 +29,18 @@ class Split:
         return Split(self.images[:count], self.labels[:count])
 
     def batches(
-        self, batch_size: int, *, generator: torch.Generator | None = None
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        share: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over all samples; the last batch may be smaller.
 
         Args:
             batch_size: samples per batch, at least 1.
             generator: draws the order; without it the samples come in the stored order.
+            share: picks from the numbers of a batch's samples those to yield; None: all of them.
 
         Yields:
             (images [b, C, H, W], labels [b]).
@@ -45,5 +50,6 @@ class Split:
         order = torch.arange(len(self))
         if generator is not None:
             order = torch.randperm(len(self), generator=generator)
-        for chosen in order.split(batch_size):
+        for batch in order.split(batch_size):
+            chosen = batch if share is None else share(batch)
             yield self.images[chosen], self.labels[chosen]
