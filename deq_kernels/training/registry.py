@@ -31,6 +31,11 @@ MODELS: Mapping[str, Entry] = {
     "mdeq": Entry(
         "deq_kernels.training.tasks.mdeq", "MDEQTask", "multiscale DEQ, classifies images"
     ),
+    "transformer": Entry(
+        "deq_kernels.training.tasks.transformer",
+        "TransformerTask",
+        "DEQ-Transformer, predicts the next word",
+    ),
 }
 
 

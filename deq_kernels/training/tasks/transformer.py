@@ -16,7 +16,7 @@ from deq_kernels.data import (
     load_pydoc_topics,
     load_wikitext,
 )
-from deq_kernels.models.transformer import DEQTransformer, Memory
+from deq_kernels.models.transformer import DEQTransformer, Memory, TransformerConfig
 from deq_kernels.training.choices import build_gradient, build_solver
 from deq_kernels.training.headline import PERPLEXITY
 from deq_kernels.training.presets import RunConfig
@@ -85,17 +85,29 @@ class TransformerTask(Task):
     def build(
         cls, config: RunConfig, *, data_root: str | None = None, processes: Processes = ALONE
     ) -> TransformerTask:
-        """See `Task.build`; the vocabulary of the model is that of the text."""
+        """See `Task.build`; the vocabulary of the model must be that of the text."""
         corpus = load_corpus(config.data, data_root)
-        shape = replace(config.model, vocabulary=len(corpus.vocabulary))
+        if config.model.vocabulary != len(corpus.vocabulary):
+            raise ValueError(
+                f"the text has {len(corpus.vocabulary)} different words, so model.vocabulary must "
+                f"be that; got {config.model.vocabulary}. Set it, and model.cutoffs below it, or "
+                "name the text that the preset is for."
+            )
         model = DEQTransformer(
-            shape,
+            config.model,
             solver=build_solver(config.equilibrium),
             gradient=build_gradient(config.equilibrium),
             warm_start=config.equilibrium.warm_start,
         )
         model = model.to(config.machine.find_device(), config.machine.parameter_dtype)
         return cls(model, corpus, config, processes)
+
+    @classmethod
+    def model_for(cls, model: TransformerConfig, data: str) -> TransformerConfig:
+        """With the vocabulary of the text that comes with Python, which releases differ in."""
+        if data != "pydoc":
+            return model
+        return replace(model, vocabulary=len(load_pydoc_topics().vocabulary))
 
     def batches(self, generator: torch.Generator) -> Iterator[Batch]:
         """Words and the words after them, on the device; nothing is random."""
