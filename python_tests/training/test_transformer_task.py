@@ -28,12 +28,16 @@ SETTINGS: dict[str, Any] = {
     "model.inner_width": 32,
     "model.segment": 8,
     "model.memory": 8,
+    "model.init_std": 0.1,
+    "model.dropout": 0.2,
     "training.batch_size": 16,
     "training.epochs": 2,
     "training.pretraining_steps": 10,
     "training.warmup_steps": 0,
     "training.learning_rate": 5e-3,
     "equilibrium.forward_steps": 6,
+    "training.jacobian_weight": 0.0,
+    "training.jacobian_frequency": 1.0,
 }
 TEXT = load_pydoc_topics(least=20)
 

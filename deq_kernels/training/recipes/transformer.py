@@ -82,17 +82,19 @@ PRESETS: dict[str, Preset] = {
     "pydoc": Preset(
         model=TransformerConfig.preset("pydoc"),
         training=TransformerTraining(
-            epochs=14,
+            epochs=16,
             batch_size=16,
             evaluation_batch_size=8,
             learning_rate=2e-3,
             warmup_steps=100,
             clip_norm=0.25,
-            pretraining_steps=600,
+            pretraining_steps=500,
             pretraining_depth=2,
+            jacobian_weight=0.5,
+            jacobian_frequency=0.4,
         ),
         equilibrium=EquilibriumConfig(
-            solver="anderson", forward_steps=12, backward_steps=12, gradient="jfb"
+            solver="anderson", forward_steps=24, backward_steps=24, gradient="jfb"
         ),
         data="pydoc",
     ),

@@ -179,7 +179,7 @@ def load_corpus(data: str, root: str | None) -> Corpus:
         if root is None:
             raise ValueError(
                 "wikitext103 is read from a folder that holds wiki.train.tokens and so on; name it "
-                "with the dataset"
+                "as data_root, or with --data-root"
             )
         return load_wikitext(root)
     if root is not None:
