@@ -69,6 +69,9 @@ class AdaptiveSoftmax(nn.Module):
         others = len(self.clusters) - 1
         self.cluster_weight = nn.Parameter(torch.empty(others, config.embedding_widths[0]))
         self.cluster_bias = nn.Parameter(torch.zeros(others))
+        self.starts: Tensor
+        starts = torch.tensor([cluster.start for cluster in self.clusters[1:]], dtype=torch.int64)
+        self.register_buffer("starts", starts, persistent=False)
         nn.init.normal_(self.cluster_weight, std=config.init_std)
         nn.init.normal_(_weight(self.projections[0]), std=config.init_std)
         with torch.no_grad():
@@ -91,8 +94,7 @@ class AdaptiveSoftmax(nn.Module):
             [...], in nats.
         """
         h, flat = hidden.flatten(0, -2), targets.flatten()
-        starts = torch.tensor([c.start for c in self.clusters[1:]], device=flat.device)
-        cluster = torch.bucketize(flat, starts, right=True)
+        cluster = torch.bucketize(flat, self.starts, right=True)
         head_size = len(self.clusters[0])
         head_targets = torch.where(cluster == 0, flat, head_size + cluster - 1)
         nll = F.cross_entropy(self._head(h, tables), head_targets, reduction="none")

@@ -104,7 +104,5 @@ PRESETS: dict[str, Preset] = {
         "wikitext103_preln_jr", _PRELN_JACOBIAN, _published(14, 14)
     ),
     "wikitext103_upg": _wikitext103("wikitext103_base", _WIKITEXT103, _phantom(30)),
-    "wikitext103_preln_jr_upg": _wikitext103(
-        "wikitext103_preln_jr", _PRELN_JACOBIAN, _phantom(14)
-    ),
+    "wikitext103_preln_jr_upg": _wikitext103("wikitext103_preln_jr", _PRELN_JACOBIAN, _phantom(14)),
 }
