@@ -41,6 +41,7 @@ examples:
   deq-kernels train {name} --gradient implicit --epochs 20 --seed 1 --out runs/implicit
   deq-kernels train {name} --set training.learning_rate=1e-3 --out runs/slow
   deq-kernels train {name} --out runs/first --resume
+  torchrun --nproc-per-node 2 -m deq_kernels.cli train {name} --out runs/two
 
 settings for --set, with their values in the preset {preset}:
 {settings}
@@ -119,38 +120,50 @@ def train_with_progress(
         ValueError: see `run_training`.
     """
     from deq_kernels.optional import optional_import
+    from deq_kernels.training.processes import launched_processes
     from deq_kernels.training.run import PLOT, run_training
 
     with optional_import(extra="train"):
         from tqdm import tqdm
 
     headline = find_task(config.task).headline
-    # disable=None: no bar where standard error is not a terminal.
-    with tqdm(unit="step", disable=None, dynamic_ncols=True) as bar:
+    with launched_processes(config.machine.device) as processes:
+        speaks = processes.rank == 0
+        # disable=None: no bar where standard error is not a terminal.
+        with tqdm(unit="step", disable=None if speaks else True, dynamic_ncols=True) as bar:
 
-        def start(trainer: Trainer) -> None:
-            tqdm.write(
-                f"{config.task} {config.preset} on {config.data}: {trainer.task.describe()}, "
-                f"gradient {config.equilibrium.gradient}, solver {config.equilibrium.solver}; "
-                f"writing to {out}"
+            def start(trainer: Trainer) -> None:
+                if speaks:
+                    tqdm.write(describe_run(trainer, out))
+                bar.reset(total=trainer.total_steps)
+                bar.update(trainer.step)
+
+            trainer = run_training(
+                config,
+                out,
+                resume=resume,
+                checkpoint_every=checkpoint_every,
+                data_root=data_root,
+                processes=processes,
+                on_start=start,
+                on_step=bar.update,
+                on_epoch=lambda metrics: tqdm.write(
+                    format_epoch(metrics, config.training.epochs, headline)
+                ),
             )
-            bar.reset(total=trainer.total_steps)
-            bar.update(trainer.step)
-
-        trainer = run_training(
-            config,
-            out,
-            resume=resume,
-            checkpoint_every=checkpoint_every,
-            data_root=data_root,
-            on_start=start,
-            on_step=bar.update,
-            on_epoch=lambda metrics: tqdm.write(
-                format_epoch(metrics, config.training.epochs, headline)
-            ),
-        )
-    print(f"done: {out / PLOT}")
+    if speaks:
+        print(f"done: {out / PLOT}")
     return trainer
+
+
+def describe_run(trainer: Trainer, out: Path) -> str:
+    """One line about what is about to be trained."""
+    config, count = trainer.config, trainer.processes.count
+    return (
+        f"{config.task} {config.preset} on {config.data}: {trainer.task.describe()}, "
+        f"gradient {config.equilibrium.gradient}, solver {config.equilibrium.solver}"
+        f"{f', {count} processes' if count > 1 else ''}; writing to {out}"
+    )
 
 
 def format_epoch(metrics: EpochMetrics, epochs: int, headline: Headline) -> str:

@@ -1,10 +1,8 @@
 """The 8x8 handwritten digits that come with scikit-learn: 1797 images, no download."""
 
-from dataclasses import dataclass
-
 import torch
 
-from deq_kernels.data.split import Split
+from deq_kernels.data.split import Split, Splits
 from deq_kernels.optional import optional_import
 
 IMAGE_CHANNELS = 1
@@ -13,18 +11,9 @@ CLASSES = 10
 LARGEST_GREY = 16.0
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Disjoint training, validation and test images."""
-
-    train: Split
-    validation: Split
-    test: Split
-
-
 def load_digits(
     *, validation_fraction: float = 0.1, test_fraction: float = 0.2, seed: int = 0
-) -> Digits:
+) -> Splits:
     """Load the digits with grey values in [0, 1], split by class in equal proportions.
 
     Args:
@@ -62,5 +51,8 @@ def load_digits(
     )
     images = torch.from_numpy(bundle.images).float().unsqueeze(1) / LARGEST_GREY
     labels = torch.from_numpy(target).long()
-    parts = (Split(images[part], labels[part]) for part in map(sorted, (train, validation, test)))
-    return Digits(*parts)
+
+    def split(part: list[int]) -> Split:
+        return Split(images[sorted(part)], labels[sorted(part)])
+
+    return Splits(train=split(train), validation=split(validation), test=split(test))

@@ -47,6 +47,7 @@ class TrainingConfig:
         jacobian_probes: random vectors that estimate it.
         jacobian_growth, jacobian_growth_steps: what is added to the weight every so many optimiser
             steps; 0 steps: nothing.
+        jacobian_epochs: epochs after which nothing is penalised any more; None: never.
         pretraining_jacobian_weight: the weight in pretraining.
         step_jitter: smallest and largest of the random whole number that is added to the most
             steps of the forward solve.
@@ -78,6 +79,7 @@ class TrainingConfig:
     jacobian_probes: int = 1
     jacobian_growth: float = 0.0
     jacobian_growth_steps: int = 0
+    jacobian_epochs: int | None = None
     pretraining_jacobian_weight: float = 0.0
     step_jitter: tuple[int, int] = (0, 0)
     jittered: Jittered = "never"
@@ -87,7 +89,7 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "pretraining_depth", "jacobian_probes"):
             check_count(name, getattr(self, name))
         for name in ("pretraining_steps", "warmup_steps", "jacobian_growth_steps", "seed"):
-            _check_whole(name, getattr(self, name))
+            check_whole(name, getattr(self, name))
         if self.seed > LARGEST_SEED:
             raise ValueError(f"seed must be at most {LARGEST_SEED}; got {self.seed}.")
         check_choice("optimizer", self.optimizer, get_args(Optimizer))
@@ -112,6 +114,8 @@ class TrainingConfig:
         check_number(
             "jacobian_frequency", self.jacobian_frequency, lambda x: 0 < x <= 1, "above 0, up to 1"
         )
+        if self.jacobian_epochs is not None:
+            check_count("jacobian_epochs", self.jacobian_epochs)
         low, high = self.step_jitter
         if low > high:
             raise ValueError(f"step_jitter must be (smallest, largest); got {self.step_jitter}.")
@@ -130,6 +134,9 @@ class TrainingConfig:
             and "pretraining_jacobian_weight applies to pretraining, but pretraining_steps is 0",
             bool(self.jacobian_growth) != bool(self.jacobian_growth_steps)
             and "jacobian_growth and jacobian_growth_steps go together, but only one is set",
+            self.jacobian_epochs is not None
+            and not self.jacobian_weight
+            and "jacobian_epochs needs a jacobian_weight above 0",
             self.jittered == "regularised"
             and not self.jacobian_weight
             and "jittered=regularised needs a jacobian_weight above 0",
@@ -140,6 +147,7 @@ class TrainingConfig:
                 raise ValueError(f"{clash}; set both, or leave both out")
 
 
-def _check_whole(name: str, value: object) -> None:
+def check_whole(name: str, value: object) -> None:
+    """Raise ValueError unless an option is a whole number, at least 0."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{name} must be a whole number, at least 0; got {value!r}.")

@@ -48,18 +48,20 @@ class JacobianRegularisation:
         return config.jacobian_weight + (config.jacobian_growth * (step // every) if every else 0.0)
 
     @contextmanager
-    def one_step(self, step: int, generator: torch.Generator) -> Iterator[Penalty]:
+    def one_step(self, step: int, epoch: int, generator: torch.Generator) -> Iterator[Penalty]:
         """The forward pass of one step goes inside; the penalty is added up at its end.
 
         Args:
             step: of the optimiser, from 0.
+            epoch: finished epochs.
             generator: decides; it draws as many numbers in every step.
         """
         config, weight = self.config, self.weight(step)
         low, high = config.step_jitter
         coin = float(torch.rand((), generator=generator))
         jitter = int(torch.randint(low, high + 1, (), generator=generator))
-        due = weight > 0.0 and coin < config.jacobian_frequency
+        over = config.jacobian_epochs is not None and epoch >= config.jacobian_epochs
+        due = weight > 0.0 and not over and coin < config.jacobian_frequency
         penalty = Penalty(weight if due else 0.0, config.jacobian_probes)
         jittered = config.jittered == "always" or (config.jittered == "regularised" and due)
         if self.layer is None or not (due or (jittered and jitter)):

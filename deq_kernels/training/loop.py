@@ -11,7 +11,8 @@ import torch
 from deq_kernels.training.checkpoint import Checkpoint, CheckpointError, check_config
 from deq_kernels.training.choices import build_optimizer
 from deq_kernels.training.clipping import clip_gradients
-from deq_kernels.training.jacobian import JacobianRegularisation
+from deq_kernels.training.compilation import compile_cell
+from deq_kernels.training.jacobian import JacobianRegularisation, Penalty
 from deq_kernels.training.metrics import EpochMetrics, PartMetrics
 from deq_kernels.training.presets import RunConfig
 from deq_kernels.training.processes import ALONE, GradientAverage, Processes
@@ -50,6 +51,8 @@ class Trainer:
         self.step = 0
         self.history: list[EpochMetrics] = []
         self.device = config.machine.find_device()
+        if config.machine.compile:
+            compile_cell(task.layer)
         self.optimizer = build_optimizer(config.training, task.model.parameters())
         self._regularisation = JacobianRegularisation(task.layer, config.training)
         self._average = GradientAverage(processes, task.model.parameters())
@@ -131,18 +134,29 @@ class Trainer:
                 "a run is resumed with the metrics of its finished epochs, which must be 1 to "
                 f"{checkpoint.epoch} in order, got {epochs}; start the run anew in another folder"
             )
+        self.load_model(checkpoint)
         try:
-            self.task.model.load_state_dict(checkpoint.model)
             self.optimizer.load_state_dict(dict(checkpoint.optimizer))
             self._generator.set_state(checkpoint.rng["run"])
             torch.set_rng_state(checkpoint.rng["global"])
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(checkpoint.rng["cuda"], self.device)
         except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
+            raise CheckpointError(f"the checkpoint does not fit the run: {error}") from error
         self.epoch = checkpoint.epoch
-        self.step = checkpoint.step
         self.history = known[: self.epoch]
+
+    def load_model(self, checkpoint: Checkpoint) -> None:
+        """Take the parameters of a checkpoint, and how far they were trained.
+
+        Raises:
+            CheckpointError: they do not fit the model.
+        """
+        try:
+            self.task.model.load_state_dict(checkpoint.model)
+        except RuntimeError as error:
+            raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
+        self.step = checkpoint.step
 
     def _identity(self) -> dict[str, object]:
         return {**self.config.to_json(), "processes": self.processes.count}
@@ -154,6 +168,7 @@ class Trainer:
 
     def _train(self, on_step: Callable[[], object] | None) -> PartMetrics:
         self.task.model.train()
+        self._draw_apart()
         self.task.start_epoch()
         tally = Tally(self.device)
         check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
@@ -168,6 +183,13 @@ class Trainer:
         check_loss(train.loss, f"epoch {self.epoch + 1}")
         return train
 
+    def _draw_apart(self) -> None:
+        """Let each of several processes draw masks of its own, the same when it is resumed."""
+        rank, count = self.processes.rank, self.processes.count
+        if count > 1:
+            seed = self.config.training.seed * self.config.training.epochs + self.epoch
+            torch.manual_seed(seed * count + rank)
+
     def _take_step(self, batch: object, tally: Tally) -> None:
         training, task = self.config.training, self.task
         rate = learning_rate(
@@ -179,23 +201,27 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
-        regularised = self._regularisation.one_step(self.step, self._generator)
-        with regularised as regulariser, self.config.machine.autocast():
-            outcome = task.run(batch, depth=self._depth(self.step))
-            solution = outcome.solution
-            penalty = regulariser.value(None if solution is None else solution.z)
-        loss = outcome.loss
-        if penalty is not None:
-            loss = loss + regulariser.weight * penalty
-        if outcome.items:
-            loss.backward()
-        self._average(outcome.items)
+        with self._regularisation.one_step(self.step, self.epoch, self._generator) as regulariser:
+            items = 0 if batch is None else self._backward(batch, regulariser, tally)
+        self._average(items)
         clip_gradients(task.model.parameters(), norm=training.clip_norm, each=training.clip_each)
         self.optimizer.step()
         with torch.no_grad():
             task.after_step()
         self.step += 1
+
+    def _backward(self, batch: object, regulariser: Penalty, tally: Tally) -> int:
+        """The gradients of one batch; how many items they are a mean of."""
+        with self.config.machine.autocast():
+            outcome = self.task.run(batch, depth=self._depth(self.step))
+            solution = outcome.solution
+            penalty = regulariser.value(None if solution is None else solution.z)
+        loss = outcome.loss
+        if penalty is not None:
+            loss = loss + regulariser.weight * penalty
+        loss.backward()
         tally.add(outcome, penalty)
+        return outcome.items
 
 
 def check_loss(loss: float, where: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +46,37 @@ class Processes:
 
 ALONE = Processes()
 """No other process."""
+
+
+@contextmanager
+def launched_processes(device: str) -> Iterator[Processes]:
+    """The processes that torchrun started, in a group while the block runs; or this one alone.
+
+    The group uses NCCL where the device is a GPU, and gloo elsewhere.
+
+    Args:
+        device: "cpu" or "cuda", as the config names it.
+
+    Raises:
+        ValueError: the device names one GPU, which several processes cannot share.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield ALONE
+        return
+    kind = torch.device(device)
+    if kind.type == "cuda":
+        if ":" in device:
+            raise ValueError(
+                f"each of {count} processes takes a GPU of its own, but device is {device}; use "
+                "cuda"
+            )
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if kind.type == "cuda" else "gloo")
+    try:
+        yield Processes(rank=dist.get_rank(), count=count)
+    finally:
+        dist.destroy_process_group()
 
 
 class GradientAverage:

@@ -16,8 +16,11 @@ from deq_kernels.training.loop import Trainer
 from deq_kernels.training.metrics import EpochMetrics, read_metrics, write_metrics
 from deq_kernels.training.plots import plot_training
 from deq_kernels.training.presets import RunConfig
+from deq_kernels.training.processes import ALONE, Processes
 from deq_kernels.training.registry import find_task
 from deq_kernels.training.task import Task
+from deq_kernels.training.tensorboard import FOLDER as TENSORBOARD
+from deq_kernels.training.tensorboard import TensorBoard
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
@@ -36,6 +39,7 @@ def run_training(
     resume: bool = False,
     checkpoint_every: int = 1,
     data_root: str | None = None,
+    processes: Processes = ALONE,
     build: Callable[[RunConfig], Task] | None = None,
     on_start: Callable[[Trainer], object] | None = None,
     on_step: Callable[[], object] | None = None,
@@ -53,6 +57,8 @@ def run_training(
         resume: continue from the checkpoint in the folder instead of starting anew.
         checkpoint_every: epochs between two checkpoints; the last epoch always writes one.
         data_root: folder of a dataset that is read from disk.
+        processes: that train together, each calling this with the same arguments but for its rank;
+            the first one writes the files. Validation is done by each of them.
         build: makes the task; None: what is registered for the config.
         on_start: called once before the first epoch, after the checkpoint has been restored.
         on_step: called after every step of the optimiser.
@@ -75,31 +81,51 @@ def run_training(
     require_packages("matplotlib", "safetensors", extra="train")
     if not resume:
         check_folder(out)
-    epochs = config.training.epochs
+    training = config.training
     with use_threads(config.machine.threads):
-        torch.manual_seed(config.training.seed)
+        torch.manual_seed(training.seed)
         if build is None:
-            task = find_task(config.task).build(config, data_root=data_root)
+            task = find_task(config.task).build(config, data_root=data_root, processes=processes)
         else:
             task = build(config)
-        trainer = Trainer(task, config)
+        trainer = Trainer(task, config, processes=processes)
         if resume:
             trainer.restore(load_checkpoint(out / CHECKPOINT), history=_read_history(out / METRICS))
-        else:
+        elif processes.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
             text = json.dumps(config.to_json(), indent=2) + "\n"
             write_atomically(out / CONFIG, text.encode())
         if on_start is not None:
             on_start(trainer)
+        if processes.rank == 0:
+            _train_and_write(trainer, out, checkpoint_every, on_step, on_epoch)
+        else:
+            while trainer.epoch < training.epochs:
+                trainer.run_epoch()
+    return trainer
+
+
+def _train_and_write(
+    trainer: Trainer,
+    out: Path,
+    checkpoint_every: int,
+    on_step: Callable[[], object] | None,
+    on_epoch: Callable[[EpochMetrics], object] | None,
+) -> None:
+    epochs, headline = trainer.config.training.epochs, trainer.task.headline
+    board = TensorBoard(out / TENSORBOARD, headline=headline, step=trainer.step)
+    try:
         while trainer.epoch < epochs:
             metrics = trainer.run_epoch(on_step=on_step)
             write_metrics(out / METRICS, trainer.history)
+            board.write(metrics)
             if trainer.epoch % checkpoint_every == 0 or trainer.epoch == epochs:
                 save_checkpoint(out / CHECKPOINT, trainer.checkpoint())
             if on_epoch is not None:
                 on_epoch(metrics)
-    plot_training(trainer.history, out / PLOT, headline=task.headline)
-    return trainer
+    finally:
+        board.close()
+    plot_training(trainer.history, out / PLOT, headline=headline)
 
 
 def check_folder(out: Path) -> None:

@@ -90,7 +90,8 @@ class Task(ABC):
     def batches(self, generator: torch.Generator) -> Iterator[Any]:
         """One epoch of training batches; whatever is random comes from `generator` alone.
 
-        All processes draw the same numbers, and yield the same number of batches.
+        All processes draw the same numbers, and yield the same number of batches; None stands for
+        a batch of which nothing is this process's share.
         """
 
     @abstractmethod

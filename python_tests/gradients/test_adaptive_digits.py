@@ -61,7 +61,7 @@ def test_adaptive_takes_two_thirds_of_the_products() -> None:
         trainer.run_epoch()
     assert trainer.history[-1].validation.headline > 0.9
     model = task.model.train()
-    data = task.data
+    data = task.data.splits
     model.deq.solver = dk.Broyden(max_steps=150, rtol=1e-6, stall_steps=None)
     images, labels = data.validation.images[:IMAGES], data.validation.labels[:IMAGES]
 

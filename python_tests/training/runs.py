@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from deq_kernels.data import Digits, Split
+from deq_kernels.data import Split, Splits
 from deq_kernels.training.presets import RunConfig
 from deq_kernels.training.processes import ALONE, Processes
 from deq_kernels.training.registry import run_config
+from deq_kernels.training.tasks.images import Images
 from deq_kernels.training.tasks.mdeq import MDEQTask, build_model
 
 SETTINGS: dict[str, Any] = {
@@ -36,20 +37,24 @@ def with_changes(changes: dict[str, Any], **more: Any) -> RunConfig:
     return small_config(**{**named, **more})
 
 
-def images() -> Digits:
+def images() -> Splits:
     """20 training, 8 validation and 8 test images of noise."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(36, 1, 8, 8, generator=generator)
-    splits = (
+    train, validation, test = (
         Split(images[part], torch.arange(36)[part] % 10)
         for part in (slice(20), slice(20, 28), slice(28, 36))
     )
-    return Digits(*splits)
+    return Splits(train=train, validation=validation, test=test)
 
 
 def builder(
-    data: Digits | None = None, processes: Processes = ALONE
+    data: Splits | None = None, processes: Processes = ALONE
 ) -> Callable[[RunConfig], MDEQTask]:
     """What makes the task of a config on these images."""
     given = images() if data is None else data
-    return lambda config: MDEQTask(build_model(config), given, config, processes)
+    return lambda config: MDEQTask(
+        build_model(config),
+        Images(splits=given, training=config.training, processes=processes),
+        config,
+    )

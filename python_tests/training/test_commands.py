@@ -12,10 +12,9 @@ import pytest
 
 from deq_kernels.cli import COMMANDS, main
 from deq_kernels.commands import bench, demo
-from deq_kernels.data import Digits, load_digits
+from deq_kernels.data import Splits, load_digits
 from deq_kernels.training.equilibrium import GRADIENTS
 from deq_kernels.training.metrics import read_metrics
-from deq_kernels.training.presets import RunConfig
 from deq_kernels.training.registry import MODELS
 
 pytestmark = pytest.mark.skipif(
@@ -29,9 +28,9 @@ FAST = [
 ]
 
 
-def _few_digits(config: RunConfig) -> Digits:
-    digits = load_digits(seed=config.training.seed)
-    return Digits(
+def _few_digits(*, seed: int) -> Splits:
+    digits = load_digits(seed=seed)
+    return Splits(
         train=digits.train.head(96),
         validation=digits.validation.head(32),
         test=digits.test.head(32),
@@ -40,7 +39,7 @@ def _few_digits(config: RunConfig) -> Digits:
 
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deq_kernels.training.tasks.mdeq.load_data", _few_digits)
+    monkeypatch.setattr("deq_kernels.data.digits.load_digits", _few_digits)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,20 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deq_kernels.data import Digits, digits, load_digits
 from deq_kernels.models.mdeq import MDEQ, MDEQConfig
 from deq_kernels.training.choices import build_gradient, build_solver
 from deq_kernels.training.headline import ACCURACY
 from deq_kernels.training.presets import RunConfig
 from deq_kernels.training.processes import ALONE, Processes
-from deq_kernels.training.recipes.mdeq import PRESETS
+from deq_kernels.training.recipes.mdeq import PRESETS, MDEQTraining
 from deq_kernels.training.task import Outcome, Task
-
-EVALUATION_BATCH_SIZE = 256
-
-DATASETS = {
-    "digits": "1797 images of 8x8 pixels that come with scikit-learn, split at random",
-}
+from deq_kernels.training.tasks.images import DATASETS, IMAGE_SHAPES, Images, load_images
 
 Batch = tuple[Tensor, Tensor]
 
@@ -34,7 +28,6 @@ class MDEQTask(Task):
         model: on the device of the config.
         data: training, validation and test images.
         config: of the run.
-        processes: that train together.
 
     Raises:
         ValueError: a split has no images.
@@ -44,11 +37,9 @@ class MDEQTask(Task):
     datasets = DATASETS
     headline = ACCURACY
 
-    def __init__(
-        self, model: MDEQ, data: Digits, config: RunConfig, processes: Processes = ALONE
-    ) -> None:
+    def __init__(self, model: MDEQ, data: Images, config: RunConfig) -> None:
         for name in ("train", "validation"):
-            if len(getattr(data, name)) == 0:
+            if data.count(name) == 0:
                 raise ValueError(
                     f"training needs at least one image in the split {name}, got none; hold out "
                     "another share"
@@ -56,38 +47,32 @@ class MDEQTask(Task):
         self.model: MDEQ = model
         self.data = data
         self.config = config
-        self.processes = processes
         self.device = config.machine.find_device()
-        self.steps_per_epoch = -(-len(data.train) // config.training.batch_size)
+        self.steps_per_epoch = -(-data.count("train") // config.training.batch_size)
 
     @classmethod
     def build(
         cls, config: RunConfig, *, data_root: str | None = None, processes: Processes = ALONE
     ) -> MDEQTask:
         """See `Task.build`."""
-        model = build_model(config)
-        return cls(model, load_data(config), config, processes)
+        return cls(build_model(config), load_images(config, data_root, processes), config)
 
     @classmethod
     def model_for(cls, model: MDEQConfig, data: str) -> MDEQConfig:
         """For the shape of the dataset's images, and its classes."""
-        return replace(
-            model,
-            image_channels=digits.IMAGE_CHANNELS,
-            image_size=digits.IMAGE_SIZE,
-            classes=digits.CLASSES,
-        )
+        channels, size, classes = IMAGE_SHAPES[data]
+        if size is None:
+            return replace(model, image_channels=channels)
+        return replace(model, image_channels=channels, image_size=size, classes=classes)
 
-    def batches(self, generator: torch.Generator) -> Iterator[Batch]:
-        """Images and labels on the device, in random order."""
-        size = self.config.training.batch_size
-        for batch in self.data.train.batches(size, generator=generator, share=self.processes.share):
-            yield self._move(batch)
+    def batches(self, generator: torch.Generator) -> Iterator[Batch | None]:
+        """Images and labels on the device, in random order, augmented as the recipe says."""
+        for batch in self.data.train_batches(self.config.training.batch_size, generator):
+            yield self._move(batch) if len(batch[1]) else None
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
         """Images and labels on the device, in the stored order."""
-        part = {"validation": self.data.validation, "test": self.data.test}[split]
-        for batch in part.batches(EVALUATION_BATCH_SIZE):
+        for batch in self.data.evaluation_batches(split):
             yield self._move(batch)
 
     def run(self, batch: Batch, *, depth: int | None) -> Outcome:
@@ -107,14 +92,16 @@ class MDEQTask(Task):
         return f"{super().describe()}, state of {self.model.config.state_dim:,} numbers per image"
 
     def _move(self, batch: Batch) -> Batch:
+        machine = self.config.machine
         images, labels = batch
-        dtype = self.config.machine.parameter_dtype
-        return images.to(self.device, dtype), labels.to(self.device)
-
-
-def load_data(config: RunConfig) -> Digits:
-    """The dataset the config names."""
-    return load_digits(seed=config.training.seed)
+        if self.device.type == "cuda":
+            # From pinned memory the host does not wait for the copy.
+            images, labels = images.pin_memory(), labels.pin_memory()
+        images = images.to(self.device, non_blocking=True).to(machine.parameter_dtype)
+        images = self.data.normalise(images)
+        if self.data.training.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, labels.to(self.device, non_blocking=True)
 
 
 def build_model(config: RunConfig) -> MDEQ:
@@ -125,4 +112,9 @@ def build_model(config: RunConfig) -> MDEQ:
         gradient=build_gradient(config.equilibrium),
         warm_start=config.equilibrium.warm_start,
     )
-    return model.to(config.machine.find_device(), config.machine.parameter_dtype)
+    machine = config.machine
+    model = model.to(machine.find_device(), machine.parameter_dtype)
+    training = config.training
+    if isinstance(training, MDEQTraining) and training.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
