@@ -71,12 +71,14 @@ class TransformerTask(Task):
             )
         self.model: DEQTransformer = model
         self.corpus = corpus
-        self.device = config.machine.find_device()
-        self.rows = processes.share(torch.arange(training.batch_size))
-        self.train = Streams(corpus.train, training.batch_size, segment)
+        device = config.machine.find_device()
+        self.rows = processes.share(torch.arange(training.batch_size)).to(device)
+        # On the device as a whole, so that no step waits for a copy; WikiText-103 takes 0.4 GB.
+        self.train = Streams(corpus.train.to(device), training.batch_size, segment)
+        held_out = {"validation": corpus.validation, "test": corpus.test}
         self.held_out = {
-            "validation": Streams(corpus.validation, training.evaluation_batch_size, segment),
-            "test": Streams(corpus.test, training.evaluation_batch_size, segment),
+            split: Streams(tokens.to(device), training.evaluation_batch_size, segment)
+            for split, tokens in held_out.items()
         }
         self.steps_per_epoch = len(self.train)
         self._memory: Memory | None = None
@@ -112,12 +114,11 @@ class TransformerTask(Task):
     def batches(self, generator: torch.Generator) -> Iterator[Batch]:
         """Words and the words after them, on the device; nothing is random."""
         for words, following in self.train:
-            yield self._move((words[self.rows], following[self.rows]))
+            yield words[self.rows], following[self.rows]
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
         """The same of a held-out part."""
-        for batch in self.held_out[split]:
-            yield self._move(batch)
+        yield from self.held_out[split]
 
     def run(self, batch: Batch, *, depth: int | None) -> Outcome:
         """Mean -log p of the next words, after what the streams have kept."""
@@ -152,7 +153,7 @@ class TransformerTask(Task):
     def ngram_perplexities(self, split: str) -> dict[str, float]:
         """Of models fitted to the training text, on the very words that `evaluate` predicts."""
         pairs = [(x.flatten(), y.flatten()) for x, y in self.held_out[split]]
-        words, following = (torch.cat(part) for part in zip(*pairs, strict=True))
+        words, following = (torch.cat(part).cpu() for part in zip(*pairs, strict=True))
         size = len(self.corpus.vocabulary)
         models: dict[str, Unigram | KneserNeyBigram] = {
             "unigram": Unigram.fit(self.corpus.train, size),
@@ -161,10 +162,6 @@ class TransformerTask(Task):
         return {
             name: float(model.nll(words, following).mean().exp()) for name, model in models.items()
         }
-
-    def _move(self, batch: Batch) -> Batch:
-        words, following = batch
-        return words.to(self.device), following.to(self.device)
 
 
 def load_corpus(data: str, root: str | None) -> Corpus:
