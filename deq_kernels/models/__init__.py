@@ -2,5 +2,6 @@
 
 from deq_kernels.models.ignn import IGNN, IGNNConfig
 from deq_kernels.models.mdeq import MDEQ, MDEQConfig
+from deq_kernels.models.transformer import DEQTransformer, TransformerConfig
 
-__all__ = ["IGNN", "MDEQ", "IGNNConfig", "MDEQConfig"]
+__all__ = ["IGNN", "MDEQ", "DEQTransformer", "IGNNConfig", "MDEQConfig", "TransformerConfig"]

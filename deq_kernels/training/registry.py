@@ -36,6 +36,11 @@ MODELS: Mapping[str, Entry] = {
         "IGNNTask",
         "implicit graph network, classifies graphs or their nodes",
     ),
+    "transformer": Entry(
+        "deq_kernels.training.tasks.transformer",
+        "TransformerTask",
+        "DEQ-Transformer, predicts the next word",
+    ),
 }
 
 
