@@ -27,7 +27,7 @@ ROOMS = [
     {""},
     {"nn", "data"},
     {"models", "diagnostics"},
-    {"training", "benchmarks"},
+    {"training", "benchmarks", "integrations"},
     {"commands"},
     {"cli"},
 ]
