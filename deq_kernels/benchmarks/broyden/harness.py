@@ -3,32 +3,30 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from deq_kernels.threads import use_threads
 
+from ..contention import OtherLoad
+from ..device import Bandwidth, Device, find_device
+from ..provider import OURS, ProviderAbsentError, load_all
+from ..run import DTYPES, Say, check_settings, origin, prefixed
+from ..timing import Spread, Timed, spread, time_interleaved
 from .captured import Captured, Variant, capture_map, capture_step, variants_of
 from .cases import Case
 from .checks import Anchor, Work, check_work, make_anchor
-from .contention import OtherLoad
-from .device import Bandwidth, Device, find_device
-from .machine import commit as commit_of_checkout
 from .problem import make_problem
-from .providers import OURS, Provider, ProviderAbsentError
-from .report import SCHEMA, CaseResult, MemoryResult, MemoryRow, Report, Row, StepRow
-from .timing import Spread, Timed, spread, time_interleaved
+from .providers import BroydenProvider
+from .report import NAME, SCHEMA, BroydenReport, CaseResult, MemoryResult, MemoryRow, Row, StepRow
 
 if TYPE_CHECKING:
-    from .captured import ForceRegime
+    from ..suite import ForceRegime
     from .providers import Solve
 
-    Say = Callable[[str], None]
     Seconds = Mapping[str, tuple[float, ...]]
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Names of the timed calls that are no providers.
 _MAP = "(map)"
 _CEILING = "(ceiling)"
@@ -41,7 +39,7 @@ class _Run:
     """What is the same for all cases of a run."""
 
     device: Device
-    providers: Sequence[Provider]
+    providers: Sequence[BroydenProvider]
     solvers: "Mapping[str, Solve]"
     absent: Mapping[str, str]
     variants: Sequence[Variant]
@@ -52,7 +50,7 @@ class _Run:
 
 def run_benchmark(
     cases: Sequence[Case],
-    providers: Sequence[Provider],
+    providers: Sequence[BroydenProvider],
     *,
     device: Device | None = None,
     dtype: str = "float32",
@@ -62,9 +60,9 @@ def run_benchmark(
     force_regime: "ForceRegime | None" = None,
     commit: str | None = None,
     tests: Literal["passed", "failed"] | None = None,
-    save: Callable[[Report], None] | None = None,
-    say: "Say",
-) -> Report:
+    save: Callable[[BroydenReport], None] | None = None,
+    say: Say,
+) -> BroydenReport:
     """Measure all providers on all cases.
 
     Args:
@@ -86,20 +84,10 @@ def run_benchmark(
         ValueError: an unknown dtype, no case or provider, a provider given twice, fewer than one
             round or thread, or a case that converges to rounding.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
-    if not cases or not providers:
-        raise ValueError("a run needs at least one case and one provider, but got none")
-    names = [provider.name for provider in providers]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"every provider is measured once, but got {', '.join(names)}; name each one once"
-        )
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, but got {rounds}")
+    check_settings(cases, providers, dtype=dtype, rounds=rounds)
     device = device or find_device("cpu")
     with use_threads(threads):
-        solvers, absent = _load(providers, device)
+        solvers, absent = load_all(providers, device.name)
         run = _Run(
             device=device,
             providers=providers,
@@ -110,22 +98,16 @@ def run_benchmark(
             rounds=rounds,
             bandwidth=device.bandwidth(DTYPES[dtype]),
         )
-        report = Report(
+        report = BroydenReport(
+            suite=NAME,
             schema=SCHEMA,
-            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            commit=commit or commit_of_checkout(),
             ceiling=device.ceiling,
-            machine=device.describe(),
-            versions=device.versions(),
-            dtype=dtype,
-            rounds=rounds,
-            providers={provider.name: provider.description for provider in providers},
             cases=(),
-            tests=tests,
+            **origin(providers, device, dtype=dtype, rounds=rounds, commit=commit, tests=tests),
         )
         for index, case in enumerate(cases):
             prefix = f"[{index + 1}/{len(cases)}] {case.name}: "
-            result = _run_case(case, run, _prefixed(say, prefix))
+            result = _run_case(case, run, prefixed(say, prefix))
             report = replace(report, cases=(*report.cases, result))
             if save is not None:
                 save(report)
@@ -134,26 +116,8 @@ def run_benchmark(
         return report
 
 
-def _prefixed(say: "Say", prefix: str) -> "Say":
-    return lambda line: say(prefix + line)
-
-
-def _load(
-    providers: Sequence[Provider], device: Device
-) -> tuple[dict[str, "Solve"], dict[str, str]]:
-    """Return the solvers by name, and why the other providers are absent."""
-    solvers: dict[str, Solve] = {}
-    absent: dict[str, str] = {}
-    for provider in providers:
-        try:
-            solvers[provider.name] = provider.load(device.name)
-        except ProviderAbsentError as error:
-            absent[provider.name] = str(error)
-    return solvers, absent
-
-
 @torch.no_grad()
-def _run_case(case: Case, run: _Run, say: "Say") -> CaseResult:
+def _run_case(case: Case, run: _Run, say: Say) -> CaseResult:
     say("checking that everybody does the same work")
     dtype = run.dtype
     anchor = make_anchor(case, dtype=dtype, device=run.device.torch_device)
@@ -235,7 +199,12 @@ def _solve_calls(case: Case, work: Mapping[str, Work], run: _Run) -> dict[str, T
 
 
 def _row(
-    provider: Provider, case: Case, work: Work, seconds: "Seconds", run: _Run, ceiling: Spread
+    provider: BroydenProvider,
+    case: Case,
+    work: Work,
+    seconds: "Seconds",
+    run: _Run,
+    ceiling: Spread,
 ) -> Row:
     row = Row(
         provider=provider.name,
@@ -281,7 +250,7 @@ def _step_row(
 
 
 def _rates(
-    provider: Provider, case: Case, seconds: float, run: _Run, ceiling: Spread
+    provider: BroydenProvider, case: Case, seconds: float, run: _Run, ceiling: Spread
 ) -> dict[str, Any]:
     """The fields that say how a time compares with the least traffic."""
     itemsize = run.dtype.itemsize
@@ -302,7 +271,7 @@ def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _measure_memory(case: Case, run: _Run, say: "Say") -> MemoryResult:
+def _measure_memory(case: Case, run: _Run, say: Say) -> MemoryResult:
     rows = []
     for provider in run.providers:
         say(f"peak memory of {provider.name} on {case.name}")

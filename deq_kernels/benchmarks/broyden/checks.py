@@ -10,7 +10,7 @@ from torch import Tensor
 from . import plain_pytorch
 from .cases import Case
 from .problem import AffineMap, make_problem
-from .providers import Provider
+from .providers import BroydenProvider
 
 if TYPE_CHECKING:
     from .providers import Solve
@@ -102,7 +102,7 @@ def make_anchor(case: Case, *, dtype: torch.dtype, device: torch.device | None =
 
 
 def check_work(
-    provider: Provider, solve: "Solve", case: Case, anchor: Anchor, *, dtype: torch.dtype
+    provider: BroydenProvider, solve: "Solve", case: Case, anchor: Anchor, *, dtype: torch.dtype
 ) -> Work:
     """Run a provider once, untimed, and hold what it did against the anchor.
 
@@ -119,7 +119,7 @@ def check_work(
 
 
 def compare(
-    provider: Provider,
+    provider: BroydenProvider,
     z: Tensor,
     evaluations: int,
     case: Case,
@@ -153,7 +153,7 @@ def compare(
 
 
 def _refusal(
-    provider: Provider,
+    provider: BroydenProvider,
     case: Case,
     tolerance: Tolerance,
     *,

@@ -12,19 +12,24 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks import plain_pytorch
-from deq_kernels.benchmarks.captured import capture_step, variants_of
-from deq_kernels.benchmarks.cases import Case
-from deq_kernels.benchmarks.checks import make_anchor
+from deq_kernels.benchmarks.broyden import plain_pytorch
+from deq_kernels.benchmarks.broyden.captured import capture_step, variants_of
+from deq_kernels.benchmarks.broyden.cases import Case
+from deq_kernels.benchmarks.broyden.checks import make_anchor
+from deq_kernels.benchmarks.broyden.harness import run_benchmark
+from deq_kernels.benchmarks.broyden.plot import save_plot
+from deq_kernels.benchmarks.broyden.providers import BroydenProvider
+from deq_kernels.benchmarks.broyden.report import BroydenReport
+from deq_kernels.benchmarks.broyden.table import format_markdown, format_table
 from deq_kernels.benchmarks.cpu import Cpu
-from deq_kernels.benchmarks.harness import run_benchmark
-from deq_kernels.benchmarks.plot import save_plot
-from deq_kernels.benchmarks.providers import OURS, Provider
-from deq_kernels.benchmarks.report import Report, load_report, save_report
-from deq_kernels.benchmarks.table import format_markdown, format_table
+from deq_kernels.benchmarks.provider import OURS
+from deq_kernels.benchmarks.stored import save_report
+from deq_kernels.benchmarks.suites import load_report
 
 CASE = Case(3, 300, 8)
-PLAIN = Provider("plain", "no step of its own", lambda device: plain_pytorch.solve_rearranged)
+PLAIN = BroydenProvider(
+    "plain", "no step of its own", lambda device: plain_pytorch.solve_rearranged
+)
 STAND_IN = replace(PLAIN, name=OURS, backend="reference", has_step=True)
 ROUNDED = replace(STAND_IN, name="ours-bf16", history_itemsize=2)
 
@@ -73,7 +78,7 @@ def test_steps_are_those_of_the_providers_and_of_ours_in_each_regime() -> None:
 
 
 @pytest.mark.parametrize("provider", [STAND_IN, ROUNDED], ids=lambda provider: provider.name)
-def test_a_replay_is_a_whole_solve_however_often_it_runs(provider: Provider) -> None:
+def test_a_replay_is_a_whole_solve_however_often_it_runs(provider: BroydenProvider) -> None:
     anchor = make_anchor(CASE, dtype=torch.float32)
     device = RecordingCpu()
     variant = variants_of([provider], None)[0]
@@ -112,7 +117,7 @@ def test_a_recording_that_fails_is_refused_with_the_error() -> None:
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report() -> BroydenReport:
     return run_benchmark(
         [CASE],
         [STAND_IN, PLAIN, ROUNDED],
@@ -123,7 +128,7 @@ def report() -> Report:
     )
 
 
-def test_the_map_is_taken_off_and_the_rest_shared_by_the_steps(report: Report) -> None:
+def test_the_map_is_taken_off_and_the_rest_shared_by_the_steps(report: BroydenReport) -> None:
     rows = {row.name: row for row in report.cases[0].steps_recorded}
     assert list(rows) == ["ours", "ours-bf16", "ours-block", "ours-cluster", "ours-grid"]
     step = rows["ours"]
@@ -159,7 +164,9 @@ def test_the_cpu_records_nothing() -> None:
     assert "CUDA graph" not in format_markdown(report, "x.json")
 
 
-def test_recorded_steps_are_shown_and_survive_the_json(report: Report, tmp_path: Path) -> None:
+def test_recorded_steps_are_shown_and_survive_the_json(
+    report: BroydenReport, tmp_path: Path
+) -> None:
     path = tmp_path / "report.json"
     save_report(report, path)
     assert load_report(path) == report
@@ -173,7 +180,7 @@ def test_recorded_steps_are_shown_and_survive_the_json(report: Report, tmp_path:
     assert "| 3 × 300, 8 | 250 (" in markdown
 
 
-def _on_gpu(report: Report) -> Report:
+def _on_gpu(report: BroydenReport) -> BroydenReport:
     machine = {
         **report.machine,
         "device": "cuda",
@@ -185,7 +192,7 @@ def _on_gpu(report: Report) -> Report:
     return replace(report, machine=machine, ceiling="copy")
 
 
-def test_a_report_from_a_gpu_names_it(report: Report, tmp_path: Path) -> None:
+def test_a_report_from_a_gpu_names_it(report: BroydenReport, tmp_path: Path) -> None:
     on_gpu = _on_gpu(report)
     path = tmp_path / "report.json"
     save_report(on_gpu, path)
@@ -199,7 +206,7 @@ def test_a_report_from_a_gpu_names_it(report: Report, tmp_path: Path) -> None:
     assert "| ours: share of copy |" in format_markdown(on_gpu, "x.json")
 
 
-def test_a_host_that_is_half_busy_disturbs_no_gpu(report: Report) -> None:
+def test_a_host_that_is_half_busy_disturbs_no_gpu(report: BroydenReport) -> None:
     half_busy = replace(report, cases=(replace(report.cases[0], other_load_cores=0.5),))
     assert half_busy.disturbed_cases == (CASE.name,)
     assert _on_gpu(half_busy).disturbed_cases == ()
@@ -208,7 +215,7 @@ def test_a_host_that_is_half_busy_disturbs_no_gpu(report: Report) -> None:
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="charts need matplotlib")
-def test_a_chart_of_a_gpu_is_written(report: Report, tmp_path: Path) -> None:
+def test_a_chart_of_a_gpu_is_written(report: BroydenReport, tmp_path: Path) -> None:
     path = tmp_path / "chart.png"
     save_plot(replace(_on_gpu(report), tests="failed"), path)
     assert path.read_bytes().startswith(b"\x89PNG")

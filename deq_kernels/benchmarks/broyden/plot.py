@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 
 from deq_kernels.optional import optional_import
 
-from .providers import OURS
-from .report import Report, Row
-from .table import machine_name
+from ..provider import OURS
+from .report import BroydenReport, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     Height = Callable[[Row], float | None]
 
 
-def save_plot(report: Report, path: Path) -> None:
+def save_plot(report: BroydenReport, path: Path) -> None:
     """Draw time over ours (log scale) and the share of the ceiling, per case, into an image.
 
     Raises:
@@ -39,7 +38,7 @@ def save_plot(report: Report, path: Path) -> None:
     lower.set_ylabel(f"least traffic / time, % of {report.ceiling}")
     lower.set_xticks(range(len(report.cases)), [case.name for case in report.cases], rotation=20)
     lower.set_xlabel("case: batch x dim x steps")
-    title = f"Broyden solves, {report.dtype}, {machine_name(report)}"
+    title = f"Broyden solves, {report.dtype}, {report.machine_name}"
     if report.tests == "failed":
         title += "\nthe tests of this library FAILED on this machine"
     figure.suptitle(title)
@@ -47,7 +46,7 @@ def save_plot(report: Report, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _bars(axes: "Axes", report: Report, names: list[str], height: "Height") -> None:
+def _bars(axes: "Axes", report: BroydenReport, names: list[str], height: "Height") -> None:
     width = 0.8 / len(names)
     for index, name in enumerate(names):
         points = [

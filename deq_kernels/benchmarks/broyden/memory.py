@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from ..provider import find_provider
 from .cases import Case
 from .problem import make_problem
-from .providers import Provider, find_provider
+from .providers import PROVIDERS, BroydenProvider
 
 _WARM_UP = Case(2, 256, 3)
 _STATUS = Path("/proc/self/status")
@@ -22,7 +23,9 @@ def can_measure_memory() -> bool:
     return _STATUS.exists() and _CLEAR_REFS.exists()
 
 
-def peak_solver_bytes(provider: Provider, case: Case, *, dtype: torch.dtype, threads: int) -> int:
+def peak_solver_bytes(
+    provider: BroydenProvider, case: Case, *, dtype: torch.dtype, threads: int
+) -> int:
     """Growth of the resident memory from just before a solve to its peak, in bytes.
 
     The resident set counts what the system really had to give: tensors, workspaces of native code
@@ -46,7 +49,7 @@ def peak_solver_bytes(provider: Provider, case: Case, *, dtype: torch.dtype, thr
 
 def _peak_growth(provider_name: str, case: Case, dtype: torch.dtype, threads: int) -> int:
     torch.set_num_threads(threads)
-    provider = find_provider(provider_name)
+    provider = find_provider(provider_name, PROVIDERS)
     solve = provider.load("cpu")
     warm_up = make_problem(_WARM_UP, dtype=dtype)
     with provider.context():

@@ -7,12 +7,13 @@ the last iterate; all providers keep the best one, because a solver in use has t
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from deq_kernels.optional import optional_import
+
+from ..provider import OURS, Provider, ProviderAbsentError, require_backend, require_gpu
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,42 +22,19 @@ if TYPE_CHECKING:
     Solve = Callable[[Map, Tensor, int], Tensor]
 
 
-class ProviderAbsentError(RuntimeError):
-    """A provider cannot run here; the message is the reason shown in the reports."""
-
-
 @dataclass(frozen=True)
-class Provider:
-    """A solver to be compared.
+class BroydenProvider(Provider["Solve"]):
+    """A solver to be compared; ``load`` returns ``solve(f, z0, steps) -> z``.
 
     Attributes:
-        name: the name on the command line and in every report.
-        description: one line for ``--list`` and the reports.
-        load: returns ``solve(f, z0, steps) -> z`` for the device of that name (``cpu`` or
-            ``cuda``), or raises ``ProviderAbsentError``.
         history_itemsize: bytes per element of the stored directions where they have a dtype of
             their own; such a provider follows a trajectory of its own and is held to a bound on
             the residual instead of to equal iterates.
-        devices: where it is measured unless the command line says otherwise.
-        backend: the backend of this package that its solves run on; None for other packages.
         has_step: whether its step is also recorded and timed alone, as one of this package's ops.
     """
 
-    name: str
-    description: str
-    load: "Callable[[str], Solve]"
     history_itemsize: int | None = None
-    devices: tuple[str, ...] = ("cpu", "cuda")
-    backend: str | None = None
     has_step: bool = False
-
-    def context(self) -> AbstractContextManager[None]:
-        """What to enter around its solves, outside of what is timed."""
-        if self.backend is None:
-            return nullcontext()
-        import deq_kernels as dk
-
-        return dk.use_backend(self.backend)
 
 
 def _load_native(device: str) -> "Solve":
@@ -81,7 +59,7 @@ def _load_triton(device: str) -> "Solve":
 
 
 def _load_graph(device: str) -> "Solve":
-    _require_gpu(device, "CUDA graphs")
+    require_gpu(device, "CUDA graphs")
     require_backend("native", device)
     return _broyden_of_this_package(cuda_graph=True)
 
@@ -121,35 +99,6 @@ def _load_torchdeq(device: str) -> "Solve":
     return solve
 
 
-def require_backend(backend: str, device: str) -> None:
-    """Make sure that a backend of this package has kernels of its own for a device.
-
-    Raises:
-        ProviderAbsentError: it has none; the message says why.
-    """
-    import deq_kernels as dk
-    from deq_kernels.ops.backends import usable_triton_kernels
-
-    if backend == "triton":
-        _require_gpu(device, "Triton kernels")
-        try:
-            keys = usable_triton_kernels().keys
-        except (ImportError, RuntimeError) as error:
-            raise ProviderAbsentError(str(error)) from error
-        if "CUDA" not in keys:
-            raise ProviderAbsentError("Triton interprets its kernels here: unset TRITON_INTERPRET")
-        return
-    info = dk.backend_info()
-    absent = info.cuda_library_absent if device == "cuda" else info.cpu_library_absent
-    if absent is not None:
-        raise ProviderAbsentError(f"no native kernels: {absent}")
-
-
-def _require_gpu(device: str, what: str) -> None:
-    if device != "cuda":
-        raise ProviderAbsentError(f"{what} run on a GPU only: measure with --device cuda")
-
-
 def _broyden_of_this_package(**options: Any) -> "Solve":
     import torch
 
@@ -169,10 +118,11 @@ def _broyden_of_this_package(**options: Any) -> "Solve":
     return solve
 
 
-OURS = "ours"
 PROVIDERS = (
-    Provider(OURS, "deq_kernels, native kernels", _load_native, backend="native", has_step=True),
-    Provider(
+    BroydenProvider(
+        OURS, "deq_kernels, native kernels", _load_native, backend="native", has_step=True
+    ),
+    BroydenProvider(
         "ours-bf16",
         "deq_kernels, native kernels, directions stored in bfloat16",
         _load_bfloat16_history,
@@ -180,7 +130,7 @@ PROVIDERS = (
         backend="native",
         has_step=True,
     ),
-    Provider(
+    BroydenProvider(
         "ours-triton",
         "deq_kernels, Triton kernels",
         _load_triton,
@@ -188,47 +138,31 @@ PROVIDERS = (
         backend="triton",
         has_step=True,
     ),
-    Provider(
+    BroydenProvider(
         "ours-graph",
         "deq_kernels, native kernels, map and step replayed as a CUDA graph",
         _load_graph,
         devices=("cuda",),
         backend="native",
     ),
-    Provider(
+    BroydenProvider(
         "reference",
         "deq_kernels, its PyTorch reference",
         _load_reference,
         devices=("cpu",),
         backend="reference",
     ),
-    Provider(
+    BroydenProvider(
         "plain", "plain PyTorch, best layout: U and V [B, m, d], baddbmm", _load_plain_textbook
     ),
-    Provider("plain-4k", "the same, rearranged to two products per step", _load_plain_rearranged),
-    Provider(
+    BroydenProvider(
+        "plain-4k", "the same, rearranged to two products per step", _load_plain_rearranged
+    ),
+    BroydenProvider(
         "plain-compiled",
         "plain-4k with its update compiled by torch.compile",
         _load_plain_compiled,
         devices=("cuda",),
     ),
-    Provider("torchdeq", "torchdeq.solver.broyden.broyden_solver", _load_torchdeq),
+    BroydenProvider("torchdeq", "torchdeq.solver.broyden.broyden_solver", _load_torchdeq),
 )
-
-
-def providers_on(device: str) -> tuple[Provider, ...]:
-    """The providers that are measured on a device unless the command line says otherwise."""
-    return tuple(provider for provider in PROVIDERS if device in provider.devices)
-
-
-def find_provider(name: str) -> Provider:
-    """Return the provider of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for provider in PROVIDERS:
-        if provider.name == name:
-            return provider
-    names = ", ".join(provider.name for provider in PROVIDERS)
-    raise ValueError(f"unknown provider {name!r}; choose from {names}")

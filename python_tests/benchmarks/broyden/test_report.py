@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deq_kernels.benchmarks import plain_pytorch
-from deq_kernels.benchmarks.cases import Case
-from deq_kernels.benchmarks.harness import run_benchmark
-from deq_kernels.benchmarks.plot import save_plot
-from deq_kernels.benchmarks.providers import OURS, Provider, ProviderAbsentError
-from deq_kernels.benchmarks.report import SCHEMA, Report, load_report, save_report
-from deq_kernels.benchmarks.table import format_markdown, format_table
+from deq_kernels.benchmarks.broyden import plain_pytorch
+from deq_kernels.benchmarks.broyden.cases import Case
+from deq_kernels.benchmarks.broyden.harness import run_benchmark
+from deq_kernels.benchmarks.broyden.plot import save_plot
+from deq_kernels.benchmarks.broyden.providers import BroydenProvider
+from deq_kernels.benchmarks.broyden.report import SCHEMA, BroydenReport
+from deq_kernels.benchmarks.broyden.table import format_markdown, format_table
+from deq_kernels.benchmarks.provider import OURS, ProviderAbsentError
+from deq_kernels.benchmarks.stored import save_report
+from deq_kernels.benchmarks.suites import load_report
 
 if TYPE_CHECKING:
-    from deq_kernels.benchmarks.providers import Solve
+    from deq_kernels.benchmarks.broyden.providers import Solve
 
 CASE = Case(2, 300, 8)
 
@@ -33,18 +36,18 @@ def _load_wrong(device: str) -> "Solve":
 
 # Stand-ins keep this independent of what is installed: the first plays the part of ours.
 PROVIDERS = (
-    Provider(OURS, "stand-in", lambda device: plain_pytorch.solve_rearranged),
-    Provider("wrong", "returns other iterates", _load_wrong),
-    Provider("missing", "is not there", _load_absent),
+    BroydenProvider(OURS, "stand-in", lambda device: plain_pytorch.solve_rearranged),
+    BroydenProvider("wrong", "returns other iterates", _load_wrong),
+    BroydenProvider("missing", "is not there", _load_absent),
 )
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report() -> BroydenReport:
     return run_benchmark([CASE], PROVIDERS, dtype="float64", rounds=2, say=lambda line: None)
 
 
-def test_rows_say_what_was_done(report: Report) -> None:
+def test_rows_say_what_was_done(report: BroydenReport) -> None:
     timed, refused, absent = report.cases[0].rows
     assert (timed.status, refused.status, absent.status) == ("timed", "refused", "absent")
     assert timed.evaluations == refused.evaluations == 9
@@ -65,13 +68,13 @@ def test_rows_say_what_was_done(report: Report) -> None:
     assert report.refusals == (f"{CASE.name}: wrong {refused.reason}",)
 
 
-def test_json_has_the_documented_fields(report: Report, tmp_path: Path) -> None:
+def test_json_has_the_documented_fields(report: BroydenReport, tmp_path: Path) -> None:
     path = tmp_path / "new" / "report.json"
     save_report(report, path)
     data = json.loads(path.read_text(encoding="utf-8"))
     assert data["schema"] == SCHEMA
     assert set(data) == {
-        *("schema", "date", "commit", "ceiling", "machine", "versions", "dtype", "rounds"),
+        *("suite", "schema", "date", "commit", "ceiling", "machine", "versions", "dtype", "rounds"),
         *("providers", "cases", "memory", "tests"),
     }
     assert data["ceiling"] == "triad"
@@ -84,7 +87,7 @@ def test_json_of_a_provider_that_returns_nan_is_strict(tmp_path: Path) -> None:
     def load(device: str) -> "Solve":
         return lambda f, z0, steps: plain_pytorch.solve_rearranged(f, z0, steps) * float("nan")
 
-    provider = Provider("nan", "returns no numbers", load)
+    provider = BroydenProvider("nan", "returns no numbers", load)
     report = run_benchmark([CASE], [provider], rounds=1, say=lambda line: None)
     row = report.cases[0].rows[0]
     assert (row.status, row.iterate_difference, row.residual_ratio) == ("refused", None, None)
@@ -96,11 +99,11 @@ def test_json_of_a_provider_that_returns_nan_is_strict(tmp_path: Path) -> None:
 def test_json_of_another_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text('{"schema": 0}', encoding="utf-8")
-    with pytest.raises(ValueError, match="has schema 2 or an earlier one, but"):
+    with pytest.raises(ValueError, match="has schema 3 or an earlier one, but"):
         load_report(path)
 
 
-def test_json_with_an_unknown_field_is_refused(report: Report, tmp_path: Path) -> None:
+def test_json_with_an_unknown_field_is_refused(report: BroydenReport, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     save_report(report, path)
     data = json.loads(path.read_text(encoding="utf-8"))
@@ -130,7 +133,7 @@ def test_json_with_an_unknown_field_is_refused(report: Report, tmp_path: Path) -
     ],
 )
 def test_damaged_json_is_refused(
-    damage: Callable[[dict[str, Any]], object], message: str, report: Report, tmp_path: Path
+    damage: Callable[[dict[str, Any]], object], message: str, report: BroydenReport, tmp_path: Path
 ) -> None:
     path = tmp_path / "report.json"
     save_report(report, path)
@@ -144,11 +147,13 @@ def test_damaged_json_is_refused(
 def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("[1]", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"has schema 2 or an earlier one, but .* has None"):
+    with pytest.raises(
+        ValueError, match=r"a benchmark report is a JSON object, but .* holds another value"
+    ):
         load_report(path)
 
 
-def test_table_shows_every_provider(report: Report) -> None:
+def test_table_shows_every_provider(report: BroydenReport) -> None:
     table = format_table(report)
     assert f"{CASE.name} float64" in table
     assert "missing: absent: not installed: pip install nothing" in table
@@ -160,7 +165,7 @@ def test_table_shows_every_provider(report: Report) -> None:
     assert len(header) == len(row)
 
 
-def test_markdown_has_a_column_per_provider_and_names_its_source(report: Report) -> None:
+def test_markdown_has_a_column_per_provider_and_names_its_source(report: BroydenReport) -> None:
     text = format_markdown(report, "benchmarks/results/x.json")
     header, rule, row = text.splitlines()[:3]
     assert header.count("|") == rule.count("|") == row.count("|") == len(PROVIDERS) + 3
@@ -182,13 +187,13 @@ def test_bad_settings_are_rejected() -> None:
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="charts need matplotlib")
-def test_chart_is_written(report: Report, tmp_path: Path) -> None:
+def test_chart_is_written(report: BroydenReport, tmp_path: Path) -> None:
     path = tmp_path / "new" / "chart.png"
     save_plot(report, path)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_disturbed_cases_are_pointed_out(report: Report) -> None:
+def test_disturbed_cases_are_pointed_out(report: BroydenReport) -> None:
     quiet, busy = (
         replace(report, cases=(replace(report.cases[0], other_load_cores=cores),))
         for cores in (0.01, 0.9)

@@ -8,20 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from deq_kernels.benchmarks import plain_pytorch
-from deq_kernels.benchmarks.cases import Case
-from deq_kernels.benchmarks.checks import Work, check_work, make_anchor
-from deq_kernels.benchmarks.providers import Provider, ProviderAbsentError, providers_on
+from deq_kernels.benchmarks.broyden import plain_pytorch
+from deq_kernels.benchmarks.broyden.cases import Case
+from deq_kernels.benchmarks.broyden.checks import Work, check_work, make_anchor
+from deq_kernels.benchmarks.broyden.providers import PROVIDERS, BroydenProvider
+from deq_kernels.benchmarks.provider import ProviderAbsentError, providers_on
 
 if TYPE_CHECKING:
     from _pytest.mark.structures import ParameterSet
 
-    from deq_kernels.benchmarks.providers import Map, Solve
+    from deq_kernels.benchmarks.broyden.providers import Map, Solve
 
 CASE = Case(3, 300, 10)
 
 
-def _why_absent(provider: Provider) -> str | None:
+def _why_absent(provider: BroydenProvider) -> str | None:
     try:
         provider.load("cpu")
     except ProviderAbsentError as error:
@@ -30,7 +31,7 @@ def _why_absent(provider: Provider) -> str | None:
 
 
 def _parameters() -> list[ParameterSet]:
-    providers = providers_on("cpu")
+    providers = providers_on("cpu", PROVIDERS)
     absent = {provider.name: _why_absent(provider) for provider in providers}
     return [
         pytest.param(
@@ -45,14 +46,16 @@ def _parameters() -> list[ParameterSet]:
 
 
 def _work(solve: Solve, *, history_itemsize: int | None = None) -> Work:
-    provider = Provider("candidate", "under test", lambda device: solve, history_itemsize)
+    provider = BroydenProvider(
+        "candidate", "under test", lambda device: solve, history_itemsize=history_itemsize
+    )
     dtype = torch.float64
     return check_work(provider, solve, CASE, make_anchor(CASE, dtype=dtype), dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("provider", _parameters())
-def test_every_provider_does_the_same_work(provider: Provider, dtype: torch.dtype) -> None:
+def test_every_provider_does_the_same_work(provider: BroydenProvider, dtype: torch.dtype) -> None:
     anchor = make_anchor(CASE, dtype=dtype)
     work = check_work(provider, provider.load("cpu"), CASE, anchor, dtype=dtype)
     assert work.refusal is None

@@ -1,10 +1,16 @@
 """Reports as text: a table for the terminal, Markdown for a README."""
 
-from collections.abc import Sequence
-
-from .providers import OURS
-from .report import CaseResult, MemoryResult, Report, Row, StepRow
-from .timing import Spread
+from ..provider import OURS
+from ..text import (
+    align,
+    machine_line,
+    markdown_origin,
+    markdown_row,
+    quartiles,
+    three_digits,
+    warnings,
+)
+from .report import BroydenReport, CaseResult, MemoryResult, Row, StepRow
 
 _NOTES = (
     "ms: median time of one solve, the map included. / ours: median over the rounds of the time",
@@ -17,31 +23,22 @@ _STEP_NOTES = (
     "recorded step: a whole solve replayed as a CUDA graph, less a replay of its evaluations of",
     "the map, over the number of steps.",
 )
-_FAILED = "the tests of this library FAILED on this machine: these times mean nothing"
 
 
-def format_table(report: Report) -> str:
+def format_table(report: BroydenReport) -> str:
     """Return the report as an aligned plain-text table, one block per case."""
-    blocks = [_machine_line(report)]
+    blocks = [machine_line(report)]
     blocks += [_case_block(case, report) for case in report.cases]
     if report.memory is not None:
         blocks.append(_memory_block(report.memory))
     recorded = any(case.steps_recorded for case in report.cases)
     notes = _NOTES + (_STEP_NOTES if recorded else ())
     blocks.append("\n".join(notes).format(ceiling=report.ceiling, cache=_cache_name(report)))
-    if report.disturbed_cases:
-        blocks.append(
-            "other processes used the machine during " + ", ".join(report.disturbed_cases) + ":\n"
-            "do not trust these times; measure again on an idle machine"
-        )
-    if report.refusals:
-        blocks.append("\n".join(("refused, and therefore not timed:", *report.refusals)))
-    if report.tests == "failed":
-        blocks.append(_FAILED)
+    blocks += warnings(report)
     return "\n\n".join(blocks)
 
 
-def format_markdown(report: Report, source: str) -> str:
+def format_markdown(report: BroydenReport, source: str) -> str:
     """Return the report as Markdown: one row per case, one column per provider.
 
     Args:
@@ -50,14 +47,14 @@ def format_markdown(report: Report, source: str) -> str:
     """
     names = list(report.providers)
     lines = [
-        _markdown_row(["batch × dim, steps", *names, f"{OURS}: share of {report.ceiling}"]),
-        _markdown_row(["---", *("---:" for _ in names), "---:"]),
+        markdown_row(["batch × dim, steps", *names, f"{OURS}: share of {report.ceiling}"]),
+        markdown_row(["---", *("---:" for _ in names), "---:"]),
     ]
     for case in report.cases:
         rows = {row.provider: row for row in case.rows}
         share = _share(rows[OURS]) if OURS in rows else "–"
         lines.append(
-            _markdown_row(
+            markdown_row(
                 [_markdown_case(case), *(_markdown_time(rows[name]) for name in names), share]
             )
         )
@@ -70,53 +67,26 @@ def format_markdown(report: Report, source: str) -> str:
     blocks += _markdown_steps(report)
     if report.memory is not None:
         blocks.append(_markdown_memory(report.memory))
-    blocks.append(f"{_machine_line(report)}. Source: [{source}]({source}).")
-    if report.disturbed_cases:
-        blocks.append(
-            "Other processes used the machine during: " + ", ".join(report.disturbed_cases) + "."
-        )
-    if report.tests == "failed":
-        blocks.append(f"**{_FAILED[0].upper()}{_FAILED[1:]}.**")
+    blocks += markdown_origin(report, source)
     return "\n\n".join(blocks)
 
 
-def machine_name(report: Report) -> str:
-    """The device a report was measured on, in a few words."""
-    machine = report.machine
-    if report.on_gpu:
-        return (
-            f"{machine['gpu']} (compute capability {machine['compute_capability']}, "
-            f"{machine['multiprocessors']} multiprocessors, driver {machine['driver']})"
-        )
-    return f"{machine['cpu']} ({machine['torch_isa']}), {machine['threads']} thread(s)"
-
-
-def _cache_name(report: Report) -> str:
+def _cache_name(report: BroydenReport) -> str:
     return "L2 cache" if report.on_gpu else "last-level cache"
 
 
-def _machine_line(report: Report) -> str:
-    parts = [
-        machine_name(report),
-        *(f"{name} {version}" for name, version in report.versions.items() if version is not None),
-        f"commit {report.commit or 'unknown'}",
-        report.date[:10],
-    ]
-    return ", ".join(parts)
-
-
-def _case_block(case: CaseResult, report: Report) -> str:
+def _case_block(case: CaseResult, report: BroydenReport) -> str:
     rate = case.ceiling_gigabytes_per_second
     title = (
         f"{case.name} {report.dtype}: relative residual {case.relative_residual:.1e}, "
-        f"map alone {_three_digits(case.map_milliseconds.median)} ms, {report.ceiling} "
+        f"map alone {three_digits(case.map_milliseconds.median)} ms, {report.ceiling} "
         f"{rate.median:.1f} GB/s ({rate.lower_quartile:.1f}-{rate.upper_quartile:.1f})"
     )
     if case.other_load_cores is not None:
         title += f", others used {case.other_load_cores:.2f} cores"
     of_ceiling = f"of {report.ceiling}"
     header = ("provider", "ms", "quartiles", "/ ours", "GB/s", of_ceiling, "difference", "evals")
-    lines = [title, *_align([header, *(_cells(row) for row in case.rows if row.milliseconds)])]
+    lines = [title, *align([header, *(_cells(row) for row in case.rows if row.milliseconds)])]
     lines += [
         f"  {row.provider}: {row.status}: {row.reason}"
         for row in case.rows
@@ -125,7 +95,7 @@ def _case_block(case: CaseResult, report: Report) -> str:
     if case.steps_recorded:
         step_header = ("recorded step", "us", "quartiles", "GB/s", of_ceiling)
         timed = [_step_cells(row) for row in case.steps_recorded if row.microseconds]
-        lines += _align([step_header, *timed])
+        lines += align([step_header, *timed])
         lines += [
             f"  {row.name}: {row.status}: {row.reason}"
             for row in case.steps_recorded
@@ -139,8 +109,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     assert row.gigabytes_per_second is not None
     return (
         row.provider,
-        _three_digits(row.milliseconds.median),
-        _quartiles(row.milliseconds),
+        three_digits(row.milliseconds.median),
+        quartiles(row.milliseconds),
         "-" if row.time_over_ours is None else f"{row.time_over_ours.median:.2f}",
         f"{row.gigabytes_per_second:.1f}",
         _share(row),
@@ -153,8 +123,8 @@ def _step_cells(row: StepRow) -> tuple[str, ...]:
     assert row.microseconds is not None
     return (
         row.name,
-        _three_digits(row.microseconds.median),
-        _quartiles(row.microseconds),
+        three_digits(row.microseconds.median),
+        quartiles(row.microseconds),
         f"{row.gigabytes_per_second:.1f}",
         _share(row),
     )
@@ -167,7 +137,7 @@ def _memory_block(memory: MemoryResult) -> str:
         if row.peak_bytes is not None:
             states = f"{row.peak_bytes / memory.state_bytes:.1f}"
             cells.append((row.provider, _mebibytes(row.peak_bytes), states))
-    lines += _align(cells)
+    lines += align(cells)
     lines += [f"  {row.provider}: absent: {row.reason}" for row in memory.rows if row.reason]
     return "\n".join(lines)
 
@@ -183,19 +153,19 @@ def _markdown_memory(memory: MemoryResult) -> str:
     )
 
 
-def _markdown_steps(report: Report) -> list[str]:
+def _markdown_steps(report: BroydenReport) -> list[str]:
     """The table of the recorded steps, and what it shows; nothing where none were recorded."""
     names = list(dict.fromkeys(row.name for case in report.cases for row in case.steps_recorded))
     if not names:
         return []
     lines = [
-        _markdown_row(["batch × dim, steps", *names]),
-        _markdown_row(["---", *("---:" for _ in names)]),
+        markdown_row(["batch × dim, steps", *names]),
+        markdown_row(["---", *("---:" for _ in names)]),
     ]
     for case in report.cases:
         rows = {row.name: row for row in case.steps_recorded}
         cells = (_markdown_step(rows[name]) if name in rows else "–" for name in names)
-        lines.append(_markdown_row([_markdown_case(case), *cells]))
+        lines.append(markdown_row([_markdown_case(case), *cells]))
     return [
         "\n".join(lines),
         "Microseconds of one step inside a CUDA graph, the map taken off (in brackets: least "
@@ -210,7 +180,7 @@ def _markdown_case(case: CaseResult) -> str:
 def _markdown_time(row: Row) -> str:
     if row.milliseconds is None:
         return row.status
-    text = _three_digits(row.milliseconds.median)
+    text = three_digits(row.milliseconds.median)
     if row.time_over_ours is None or row.provider == OURS:
         return text
     return f"{text} ({row.time_over_ours.median:.1f}×)"
@@ -219,24 +189,7 @@ def _markdown_time(row: Row) -> str:
 def _markdown_step(row: StepRow) -> str:
     if row.microseconds is None:
         return row.status
-    return f"{_three_digits(row.microseconds.median)} ({_share(row)})"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _three_digits(value: float) -> str:
-    """Three significant digits, no exponent."""
-    if value >= 100:
-        return f"{value:.0f}"
-    if value >= 10:
-        return f"{value:.1f}"
-    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
-
-
-def _quartiles(value: Spread) -> str:
-    return f"{_three_digits(value.lower_quartile)}-{_three_digits(value.upper_quartile)}"
+    return f"{three_digits(row.microseconds.median)} ({_share(row)})"
 
 
 def _share(row: Row | StepRow) -> str:
@@ -247,11 +200,3 @@ def _share(row: Row | StepRow) -> str:
 
 def _mebibytes(count: int) -> str:
     return f"{count / 2**20:.0f} MiB"
-
-
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-        for row in rows
-    ]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks import plain_compiled, plain_pytorch
-from deq_kernels.benchmarks.cases import Case
-from deq_kernels.benchmarks.problem import make_problem
-from deq_kernels.benchmarks.providers import ProviderAbsentError, find_provider
+from deq_kernels.benchmarks.broyden import plain_compiled, plain_pytorch
+from deq_kernels.benchmarks.broyden.cases import Case
+from deq_kernels.benchmarks.broyden.problem import make_problem
+from deq_kernels.benchmarks.broyden.providers import PROVIDERS
+from deq_kernels.benchmarks.provider import ProviderAbsentError, find_provider
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +64,7 @@ def test_a_compiler_that_fails_makes_the_provider_absent(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch, "compile", compile_badly)
     with pytest.raises(ProviderAbsentError) as error_info:
-        find_provider("plain-compiled").load("cpu")
+        find_provider("plain-compiled", PROVIDERS).load("cpu")
     assert str(error_info.value) == (
         "torch.compile does not work here: NameError: name 's20' is not defined"
     )

@@ -16,14 +16,15 @@ from torch import Tensor
 from deq_kernels.ops import broyden
 from deq_kernels.ops.termination import Tables
 
+from ..device import Device
+from ..provider import OURS
 from .cases import Case
 from .checks import Anchor, Work, compare
-from .device import Device
 from .problem import Problem, make_problem
-from .providers import OURS, Provider
+from .providers import BroydenProvider
 
 if TYPE_CHECKING:
-    ForceRegime = Callable[[str], AbstractContextManager[None]]
+    from ..suite import ForceRegime
 
 REGIMES = ("block", "cluster", "grid")
 
@@ -39,7 +40,7 @@ class Variant:
     """
 
     name: str
-    provider: Provider
+    provider: BroydenProvider
     regime: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -57,7 +58,7 @@ class Captured:
 
 
 def variants_of(
-    providers: Sequence[Provider], force_regime: "ForceRegime | None"
+    providers: Sequence[BroydenProvider], force_regime: "ForceRegime | None"
 ) -> tuple[Variant, ...]:
     """The steps to record: those of the providers that have one, and of ours in each regime.
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from deq_kernels.benchmarks.report import SCHEMA, load_report, save_report
+from deq_kernels.benchmarks.broyden.report import SCHEMA
+from deq_kernels.benchmarks.stored import save_report
+from deq_kernels.benchmarks.suites import load_report
 
-COMMITTED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "cpu-float32.json"
+COMMITTED = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "cpu-float32.json"
 
 
 @pytest.fixture
