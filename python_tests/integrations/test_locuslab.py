@@ -268,6 +268,22 @@ def test_what_is_not_finite_costs_steps_and_not_the_batch() -> None:
         assert residual[[0, 2]].max() < 1e-5
 
 
+def test_a_sample_that_explodes_keeps_an_iterate_from_before() -> None:
+    cell = Cell()
+
+    def f(z: Tensor) -> Tensor:
+        f_z = cell(z)
+        return torch.cat((f_z[:1], 1e3 * z[1:2] ** 5 - 3.0, f_z[2:]))
+
+    for solve in (
+        lambda: deq.broyden(f, zeros() + 1.0, 60, eps=1e-9, stop_mode="abs"),
+        lambda: mdeq.broyden(lambda z: f(z) - z, zeros() + 1.0, 60, 1e-9),
+    ):
+        out = solve()
+        assert out["result"][1].abs().max() < 1e4
+        assert out["result"].isfinite().all()
+
+
 def test_signatures() -> None:
     """The parameters in the order in which those repositories have them."""
     expected = {
