@@ -105,7 +105,7 @@ def _weights(gram: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     system.diagonal(dim1=1, dim2=2)[:, 1:] += ridge
     right = gram.new_zeros(batch, n + 1)
     right[:, 0] = 1.0
-    solution, info = torch.linalg.solve_ex(system, right)
-    weights = solution[:, 1:]
-    solved = (info == 0) & (weights.abs() <= LARGEST_WEIGHT).all(dim=1)
+    # Those of a singular system are not finite.
+    weights = torch.linalg.solve_ex(system, right).result[:, 1:]
+    solved = (weights.abs() <= LARGEST_WEIGHT).all(dim=1)
     return torch.where(solved[:, None], weights, 0.0), solved
