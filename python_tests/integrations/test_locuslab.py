@@ -272,16 +272,19 @@ def test_a_sample_that_explodes_keeps_an_iterate_from_before() -> None:
     cell = Cell()
 
     def f(z: Tensor) -> Tensor:
+        """The cell, but sample 1 jumps to where its map is infinite."""
+        away = torch.where(z[1:2].abs() > 1e10, torch.inf, z[1:2] + 1e12)
         f_z = cell(z)
-        return torch.cat((f_z[:1], 1e3 * z[1:2] ** 5 - 3.0, f_z[2:]))
+        return torch.cat((f_z[:1], away, f_z[2:]))
 
     for solve in (
-        lambda: deq.broyden(f, zeros() + 1.0, 60, eps=1e-9, stop_mode="abs"),
-        lambda: mdeq.broyden(lambda z: f(z) - z, zeros() + 1.0, 60, 1e-9),
+        lambda: deq.broyden(f, zeros(), 40, eps=1e-6, stop_mode="abs"),
+        lambda: mdeq.broyden(lambda z: f(z) - z, zeros(), 40, 1e-6),
     ):
-        out = solve()
-        assert out["result"][1].abs().max() < 1e4
-        assert out["result"].isfinite().all()
+        z = solve()["result"]
+        assert not z[1].any()
+        residual = (cell(z) - z).flatten(1).norm(dim=1)
+        assert residual[[0, 2]].max() < 1e-5
 
 
 def test_signatures() -> None:
