@@ -123,6 +123,9 @@ class DEQTransformer(nn.Module):
             pretrain_steps: if given, apply the cell this many times from zero and differentiate
                 through all of them, instead of solving for the equilibrium.
 
+        Returns:
+            See `TransformerOutput`.
+
         Raises:
             TypeError: tokens or targets are not int64.
             ValueError: a shape is wrong, or `pretrain_steps` is below 1.
