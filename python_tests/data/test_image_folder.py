@@ -121,7 +121,9 @@ def test_damaged_images(tmp_path: Path, keep: int) -> None:
     (path,) = (tmp_path / "val" / CLASSES[1]).iterdir()
     path.write_bytes(path.read_bytes()[:keep])
     data = load_image_folder(tmp_path, size=16)
-    with pytest.raises(ValueError, match=rf"{path.name} must be an image, but it is damaged or none"):
+    with pytest.raises(
+        ValueError, match=rf"{path.name} must be an image, but it is damaged or none"
+    ):
         list(data.test.batches(4))
 
 
