@@ -42,8 +42,12 @@ T = TypeVar("T")
 
 def build_solver(config: EquilibriumConfig) -> Solver:
     """The forward solver the config names."""
-    kind = SOLVER_TYPES[config.solver]
-    return kind(max_steps=config.forward_steps, rtol=config.rtol, atol=config.atol)
+    return SOLVER_TYPES[config.solver](
+        max_steps=config.forward_steps,
+        rtol=config.rtol,
+        atol=config.atol,
+        compact=config.compact,
+    )
 
 
 def build_gradient(config: EquilibriumConfig) -> Gradient:

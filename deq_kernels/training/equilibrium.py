@@ -39,6 +39,8 @@ class EquilibriumConfig:
         damping: neumann, unrolled: λ (None: 0.5). Others take none.
         tolerance: adaptive: largest relative residual (None: 1e-3). Others take none.
         warm_start: start each solve from the solution of the last batch, where the shapes fit.
+        compact: evaluate the cell only on the samples that still run. The rounding of a sample may
+            then depend on the others, where the cell's own does on the size of the batch.
 
     Raises:
         ValueError: an option is out of its range, belongs to another gradient, or the gradient
@@ -56,6 +58,7 @@ class EquilibriumConfig:
     damping: float | None = None
     tolerance: float | None = None
     warm_start: bool = False
+    compact: bool = False
 
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, SOLVERS)
@@ -80,6 +83,11 @@ class EquilibriumConfig:
                     f"{name} applies to {', '.join(owners)}, but the gradient is {self.gradient}; "
                     "leave it out, or choose another gradient"
                 )
+        if self.compact and self.solver == "adjoint_broyden":
+            raise ValueError(
+                "the solver adjoint_broyden differentiates the cell for all samples together, but "
+                "compact is set; leave it out, or choose another solver"
+            )
         if self.gradient in NEED_INVERSE and self.solver not in BUILD_INVERSE:
             raise ValueError(
                 f"the gradient {self.gradient} uses the inverse Jacobian that a quasi-Newton solve "

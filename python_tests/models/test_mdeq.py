@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -47,12 +48,12 @@ def _images(count: int = 6) -> Tensor:
 def _record_masks(model: MDEQ) -> list[Tensor]:
     masks: list[Tensor] = []
 
-    def record(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        mask = module.mask
+    def record(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        mask = inputs[2]
         assert isinstance(mask, Tensor)
         masks.append(mask.clone())
 
-    model.cell.blocks[0].dropout.register_forward_hook(record)
+    model.cell.blocks[0].register_forward_hook(record)
     return masks
 
 
@@ -185,3 +186,23 @@ def test_pretraining_needs_a_step() -> None:
 def test_pretrain_steps_must_be_named() -> None:
     with pytest.raises(TypeError, match="positional arguments"):
         MDEQ(TINY)(_images(), 3)
+
+
+def test_compaction_keeps_each_sample_with_its_masks() -> None:
+    """Samples that need few steps leave early; the others keep their own masks and injections."""
+    config = replace(TINY, dropout=0.4)
+    found = []
+    for compact in (False, True):
+        torch.manual_seed(1)
+        solver = Broyden(max_steps=16, rtol=0.3, compact=compact)
+        model = MDEQ(config, solver=solver, gradient=JacobianFree()).double()
+        scores = model(_images().double())
+        scores.square().sum().backward()
+        solution = model.last_solution
+        assert solution is not None
+        gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        found.append((solution.z[0], scores.detach(), gradients, solution.evaluations))
+    (whole, compacted) = found
+    assert compacted[3] < whole[3], "the samples should need different numbers of steps"
+    for before, now in zip(whole[:3], compacted[:3], strict=True):
+        torch.testing.assert_close(now, before, rtol=1e-4, atol=1e-5)

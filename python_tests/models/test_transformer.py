@@ -185,45 +185,58 @@ def test_one_stream_never_changes_anothers() -> None:
     assert (two.nll[outside] - second.nll[outside]).abs().max() > 1e-3
 
 
-def test_compaction_in_evaluation_gives_the_same() -> None:
-    config = replace(TINY, dropout=0.2)
-    model = _model(config, eval_solver=replace(EXACT, compact=True)).eval()
-    plain = _model(config).eval()
-    plain.load_state_dict(model.state_dict())
-    tokens = _tokens(6)
+@pytest.mark.parametrize("training", [False, True])
+def test_leaving_stopped_samples_out_gives_the_same(training: bool) -> None:
+    config = replace(TINY, dropout=0.3, attention_dropout=0.3)
+    plain = _model(config, solver=replace(EXACT, rtol=1e-9)).train(training)
+    compact = _model(config, solver=replace(EXACT, rtol=1e-9, compact=True)).train(training)
+    compact.load_state_dict(plain.state_dict())
     memory = plain(_tokens(6)).memory
-    torch.testing.assert_close(
-        model(tokens, memory=memory).hidden, plain(tokens, memory=memory).hidden
-    )
+    tokens, hidden = _tokens(6), []
+    for model in (plain, compact):
+        torch.manual_seed(7)
+        hidden.append(model(tokens, memory=memory).hidden)
+        _converged(model)
+    assert compact.last_solution.evaluations < plain.last_solution.evaluations
+    torch.testing.assert_close(*hidden, rtol=1e-6, atol=1e-7)
 
 
 def test_dropout_masks_are_fixed_within_a_pass_and_new_in_the_next() -> None:
     config = replace(TINY, dropout=0.5, attention_dropout=0.5)
     model = DEQTransformer(config, solver=Anderson(max_steps=6), gradient=Implicit())
-    masks: dict[str, list[Tensor]] = {}
+    seen: list[list[Tensor]] = []
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            assert isinstance(module.mask, Tensor)
-            masks.setdefault(name, []).append(module.mask.clone())
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *_, distance_keys, masks, attention_mask = inputs
+        seen.append([distance_keys.detach(), *masks, attention_mask])
 
-        return hook
+    model.cell.register_forward_hook(record)
+    outer = (model.input_dropout, model.output_dropout, model.cell.position_dropout)
+    passes = []
+    for _ in range(2):
+        seen.clear()
+        model(_tokens(), _tokens()).nll.mean().backward()
+        assert len(seen) >= 6
+        for drawn in seen:
+            assert all(torch.equal(x, y) for x, y in zip(drawn, seen[0], strict=True))
+        passes.append([*seen[0], *(dropout.mask for dropout in outer)])
+    shapes = [(2, 5, 4), (3, 1, 8), (3, 1, 16), (3, 1, 8), (3, 2, 5, 5)]
+    assert [tuple(x.shape) for x in passes[0][:5]] == shapes
+    assert all(x is not None and not x.equal(y) for x, y in zip(*passes, strict=True))
 
-    for name, module in model.named_modules():
-        if name.endswith("dropout"):
-            module.register_forward_hook(record(name))
-    model(_tokens(), _tokens()).nll.mean().backward()
-    assert len(masks) == 7
-    first = {name: drawn[0] for name, drawn in masks.items()}
-    for name, drawn in masks.items():
-        assert all(torch.equal(mask, first[name]) for mask in drawn), name
-    assert sum(map(len, masks.values())) > 20
-    assert first["deq.cell.inner_dropout"].shape == (3, 1, 16)
-    assert first["deq.cell.position_dropout"].shape == (1, 8)
-    masks.clear()
-    model(_tokens(), _tokens())
-    changed = [not torch.equal(masks[name][0], first[name]) for name in first]
-    assert all(changed)
+
+@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"attention_dropout": 0.5}])
+def test_masks_given_to_the_cell_are_those_of_its_modules(options: dict[str, float]) -> None:
+    model = _model(replace(TINY, **options))
+    u = model.inject(model.embedding(_tokens()))
+    z = torch.randn(3, 5, 8, dtype=torch.float64)
+    with model.cell.one_solve(u, None):
+        constants = model.cell.constants(u, None)
+        masked = model.cell(z, u, *constants, *model.cell.masks())
+        assert torch.equal(masked, model.cell(z, u, *constants))
+        model.cell.eval()
+        assert model.cell.masks() == (None, None)
+        assert (masked - model.cell(z, u, *constants)).abs().max() > 1e-3
 
 
 def test_evaluation_is_deterministic() -> None:
@@ -328,10 +341,3 @@ def test_refused_calls(
 def test_refused_memory() -> None:
     with pytest.raises(ValueError, match=r"got \[2, 5, 8\] and \[2, 5, 16\]"):
         Memory(torch.zeros(2, 5, 8), torch.zeros(2, 5, 16))
-
-
-def test_compaction_in_training_with_dropout_is_refused() -> None:
-    compact = Anderson(max_steps=8, compact=True)
-    with pytest.raises(ValueError, match=r"got solver\.compact=True with dropout"):
-        DEQTransformer(replace(TINY, dropout=0.1), solver=compact)
-    DEQTransformer(replace(TINY, dropout=0.1), solver=replace(compact, compact=False))

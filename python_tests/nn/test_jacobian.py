@@ -215,3 +215,16 @@ def test_unknown_options_and_wrong_maps_are_refused() -> None:
         jacobian_penalty(lambda v: v[:, :1], torch.zeros(1, 2))
     with pytest.raises(TypeError, match="f must return the dtype"):
         jacobian_penalty(lambda v: v.double(), torch.zeros(1, 2))
+
+
+def test_attention_can_be_penalised() -> None:
+    """PyTorch's fused attention has no second derivatives, its unfused one has."""
+    weight = torch.randn(4, 4, requires_grad=True)
+
+    def f(z: Tensor) -> Tensor:
+        q = z @ weight
+        return torch.nn.functional.scaled_dot_product_attention(q, z, z)
+
+    jacobian_penalty(f, torch.randn(2, 1, 3, 4)).backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().max() > 0

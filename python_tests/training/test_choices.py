@@ -65,6 +65,7 @@ def test_gradients(options: dict[str, Any], expected: object) -> None:
         ({}, Broyden(max_steps=30, rtol=1e-3)),
         ({"solver": "fixed_point", "forward_steps": 9}, FixedPoint(max_steps=9, rtol=1e-3)),
         ({"solver": "anderson", "atol": 1e-5}, Anderson(max_steps=30, rtol=1e-3, atol=1e-5)),
+        ({"compact": True}, Broyden(max_steps=30, rtol=1e-3, compact=True)),
         ({"solver": "adjoint_broyden", "rtol": 0.1}, AdjointBroyden(max_steps=30, rtol=0.1)),
     ],
 )
@@ -112,6 +113,7 @@ def test_models() -> None:
         ({"gradient": "shine", "tolerance": 0.1}, "tolerance applies to adaptive"),
         ({"gradient": "shine", "solver": "fixed_point"}, "choose broyden or adjoint_broyden"),
         ({"gradient": "adaptive", "solver": "anderson"}, "choose broyden or adjoint_broyden"),
+        ({"solver": "adjoint_broyden", "compact": True}, "but compact is set; leave it out"),
         ({"forward_steps": 0}, "forward_steps must be a whole number, at least 1; got 0"),
         ({"backward_steps": 1.5}, "backward_steps must be a whole number, at least 1; got 1.5"),
         ({"gradient": "neumann", "gradient_steps": 0}, "gradient_steps must be a whole number"),

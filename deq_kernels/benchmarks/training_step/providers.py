@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -73,6 +74,13 @@ def _ours_warm(problem: StepProblem) -> Step:
     return Step(problem.copy(warm_start=True), problem)
 
 
+def _ours_compact(problem: StepProblem) -> Step:
+    task = problem.copy()
+    layer = layer_of(task)
+    layer.solver = replace(layer.solver, compact=True)
+    return Step(task, problem)
+
+
 def _torchdeq(problem: StepProblem) -> Step:
     task = problem.copy()
     model = task.model
@@ -82,6 +90,11 @@ def _torchdeq(problem: StepProblem) -> Step:
 
 PROVIDERS: tuple[Provider[Bind], ...] = (
     Provider(OURS, "deq_kernels", lambda device: _ours),
+    Provider(
+        "ours-compact",
+        "deq_kernels, the cell evaluated on the samples that still run",
+        lambda device: _ours_compact,
+    ),
     Provider(
         "ours-warm",
         "deq_kernels, each solve starting from the solution of the batch before",

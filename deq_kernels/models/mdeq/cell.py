@@ -29,9 +29,13 @@ class BranchBlock(nn.Module):
         self.norm2 = nn.GroupNorm(config.groups, channels)
         self.norm3 = nn.GroupNorm(config.groups, channels)
 
-    def forward(self, z: Tensor, u: Tensor | None) -> Tensor:
-        """z and u [B, C, H, W] to y of the same shape; u = None stands for a zero injection."""
-        y = self.dropout(self.conv2(F.relu(self.norm1(self.conv1(z)))))
+    def forward(self, z: Tensor, u: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """z and u [B, C, H, W] to y of the same shape.
+
+        u = None stands for a zero injection; the dropout's present mask is used without a `mask`.
+        """
+        y = self.conv2(F.relu(self.norm1(self.conv1(z))))
+        y = self.dropout(y) if mask is None else y * mask
         if u is not None:
             y = y + u
         out: Tensor = self.norm3(F.relu(self.norm2(y) + z))
@@ -54,22 +58,36 @@ class MDEQCell(nn.Module):
         )
         initialise_plain_convolutions(self)
 
-    def forward(self, z: tuple[Tensor, ...], u: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, z: tuple[Tensor, ...], u: Tensor, masks: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, ...]:
         """One evaluation of f.
 
         Args:
             z: state, one tensor [B, C_i, H_i, W_i] per branch, of any strides.
             u: injection [B, C_0, H_0, W_0].
+            masks: of the dropout, one per branch, as `masks` returned them; None: the present ones.
 
         Returns:
             f(z), with the shapes of z.
         """
         injections = (u, *[None] * (len(z) - 1))
+        kept = [None] * len(z) if masks is None else masks
         y = tuple(
-            block(branch, injection)
-            for block, branch, injection in zip(self.blocks, z, injections, strict=True)
+            block(branch, injection, mask)
+            for block, branch, injection, mask in zip(self.blocks, z, injections, kept, strict=True)
         )
         return tuple(fuse(y) for fuse in self.fusion)
+
+    def masks(self) -> tuple[Tensor, ...] | None:
+        """The dropout's present masks [B, C_i, 1, 1]; None where nothing is dropped.
+
+        A solver that evaluates f on some of the samples only needs them as inputs of f.
+        """
+        drops = [block.dropout for block in self.blocks if isinstance(block, BranchBlock)]
+        if not self.training or any(drop.p == 0.0 for drop in drops):
+            return None
+        return tuple(drop.mask for drop in drops if drop.mask is not None)
 
     @contextmanager
     def one_solve(self, like: Tensor) -> Iterator[None]:

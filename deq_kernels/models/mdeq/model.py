@@ -52,6 +52,7 @@ class MDEQ(nn.Module):
             gradient=gradient,
             eval_solver=eval_solver,
             warm_start=warm_start,
+            per_sample=(0, 1),
         )
         self.head = Head(config)
         initialise_plain_convolutions(self.stem)
@@ -94,7 +95,7 @@ class MDEQ(nn.Module):
         z = tuple(u.new_zeros(x.shape[0], *shape) for shape in self.config.state_shapes)
         with self.cell.one_solve(u):
             if pretrain_steps is None:
-                z = self.deq(z, u)
+                z = self.deq(z, u, self.cell.masks())
             else:
                 for _ in range(pretrain_steps):
                     z = self.cell(z, u)

@@ -44,7 +44,12 @@ class RelativeAttention(nn.Module):
         nn.init.normal_(self.position_bias, std=config.init_std)
 
     def forward(
-        self, c: Tensor, u: Tensor, memory: KeysAndValues | None, distance_keys: Tensor
+        self,
+        c: Tensor,
+        u: Tensor,
+        memory: KeysAndValues | None,
+        distance_keys: Tensor,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Attend from the segment to the memory and the segment.
 
@@ -53,6 +58,7 @@ class RelativeAttention(nn.Module):
             u: their injection [B, T, 3 D].
             memory: what `remember` gave, or None for an empty memory.
             distance_keys: what `distance_keys` gave for L = M + T, [heads, L, head_width].
+            mask: of the dropout, [B, heads, T, L]; None: its present one.
 
         Returns:
             o, [B, T, D].
@@ -66,8 +72,8 @@ class RelativeAttention(nn.Module):
         bias = (scale * relative_shift(by_distance)).masked_fill(~visible, -torch.inf)
         q = q + self.content_bias
         if self.training and self.dropout.p > 0.0:
-            weights = self.dropout(torch.softmax(scale * (q @ k.transpose(2, 3)) + bias, dim=-1))
-            attended = weights @ v
+            weights = torch.softmax(scale * (q @ k.transpose(2, 3)) + bias, dim=-1)
+            attended = (self.dropout(weights) if mask is None else weights * mask) @ v
         else:
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
         out: Tensor = self.out(attended.transpose(1, 2).flatten(2))

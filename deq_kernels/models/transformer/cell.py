@@ -40,7 +40,13 @@ class TransformerCell(nn.Module):
         nn.init.zeros_(self.narrow.bias)
 
     def forward(
-        self, z: Tensor, u: Tensor, memory: KeysAndValues | None, distance_keys: Tensor
+        self,
+        z: Tensor,
+        u: Tensor,
+        memory: KeysAndValues | None,
+        distance_keys: Tensor,
+        masks: tuple[Tensor, ...] | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """One evaluation of f.
 
@@ -49,16 +55,33 @@ class TransformerCell(nn.Module):
             u: injection [B, T, 3 D].
             memory: keys and values of the memory, from `constants`.
             distance_keys: position term of the keys, from `constants`.
+            masks: of the three dropouts, from `masks`; None: their present ones.
+            attention_mask: of the attention's dropout, likewise.
 
         Returns:
             f(z), [B, T, D].
         """
         pre = self.config.normalization == "pre"
-        attended = self.attention(_norm(z) if pre else z, u, memory, distance_keys)
-        h = _norm(z + self.attention_dropout(attended))
-        inner = self.inner_dropout(F.relu(self.widen(h)))
-        out = h + self.outer_dropout(self.narrow(inner))
+        after_attention, inside, after = (None, None, None) if masks is None else masks
+        c = _norm(z) if pre else z
+        attended = self.attention(c, u, memory, distance_keys, attention_mask)
+        h = _norm(z + _drop(self.attention_dropout, attended, after_attention))
+        inner = _drop(self.inner_dropout, F.relu(self.widen(h)), inside)
+        out = h + _drop(self.outer_dropout, self.narrow(inner), after)
         return out if pre else _norm(out)
+
+    def masks(self) -> tuple[tuple[Tensor, ...] | None, Tensor | None]:
+        """`masks` and `attention_mask`, each None where nothing is dropped.
+
+        A solver that evaluates f on some of the samples only needs them as inputs of f.
+        """
+        drops = (self.attention_dropout, self.inner_dropout, self.outer_dropout)
+        masks, attention_mask = None, None
+        if self.training and self.config.dropout > 0.0:
+            masks = tuple(drop.mask for drop in drops if drop.mask is not None)
+        if self.training and self.config.attention_dropout > 0.0:
+            attention_mask = self.attention.dropout.mask
+        return masks, attention_mask
 
     def constants(self, u: Tensor, memory: Memory | None) -> tuple[KeysAndValues | None, Tensor]:
         """What f takes besides z and u; computed once per solve, inside `one_solve`.
@@ -105,6 +128,11 @@ class TransformerCell(nn.Module):
             dropout.resample(*sizes, dtype=u.dtype, device=u.device)
         with one_solve(self):
             yield
+
+
+def _drop(dropout: VariationalDropout, x: Tensor, mask: Tensor | None) -> Tensor:
+    out: Tensor = dropout(x) if mask is None else x * mask
+    return out
 
 
 def _norm(x: Tensor) -> Tensor:

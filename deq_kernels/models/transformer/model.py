@@ -50,10 +50,6 @@ class DEQTransformer(nn.Module):
             35 steps and the same tolerance.
         eval_solver: forward solver in eval mode; default `solver`.
         warm_start: passed to `DEQ`.
-
-    Raises:
-        ValueError: `solver` has `compact` set, while the config has dropout, whose masks belong to
-            whole batches.
     """
 
     def __init__(
@@ -71,12 +67,6 @@ class DEQTransformer(nn.Module):
         if gradient is None:
             backward = Broyden(max_steps=BACKWARD_STEPS, rtol=PUBLISHED_RTOL)
             gradient = Implicit(solver=backward)
-        if solver.compact and (config.dropout > 0.0 or config.attention_dropout > 0.0):
-            raise ValueError(
-                "compact leaves samples out of the batch that the dropout masks were drawn for; "
-                "got solver.compact=True with dropout. Use it for eval_solver only, or train "
-                "without dropout."
-            )
         self.config = config
         self.embedding = AdaptiveEmbedding(config)
         self.input_dropout = VariationalDropout(config.dropout, shared=(1,))
@@ -87,7 +77,7 @@ class DEQTransformer(nn.Module):
             gradient=gradient,
             eval_solver=eval_solver,
             warm_start=warm_start,
-            per_sample=(0, 1),
+            per_sample=(0, 1, 3, 4),
         )
         self.output_dropout = VariationalDropout(config.dropout, shared=(1,))
         self.softmax = AdaptiveSoftmax(config, self.embedding)
@@ -123,6 +113,9 @@ class DEQTransformer(nn.Module):
             pretrain_steps: if given, apply the cell this many times from zero and differentiate
                 through all of them, instead of solving for the equilibrium.
 
+        Returns:
+            See `TransformerOutput`.
+
         Raises:
             TypeError: tokens or targets are not int64.
             ValueError: a shape is wrong, or `pretrain_steps` is below 1.
@@ -138,7 +131,7 @@ class DEQTransformer(nn.Module):
         # Under autocast x may be in half precision; the state stays in that of the parameters.
         z = torch.zeros_like(x, dtype=self.inject.weight.dtype)
         with self.cell.one_solve(u, memory):
-            arguments = (u, *self.cell.constants(u, memory))
+            arguments = (u, *self.cell.constants(u, memory), *self.cell.masks())
             if pretrain_steps is None:
                 z = self.deq(z, *arguments)
             else:

@@ -86,6 +86,7 @@ def test_rows(report: StepReport) -> None:
     assert case.parameters == 54_362
     assert {name: row.status for name, row in rows.items()} == {
         OURS: "timed",
+        "ours-compact": "timed",
         "ours-warm": "timed",
         "wrong": "refused",
         "broken": "refused",
