@@ -18,8 +18,8 @@ from deq_kernels.solvers.rows import Rows
 from deq_kernels.solvers.structure import State, Structure, evaluate
 from deq_kernels.solvers.walk import Visit
 
-SINGULAR_SHARE = 1e-15
-"""A pivot below this share of its diagonal entry leaves no digits in the weights."""
+LARGEST_WEIGHT = 1e8
+"""Beyond it a combination with weights that sum to 1 has lost half of float64's digits."""
 
 
 def anderson_visits(
@@ -34,8 +34,8 @@ def anderson_visits(
     """Evaluations of z_k = (1 − β) Σ a_i z_i + β Σ a_i f(z_i), after z0 and f(z0).
 
     The weights minimise ‖Σ a_i r_i‖² + λ ‖a‖² with Σ a_i = 1 over the last m evaluations, each
-    sample by itself: (G + λ I) y = 1, a = y / Σ y with G_ij = ⟨r_i, r_j⟩, in float64. One row of G
-    is new in each step. Where the system is singular the sample takes the damped step.
+    sample by itself, from G_ij = ⟨r_i, r_j⟩ in float64; one row of G is new in each step. Where the
+    system is singular, or nearly so, the sample takes the damped step.
 
     A sample whose residual is not finite has diverged: it stays where it was before.
 
@@ -95,22 +95,17 @@ def anderson_visits(
 
 
 def _weights(gram: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """a [batch, n] with Σ a = 1, and where it could be found, by LDLᵀ in elementwise operations."""
-    n = gram.shape[1]
-    matrix = gram + ridge * torch.eye(n, dtype=gram.dtype, device=gram.device)
-    diagonal = matrix.diagonal(dim1=1, dim2=2).clone()
-    solved = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
-    right = torch.ones_like(diagonal)
-    for i in range(n):
-        pivot = matrix[:, i, i].clone()
-        solved &= pivot > SINGULAR_SHARE * diagonal[:, i]
-        factor = matrix[:, i + 1 :, i] / pivot[:, None]
-        right[:, i + 1 :] -= factor * right[:, i, None]
-        matrix[:, i + 1 :, i + 1 :] -= factor[:, :, None] * matrix[:, i, None, i + 1 :]
-    for i in reversed(range(n)):
-        right[:, i] /= matrix[:, i, i]
-        right[:, :i] -= matrix[:, :i, i] * right[:, i, None]
-    total = sum(right.unbind(1), torch.zeros_like(right[:, 0]))
-    weights = right / total[:, None]
-    solved &= weights.isfinite().all(dim=1)
+    """a [batch, n], and where it could be found, [batch] bool.
+
+    From [[0, 1ᵀ], [1, G + λ I]] (μ, a) = (1, 0), which may be regular where G is not.
+    """
+    batch, n = gram.shape[:2]
+    system = torch.nn.functional.pad(gram, (1, 0, 1, 0), value=1.0)
+    system[:, 0, 0] = 0.0
+    system.diagonal(dim1=1, dim2=2)[:, 1:] += ridge
+    right = gram.new_zeros(batch, n + 1)
+    right[:, 0] = 1.0
+    # Those of a singular system are not finite.
+    weights = torch.linalg.solve_ex(system, right).result[:, 1:]
+    solved = (weights.abs() <= LARGEST_WEIGHT).all(dim=1)
     return torch.where(solved[:, None], weights, 0.0), solved

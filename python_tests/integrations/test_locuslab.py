@@ -50,6 +50,10 @@ class Cell:
         )
 
 
+def root_form(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda z: f(z) - z
+
+
 def zeros() -> Tensor:
     return torch.zeros(BATCH, CHANNELS, LENGTH, dtype=torch.float64)
 
@@ -246,9 +250,6 @@ def test_phantom_gradient_loop() -> None:
 
 
 def test_what_is_not_finite_costs_steps_and_not_the_batch() -> None:
-    def root_form(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda z: f(z) - z
-
     for solve in (
         lambda f: deq.broyden(f, zeros(), 40, eps=1e-7),
         lambda f: deq.anderson(f, zeros(), threshold=40, eps=1e-7),
@@ -264,6 +265,25 @@ def test_what_is_not_finite_costs_steps_and_not_the_batch() -> None:
 
         z = solve(faulty)["result"]
         assert z.isfinite().all()
+        residual = (cell(z) - z).flatten(1).norm(dim=1)
+        assert residual[[0, 2]].max() < 1e-5
+
+
+def test_a_sample_that_explodes_keeps_an_iterate_from_before() -> None:
+    cell = Cell()
+
+    def f(z: Tensor) -> Tensor:
+        """The cell, but sample 1 jumps to where its map is infinite."""
+        away = torch.where(z[1:2].abs() > 1e10, torch.inf, z[1:2] + 1e12)
+        f_z = cell(z)
+        return torch.cat((f_z[:1], away, f_z[2:]))
+
+    for solve in (
+        lambda: deq.broyden(f, zeros(), 40, eps=1e-6, stop_mode="abs"),
+        lambda: mdeq.broyden(root_form(f), zeros(), 40, 1e-6),
+    ):
+        z = solve()["result"]
+        assert not z[1].any()
         residual = (cell(z) - z).flatten(1).norm(dim=1)
         assert residual[[0, 2]].max() < 1e-5
 

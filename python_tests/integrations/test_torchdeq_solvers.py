@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deq_kernels.integrations import anderson
 from deq_kernels.integrations import torchdeq as drop_in
 from python_tests.problems import MLP, Affine, Tanh
 
@@ -207,6 +208,23 @@ def test_a_singular_window_takes_the_damped_step() -> None:
     z, _, info = drop_in.anderson(torch.zeros_like, z0, max_iter=9, tol=0.0, lam=0.0)
     assert torch.equal(z, torch.zeros_like(z0))
     assert (info["abs_lowest"] == 0.0).all()
+
+
+def test_equal_residuals_do_no_harm() -> None:
+    """A translation: all residuals are equal but for rounding, from which no weights follow."""
+    step = torch.tensor([[0.1, 0.3, 0.7]], dtype=torch.float64)
+    z0 = torch.randn(2, 3, dtype=torch.float64)
+    z, _, _ = drop_in.anderson(lambda z: z + step, z0, max_iter=15, tol=0.0, lam=0.0)
+    assert (z - z0).abs().max() <= 15 * 0.7 + 1e-9
+
+
+def test_weights_without_meaning_are_not_used() -> None:
+    """Those of ±1e9 and those of a singular system are not, other samples' are."""
+    gram = torch.tensor([[1 + 1e-6, 1.0], [1.0, 1 - 1e-6 + 1e-15]], dtype=torch.float64)
+    grams = torch.stack((gram, 2 * torch.eye(2).double(), torch.ones(2, 2).double()))
+    weights, solved = anderson._weights(grams, 0.0)
+    assert solved.tolist() == [False, True, False]
+    assert weights.tolist() == [[0.0, 0.0], [0.5, 0.5], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize(
