@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +28,14 @@ class OtherLoad:
 
     One busy neighbour slows a program with a thread on every core by far more than its share,
     because all threads wait at every barrier for the one that was put aside.
+
+    Args:
+        helpers: processes that work for this one, by their numbers, and are no others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, helpers: Sequence[int] = ()) -> None:
+        self._helpers = tuple(helpers)
+        self._helped = self._help()
         self._start = _read()
 
     def cores(self) -> float | None:
@@ -41,8 +47,12 @@ class OtherLoad:
         now = _read()
         if self._start is None or now is None or now.machine <= self._start.machine:
             return None
-        others = (now.machine - self._start.machine) - (now.own - self._start.own)
+        own = now.own - self._start.own + self._help() - self._helped
+        others = now.machine - self._start.machine - own
         return max(0.0, others / (now.wall - self._start.wall))
+
+    def _help(self) -> float:
+        return sum(map(_seconds_of, self._helpers))
 
 
 def _read() -> _Reading | None:
@@ -59,3 +69,14 @@ def _read() -> _Reading | None:
         own=time.process_time(),
         machine=busy / os.sysconf("SC_CLK_TCK"),
     )
+
+
+def _seconds_of(process: int) -> float:
+    """Processor time that a process has used; 0 for one that has ended."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0.0
+    # Its name, in brackets, may hold anything; user and system time are fields 14 and 15.
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -77,9 +78,11 @@ class Walk:
         allow_cast = torch.is_autocast_enabled(self.structure.device.type)
         judged = self.running
         self._visited.copy_(self.z)
-        f_z = evaluate(self._f, self._state, self.z)
-        flat = self.structure.flatten(f_z, allow_cast=allow_cast)
-        self._step(flat)
+        cuda = self.structure.device.type == "cuda"
+        with torch.cuda.device(self.structure.device) if cuda else nullcontext():
+            f_z = evaluate(self._f, self._state, self.z)
+            flat = self.structure.flatten(f_z, allow_cast=allow_cast)
+            self._step(flat)
         residual = self._tables.trace[:, self._evaluations]
         self._evaluations += 1
         diverged = self._tables.counters[:, Counter.STATUS] == Status.DIVERGED

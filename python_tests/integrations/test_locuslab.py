@@ -50,6 +50,10 @@ class Cell:
         )
 
 
+def root_form(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda z: f(z) - z
+
+
 def zeros() -> Tensor:
     return torch.zeros(BATCH, CHANNELS, LENGTH, dtype=torch.float64)
 
@@ -246,9 +250,6 @@ def test_phantom_gradient_loop() -> None:
 
 
 def test_what_is_not_finite_costs_steps_and_not_the_batch() -> None:
-    def root_form(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda z: f(z) - z
-
     for solve in (
         lambda f: deq.broyden(f, zeros(), 40, eps=1e-7),
         lambda f: deq.anderson(f, zeros(), threshold=40, eps=1e-7),
@@ -279,7 +280,7 @@ def test_a_sample_that_explodes_keeps_an_iterate_from_before() -> None:
 
     for solve in (
         lambda: deq.broyden(f, zeros(), 40, eps=1e-6, stop_mode="abs"),
-        lambda: mdeq.broyden(lambda z: f(z) - z, zeros(), 40, 1e-6),
+        lambda: mdeq.broyden(root_form(f), zeros(), 40, 1e-6),
     ):
         z = solve()["result"]
         assert not z[1].any()

@@ -125,6 +125,28 @@ def test_the_last_state_is_never_lost() -> None:
 
 
 @pytest.mark.usefixtures("registered")
+def test_states_of_several_tensors() -> None:
+    """torchdeq hands them over as one vector per sample."""
+    weight = (0.1 * torch.randn(6, 6, dtype=torch.float64)).requires_grad_()
+    x = torch.randn(4, 6, dtype=torch.float64)
+
+    def cell(y: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tanh(z @ weight.T + x), torch.tanh(y @ weight)
+
+    starts = [torch.zeros_like(x), torch.zeros_like(x)]
+    found = []
+    for gradient in (dk.Shine(refine=8), None):
+        deq = torchdeq.get_deq(f_solver="broyden", b_solver="broyden", ift=True, f_tol=1e-9)
+        if gradient is not None:
+            drop_in.set_gradient(deq, gradient)
+        states, _ = deq(cell, starts)
+        y, z = states[-1]
+        torch.testing.assert_close(cell(y, z)[0], y, rtol=0.0, atol=1e-8)
+        found.append(torch.autograd.grad((y * y + z).sum(), weight)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("registered")
 def test_a_layer_keeps_no_inverse_in_evaluation_mode() -> None:
     model = new_model(core="indexing", f_solver="broyden")
     drop_in.set_gradient(model.deq, dk.Shine())

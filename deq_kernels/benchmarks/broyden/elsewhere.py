@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 class SolverElsewhere(ABC):
     """A ``solve(f, z0, steps) -> z`` whose work is done in another process."""
 
+    @property
+    @abstractmethod
+    def process(self) -> int | None:
+        """The number of that process; None while it has not been started."""
+
     @abstractmethod
     def __call__(self, f: "Map", z0: "Tensor", steps: int) -> "Tensor":
         """Solve there, and bring the iterates here."""

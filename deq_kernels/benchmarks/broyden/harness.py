@@ -130,7 +130,8 @@ def _run_case(case: Case, run: _Run, say: Say) -> CaseResult:
         if provider.name not in absent
     }
     recorded_map, recorded = _record(case, anchor, run)
-    other_load = OtherLoad()
+    helpers = [s.process for s in run.solvers.values() if isinstance(s, SolverElsewhere)]
+    other_load = OtherLoad([process for process in helpers if process is not None])
     calls = _solve_calls(case, work, run)
     if recorded_map is not None:
         calls[_RECORDED_MAP] = Timed(recorded_map, run.device.device_clock)

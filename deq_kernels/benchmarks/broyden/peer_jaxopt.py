@@ -56,6 +56,10 @@ class JaxoptSolver(SolverElsewhere):
         self._z: Tensor | None = None
         self._evaluations = 0
 
+    @property
+    def process(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
     def __call__(self, f: "Map", z0: "Tensor", steps: int) -> "Tensor":
         if not isinstance(f, AffineMap):
             raise TypeError(

@@ -13,7 +13,7 @@ The three solvers return what torchdeq's own return, trace and all, up to roundi
 fit. Deliberate differences:
 
 - A sample that meets a NaN or an infinity loses that step, not its best iterate for good, and after
-  two of them it no longer keeps the batch running.
+  two of them (one, but for `broyden`) it no longer keeps the batch running.
 - The rule for lack of progress looks at each sample's last 30 residuals; torchdeq compares samples
   with each other.
 - Broyden with `LBFGS_thres` below `max_iter` drops its oldest factor; torchdeq overwrites its

@@ -14,6 +14,7 @@ from deq_kernels.benchmarks.broyden.harness import run_benchmark
 from deq_kernels.benchmarks.broyden.peer_jaxopt import JaxoptSolver
 from deq_kernels.benchmarks.broyden.problem import make_problem
 from deq_kernels.benchmarks.broyden.providers import PROVIDERS
+from deq_kernels.benchmarks.contention import _seconds_of
 from deq_kernels.benchmarks.provider import ProviderAbsentError, find_provider
 
 HAS_JAXOPT = all(importlib.util.find_spec(name) for name in ("jax", "jaxopt"))
@@ -27,6 +28,7 @@ def _quiet(_: str) -> None:
 @needs_jaxopt
 def test_jaxopt_times_and_weighs_itself() -> None:
     solver = JaxoptSolver()
+    assert solver.process is None
     case = Case(2, 16, 3)
     problem = make_problem(case, dtype=torch.float64)
     z = solver(problem.f, problem.z0, case.steps)
@@ -34,6 +36,8 @@ def test_jaxopt_times_and_weighs_itself() -> None:
     assert z.shape == problem.z0.shape
     assert problem.f.evaluations == 4
     assert solver.clock(lambda: None, 2) > 0
+    assert solver.process is not None
+    assert _seconds_of(solver.process) > 0.1  # JAX has been imported there
     if memory.can_measure_memory():
         assert solver.peak_bytes(problem.f, problem.z0, case.steps) >= 0
     process = solver._process
