@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from deq_kernels.layer import DEQ
+
+VERSIONS = 32
+"""Compiled forms of one cell: with and without autograd, in training and evaluation, for full and
+other batches, unrolled and solved. With torch's own limit of 8 the last ones would not be compiled.
+"""
 
 
 def compile_cell(layer: DEQ | None) -> None:
@@ -19,4 +25,6 @@ def compile_cell(layer: DEQ | None) -> None:
             "machine.compile needs a model with a DEQ layer whose cell is a module, but this one "
             "has none; leave it out"
         )
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, VERSIONS)
     cell.compile()

@@ -173,7 +173,9 @@ def test_demo(
     short = {
         "training.pretraining_steps": 0,
         "training.epochs": 1,
+        "training.batch_size": 16,
         "equilibrium.forward_steps": 4,
+        "equilibrium.backward_steps": 4,
     }
     monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, **short})
     out = tmp_path / "demo"

@@ -192,7 +192,7 @@ def test_threads_are_set_for_the_run_only(
     set_threads(1)
     seen = []
     run_training(
-        small_config(training__epochs=2, machine__threads=2),
+        with_changes(EQUILIBRIUM_ONLY, machine__threads=2, equilibrium__forward_steps=2),
         tmp_path,
         build=builder(),
         on_step=lambda: seen.append(torch.get_num_threads()),
