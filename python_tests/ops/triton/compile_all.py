@@ -90,6 +90,11 @@ def call_every_op(state: torch.dtype, history: torch.dtype, dim: int) -> None:
     ops["low_rank_append_"](u, v, rank, z, f_z, -1.0)
     ops["damped_step_"](f_z, z, best_z, *tables, table(BATCH, rows, 2), 1e-3, 0.0, 1.0, 0, 1e6)
     ops["neumann_step_"](f_z, best_z, z, table(BATCH, 2), 0.5)
+    weight = torch.zeros(dim, dim, dtype=state)
+    options = 0, 1e-3, 0.0, 1.0, 0, 0, 1e6, False
+    for v_of_dense_cell, scale in ((weight, None), (weight.T, best_z)):  # a solve, an adjoint
+        absent = None, None, None, None
+        ops["cells_iterate_"](v_of_dense_cell, *absent, f_z, scale, z, *tables, *options)
 
 
 def main(wanted: list[str]) -> None:
@@ -112,7 +117,7 @@ def main(wanted: list[str]) -> None:
         call_every_op(getattr(torch, state), getattr(torch, history), int(dim))
         for function, options, kernel in compiled:
             name = f"{function.__module__}.{function.__name__}"
-            what = {"target": target, "name": name, "pass": options["PASS"]}
+            what = {"target": target, "name": name, "pass": options.get("PASS", "whole")}
             print(json.dumps({**what, **usage(kernel)}))
 
 
