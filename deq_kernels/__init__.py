@@ -27,9 +27,11 @@ from deq_kernels.solvers import (
     Broyden,
     FixedPoint,
     PerSample,
+    RootResult,
     Solution,
     Solver,
     empty_cache,
+    root,
 )
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "Neumann",
     "PerSample",
     "ProductFormInverse",
+    "RootResult",
     "Shine",
     "Solution",
     "Solver",
@@ -58,5 +61,6 @@ __all__ = [
     "__version__",
     "backend_info",
     "empty_cache",
+    "root",
     "use_backend",
 ]

@@ -27,7 +27,7 @@ ROOMS = [
     {""},
     {"nn", "data"},
     {"models", "diagnostics"},
-    {"training", "benchmarks"},
+    {"training", "benchmarks", "integrations"},
     {"commands"},
     {"cli"},
 ]
@@ -135,6 +135,7 @@ before = set(sys.modules)
 import deq_kernels
 added = {name.partition(".")[0] for name in set(sys.modules) - before}
 extras = {"matplotlib", "safetensors", "scipy", "sklearn", "torchdeq", "tqdm", "pybind11"}
+extras |= {"jax", "jaxopt"}
 if not torch.cuda.is_available():
     extras.add("triton")
 print(sorted(added & extras))

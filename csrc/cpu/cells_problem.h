@@ -16,6 +16,10 @@ namespace deq {
 // Rows of a sample whose norms share a partial sum, and that are taken together by one thread.
 constexpr int64_t kCellRows = 48;
 
+// Copies of a sample's rows that an iteration works with: z, g = z + damping (f - z), the best z,
+// b, the last g, the last residual, c, c z and c g.
+constexpr int64_t kCellMostBuffers = 9;
+
 // Uninitialised memory for vectors; grows, and keeps nothing of what it held.
 template <typename T>
 class CellBuffer {
@@ -73,6 +77,7 @@ struct CellProblem {
   NormKind norm;
   double damping;
   bool fixed_steps;
+  bool accelerate;
   Limits limits;
 
   // Padded copies of `count` rows from `first` on.
@@ -112,26 +117,20 @@ struct CellProblem {
     tiles.finish(finish);
   }
 
-  // Whether the sample goes on, and whether the iterate that was evaluated is its best.
-  struct Decision {
-    bool advance;
-    bool improved;
-  };
-
-  Decision decide(int64_t sample, const double* norms) const {
+  CellDecision decide(int64_t sample, const double* sums, Secant* last) const {
     double* record = sample_record(records, sample, limits.max_steps);
     int64_t* counter = counters + sample * kCounterColumns;
     if (fixed_steps) {
-      return {record_fixed_step(norms, record, counter), false};
+      const bool more = record_fixed_step(sums, record, counter);
+      return {more ? CellAction::kExtrapolate : CellAction::kStop, false, 0.0};
     }
-    const Verdict verdict = judge(norms[0], norms[1], limits, record, counter);
-    return {verdict.action == Action::kAdvance, verdict.improved};
+    return decide_cell_step(sums, accelerate, limits, record, counter, last);
   }
 
  private:
   // One of a fixed number of evaluations: nothing stops before the last, whose residual decides.
-  bool record_fixed_step(const double* squares, double* record, int64_t* counter) const {
-    const double residual = std::sqrt(squares[0]);
+  bool record_fixed_step(const double* sums, double* record, int64_t* counter) const {
+    const double residual = std::sqrt(sums[kResidualNorm]);
     const int64_t step = counter[kSteps]++;
     record[kNormColumns + step] = residual;
     if (step == 0) {
@@ -141,8 +140,8 @@ struct CellProblem {
     if (step + 1 < limits.max_steps) {
       return true;
     }
-    const bool finite = squares[0] < HUGE_VAL && squares[1] < HUGE_VAL;
-    const bool met = residual <= limits.atol + limits.rtol * std::sqrt(squares[1]);
+    const bool finite = sums[kResidualNorm] < HUGE_VAL && sums[kValueNorm] < HUGE_VAL;
+    const bool met = residual <= limits.atol + limits.rtol * std::sqrt(sums[kValueNorm]);
     counter[kStatus] = !finite ? kDiverged : met ? kConverged : kMaxSteps;
     return false;
   }

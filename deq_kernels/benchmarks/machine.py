@@ -70,6 +70,9 @@ def describe_versions() -> dict[str, str | None]:
         "deq_kernels": __version__,
         "torch": str(torch.__version__),
         "torchdeq": version_of("torchdeq"),
+        "jaxopt": version_of("jaxopt"),
+        "jax": version_of("jax"),
+        "scipy": version_of("scipy"),
         "python": platform.python_version(),
     }
 

@@ -9,8 +9,11 @@ from .broyden.suite import BroydenSuite
 from .cells.suite import CellSuite
 from .report import Report
 from .suite import Suite
+from .training_step.suite import TrainingStepSuite
 
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (BroydenSuite(), CellSuite())}
+SUITES: dict[str, Suite] = {
+    suite.name: suite for suite in (BroydenSuite(), CellSuite(), TrainingStepSuite())
+}
 DEFAULT = BroydenSuite.name
 
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deq_kernels.nn.rows import record, row_dot, vector_jacobian_product
 from deq_kernels.options import check_count
@@ -36,7 +37,8 @@ def jacobian_penalty(
 
     Differentiable in the parameters of f and in what f closes over, where autograd is on; each
     probe is one VJP then, and one pass back through it. No gradient flows to z: the penalty holds
-    z* fixed, as in the source. f may evaluate its samples together, but must not mix them.
+    z* fixed, as in the source. f may evaluate its samples together, but must not mix them. Its
+    attention runs on PyTorch's unfused kernel, the only one that can be differentiated twice.
 
     Args:
         f: map of states to states, evaluated once.
@@ -67,7 +69,8 @@ def jacobian_penalty(
     dtype = torch.float64 if structure.dtype == torch.float64 else torch.float32
     create_graph = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
-        leaf, f_z = record(f, z, structure)
+        with sdpa_kernel(SDPBackend.MATH):
+            leaf, f_z = record(f, z, structure)
         total = torch.zeros(structure.batch, dtype=dtype, device=structure.device)
         for _ in range(probes):
             probe = _draw(leaf, distribution, generator)

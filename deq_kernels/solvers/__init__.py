@@ -10,6 +10,7 @@ from deq_kernels.solvers.fixed_point import FixedPoint
 from deq_kernels.solvers.gmres import GMRES
 from deq_kernels.solvers.lbfgs import LBFGS
 from deq_kernels.solvers.memory import empty_cache
+from deq_kernels.solvers.root_finding import RootResult, root
 from deq_kernels.solvers.solution import Solution
 from deq_kernels.solvers.structure import State, Structure, evaluate
 
@@ -21,6 +22,7 @@ __all__ = [
     "Broyden",
     "FixedPoint",
     "PerSample",
+    "RootResult",
     "Solution",
     "Solver",
     "State",
@@ -28,4 +30,5 @@ __all__ = [
     "check_count",
     "empty_cache",
     "evaluate",
+    "root",
 ]

@@ -238,7 +238,10 @@ def test_regimes_are_about_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 def test_defaults_follow_the_device() -> None:
     on_cpu = {provider.name for provider in providers_on("cpu", PROVIDERS)}
     on_gpu = {provider.name for provider in providers_on("cuda", PROVIDERS)}
-    assert on_cpu == {"ours", "ours-bf16", "reference", "plain", "plain-4k", "torchdeq"}
+    assert on_cpu == {
+        *("ours", "ours-bf16", "reference", "plain", "plain-4k"),
+        *("torchdeq", "locuslab", "jaxopt", "scipy"),
+    }
     assert on_gpu - on_cpu == {"ours-triton", "ours-graph", "plain-compiled"}
     suite = SUITES["broyden"]
     assert suite.cases("cpu") == CASES

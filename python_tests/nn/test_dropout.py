@@ -56,3 +56,38 @@ def test_a_missing_or_stale_mask_is_an_error() -> None:
 def test_probability_out_of_range(p: float) -> None:
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
         VariationalDropout(p)
+
+
+@pytest.mark.parametrize(
+    ("shared", "sizes", "mask"),
+    [
+        ((1,), (3, 5), (3, 1, 5)),
+        ((0,), (5,), (1, 5)),
+        ((), (2, 4, 3, 3), (2, 4, 3, 3)),
+        ((3, 2), (2, 4), (2, 4, 1, 1)),
+    ],
+)
+def test_shared_dimensions(
+    shared: tuple[int, ...], sizes: tuple[int, ...], mask: tuple[int, ...]
+) -> None:
+    dropout = VariationalDropout(0.5, shared=shared)
+    dropout.resample(*sizes, dtype=torch.float64, device=torch.device("cpu"))
+    assert dropout.mask is not None
+    assert dropout.mask.shape == mask
+    x = torch.randn(*(7 if dim in shared else size for dim, size in enumerate(mask)))
+    torch.testing.assert_close(dropout(x), x * dropout.mask)
+
+
+@pytest.mark.parametrize("shared", [(-1,), (1, 1)])
+def test_refused_shared_dimensions(shared: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="different dimensions, counted from 0"):
+        VariationalDropout(0.5, shared=shared)
+
+
+def test_a_shared_dimension_beyond_the_sizes() -> None:
+    with pytest.raises(ValueError, match=r"shared = \(2, 3\) needs a tensor of more dimensions"):
+        _resample_one_size(VariationalDropout(0.5))
+
+
+def _resample_one_size(dropout: VariationalDropout) -> None:
+    dropout.resample(4, dtype=torch.float64, device=torch.device("cpu"))

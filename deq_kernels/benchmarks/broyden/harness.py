@@ -13,10 +13,11 @@ from ..contention import OtherLoad
 from ..device import Bandwidth, Device, find_device
 from ..provider import OURS, ProviderAbsentError, load_all
 from ..run import DTYPES, Say, check_settings, origin, prefixed
-from ..timing import Spread, Timed, spread, time_interleaved
+from ..timing import Clock, Spread, Timed, spread, time_interleaved
 from .captured import Captured, Variant, capture_map, capture_step, variants_of
 from .cases import Case
 from .checks import Anchor, Work, check_work, make_anchor
+from .elsewhere import SolverElsewhere
 from .problem import make_problem
 from .providers import BroydenProvider
 from .report import NAME, SCHEMA, BroydenReport, CaseResult, MemoryResult, MemoryRow, Row, StepRow
@@ -121,10 +122,12 @@ def _run_case(case: Case, run: _Run, say: Say) -> CaseResult:
     say("checking that everybody does the same work")
     dtype = run.dtype
     anchor = make_anchor(case, dtype=dtype, device=run.device.torch_device)
+    too_large = {p.name: reason for p in run.providers if (reason := p.why_not(case.batch))}
+    absent = {**too_large, **run.absent}
     work = {
         provider.name: check_work(provider, run.solvers[provider.name], case, anchor, dtype=dtype)
         for provider in run.providers
-        if provider.name in run.solvers
+        if provider.name not in absent
     }
     recorded_map, recorded = _record(case, anchor, run)
     other_load = OtherLoad()
@@ -147,8 +150,8 @@ def _run_case(case: Case, run: _Run, say: Say) -> CaseResult:
         ceiling_gigabytes_per_second=ceiling,
         other_load_cores=other_load_cores,
         rows=tuple(
-            Row(provider.name, "absent", run.absent[provider.name])
-            if provider.name in run.absent
+            Row(provider.name, "absent", absent[provider.name])
+            if provider.name in absent
             else _row(provider, case, work[provider.name], seconds, run, ceiling)
             for provider in run.providers
         ),
@@ -186,9 +189,12 @@ def _solve_calls(case: Case, work: Mapping[str, Work], run: _Run) -> dict[str, T
     def bind(solve: "Solve") -> Callable[[], object]:
         return lambda: solve(problem.f, problem.z0, case.steps)
 
+    def clock(solve: "Solve") -> Clock:
+        return solve.clock if isinstance(solve, SolverElsewhere) else run.device.solve_clock
+
     calls = {
         provider.name: Timed(
-            bind(run.solvers[provider.name]), run.device.solve_clock, provider.context
+            bind(run.solvers[provider.name]), clock(run.solvers[provider.name]), provider.context
         )
         for provider in run.providers
         if provider.name in work and work[provider.name].refusal is None
@@ -275,7 +281,7 @@ def _measure_memory(case: Case, run: _Run, say: Say) -> MemoryResult:
     rows = []
     for provider in run.providers:
         say(f"peak memory of {provider.name} on {case.name}")
-        reason = run.device.why_no_memory()
+        reason = provider.why_not(case.batch) or run.device.why_no_memory()
         peak = None
         if reason is None:
             try:

@@ -9,6 +9,7 @@ import torch
 
 from ..provider import find_provider
 from .cases import Case
+from .elsewhere import SolverElsewhere
 from .problem import make_problem
 from .providers import PROVIDERS, BroydenProvider
 
@@ -56,6 +57,8 @@ def _peak_growth(provider_name: str, case: Case, dtype: torch.dtype, threads: in
         solve(warm_up.f, warm_up.z0, _WARM_UP.steps)
 
     problem = make_problem(case, dtype=dtype)
+    if isinstance(solve, SolverElsewhere):
+        return solve.peak_bytes(problem.f, problem.z0, case.steps)
     for _ in range(2):  # touches both output buffers of the map
         problem.f(problem.z0)
     gc.collect()

@@ -40,6 +40,22 @@ class AffineMap:
         return torch.addcmul(self._c, self._a, z, out=out)
 
     @property
+    def slopes(self) -> Tensor:
+        """a, [dim]."""
+        return self._a
+
+    @property
+    def offsets(self) -> Tensor:
+        """c, [dim]."""
+        return self._c
+
+    def count_elsewhere(self, evaluations: int) -> None:
+        """Count evaluations of this map that were made in another process."""
+        self._calls += evaluations
+        if self._count is not None:
+            self._count.add_(evaluations)
+
+    @property
     def evaluations(self) -> int:
         """How often the map was evaluated; without ``count_on_device``, how often it was called."""
         return self._calls if self._count is None else int(self._count)

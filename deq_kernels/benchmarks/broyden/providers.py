@@ -31,10 +31,19 @@ class BroydenProvider(Provider["Solve"]):
             their own; such a provider follows a trajectory of its own and is held to a bound on
             the residual instead of to equal iterates.
         has_step: whether its step is also recorded and timed alone, as one of this package's ops.
+        largest_batch: the most samples that it solves at once; absent on cases with more. None for
+            any number.
     """
 
     history_itemsize: int | None = None
     has_step: bool = False
+    largest_batch: int | None = None
+
+    def why_not(self, batch: int) -> str | None:
+        """Why it is absent on cases of this many samples; None where it is not."""
+        if self.largest_batch is None or batch <= self.largest_batch:
+            return None
+        return f"solves at most {self.largest_batch} at a time; the case has {batch} samples"
 
 
 def _load_native(device: str) -> "Solve":
@@ -97,6 +106,24 @@ def _load_torchdeq(device: str) -> "Solve":
         return z
 
     return solve
+
+
+def _load_locuslab(device: str) -> "Solve":
+    from .peer_locuslab import solve_locuslab
+
+    return solve_locuslab
+
+
+def _load_scipy(device: str) -> "Solve":
+    from .peer_scipy import load_scipy
+
+    return load_scipy(device)
+
+
+def _load_jaxopt(device: str) -> "Solve":
+    from .peer_jaxopt import load_jaxopt
+
+    return load_jaxopt(device)
 
 
 def _broyden_of_this_package(**options: Any) -> "Solve":
@@ -165,4 +192,20 @@ PROVIDERS = (
         devices=("cuda",),
     ),
     BroydenProvider("torchdeq", "torchdeq.solver.broyden.broyden_solver", _load_torchdeq),
+    BroydenProvider(
+        "locuslab", "the update as locuslab's repositories deq and mdeq write it", _load_locuslab
+    ),
+    BroydenProvider(
+        "jaxopt",
+        "jaxopt.Broyden, jit and vmap, in a process of its own",
+        _load_jaxopt,
+        devices=("cpu",),
+    ),
+    BroydenProvider(
+        "scipy",
+        "scipy.optimize.broyden1, one sample",
+        _load_scipy,
+        devices=("cpu",),
+        largest_batch=1,
+    ),
 )

@@ -91,6 +91,7 @@ class _Ours:
             divergence_factor=1e6,
             norm="max",
             damping=1.0,
+            accelerate=True,
         )
         adjoint = adjoint_of(Implicit(on_solve=self._keep), stopping)
         pattern = adjacency.pattern

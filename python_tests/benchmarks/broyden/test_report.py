@@ -79,7 +79,9 @@ def test_json_has_the_documented_fields(report: BroydenReport, tmp_path: Path) -
     }
     assert data["ceiling"] == "triad"
     assert {"device", "cpu", "threads"} <= set(data["machine"])
-    assert set(data["versions"]) == {"deq_kernels", "torch", "torchdeq", "python"}
+    assert set(data["versions"]) == {
+        *("deq_kernels", "torch", "torchdeq", "jaxopt", "jax", "scipy", "python"),
+    }
     assert load_report(path) == report
 
 

@@ -1,0 +1,1 @@
+"""One training step of whole models, forward and backward apart, against torchdeq."""

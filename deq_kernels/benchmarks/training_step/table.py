@@ -1,0 +1,79 @@
+"""Reports as text: a table for the terminal, Markdown for a README."""
+
+from __future__ import annotations
+
+from ..provider import OURS
+from ..text import align, machine_line, markdown_origin, markdown_row, three_digits, warnings
+from .report import CaseResult, Row, StepReport
+
+_NOTES = """\
+ms: medians of the two halves of a training step. / ours: median over the rounds of both together,
+divided by those of ours. steps: evaluations of the cell in the forward solve, of the sample that
+takes most. cosine: of the parameters' gradient with that of ours."""
+
+
+def format_table(report: StepReport) -> str:
+    """Return the report as an aligned plain-text table, one block per case."""
+    blocks = [machine_line(report), *(_block(case, report.dtype) for case in report.cases), _NOTES]
+    return "\n\n".join(blocks + warnings(report))
+
+
+def format_markdown(report: StepReport, source: str) -> str:
+    """Return the report as Markdown, a row per case.
+
+    Args:
+        report: what to show.
+        source: path of its JSON as seen from the document, named below the table.
+    """
+    names = list(report.providers)
+    lines = [
+        markdown_row(["model / preset / gradient", *names]),
+        markdown_row(["---", *("---:" for _ in names)]),
+    ]
+    for case in report.cases:
+        rows = {row.provider: row for row in case.rows}
+        lines.append(markdown_row([case.name, *(_markdown_cell(rows[name]) for name in names)]))
+    blocks = [
+        "\n".join(lines),
+        f"Median milliseconds of the forward and the backward half of one {report.dtype} training "
+        f"step over {report.rounds} interleaved rounds (in brackets: times that both take of "
+        "ours).",
+        *markdown_origin(report, source),
+    ]
+    return "\n\n".join(blocks)
+
+
+def _block(case: CaseResult, dtype: str) -> str:
+    title = f"{case.name} {dtype}, {case.parameters:,} parameters"
+    if case.other_load_cores is not None:
+        title += f", others used {case.other_load_cores:.2f} cores"
+    header = ("provider", "forward ms", "backward ms", "/ ours", "steps", "cosine")
+    lines = [title, *align([header, *(_cells(row) for row in case.rows if row.forward_ms)])]
+    lines += [
+        f"  {row.provider}: {row.status}: {row.reason}"
+        for row in case.rows
+        if row.status != "timed"
+    ]
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    assert row.forward_ms is not None
+    assert row.backward_ms is not None
+    return (
+        row.provider,
+        three_digits(row.forward_ms.median),
+        three_digits(row.backward_ms.median),
+        "-" if row.step_over_ours is None else f"{row.step_over_ours.median:.2f}",
+        "-" if row.steps is None else str(row.steps),
+        f"{row.cosine:.4f}",
+    )
+
+
+def _markdown_cell(row: Row) -> str:
+    if row.forward_ms is None or row.backward_ms is None:
+        return row.status
+    text = f"{three_digits(row.forward_ms.median)} + {three_digits(row.backward_ms.median)}"
+    if row.step_over_ours is not None and row.provider != OURS:
+        text += f" ({row.step_over_ours.median:.2f}×)"
+    return text

@@ -1,0 +1,58 @@
+"""A walk takes the steps of its solver, and leaves the end to the caller."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import deq_kernels as dk
+from deq_kernels.solvers.walk import Walk
+from python_tests.problems import Tanh
+
+SOLVERS = (dk.Broyden, dk.Anderson, dk.FixedPoint)
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_visits_are_the_solvers_evaluations(kind: type[dk.Solver]) -> None:
+    f = Tanh.random(3, 7, 0.8)
+    z0 = torch.randn(3, 7, dtype=torch.float64)
+    solver = kind(max_steps=6, rtol=0.0, atol=1e-3)
+    seen: list[Tensor] = []
+
+    def recorded(z: Tensor) -> Tensor:
+        seen.append(z.clone())
+        return f(z)
+
+    solution = solver(recorded, z0)
+    walk = Walk(solver, f, z0, keep_inverse=kind.builds_inverse)
+    for number, z in enumerate(seen):
+        visit = walk.advance()
+        assert torch.equal(visit.z, z)
+        assert torch.equal(visit.f_z, f(z))
+        trace = solution.trace[:, number]
+        assert torch.equal(visit.residual.nan_to_num(-1.0), trace.nan_to_num(-1.0))
+        assert torch.equal(visit.judged, ~trace.isnan())
+        torch.testing.assert_close(visit.f_norm, f(z).norm(dim=1))
+        assert not visit.diverged.any()
+    assert not walk.running.any()
+    if kind.builds_inverse:
+        x = torch.randn_like(z0)
+        mine, other = walk.inverse(), solution.inverse_jacobian
+        assert mine is not None
+        assert other is not None
+        assert torch.equal(mine.matvec(x), other.matvec(x))
+
+
+def test_states_of_several_tensors() -> None:
+    walk = Walk(
+        dk.Broyden(max_steps=3),
+        lambda state: (torch.cos(state[0]), torch.sin(state[1])),
+        (torch.zeros(2, 3), torch.ones(2, 1, 2)),
+        keep_inverse=False,
+    )
+    visit = walk.advance()
+    assert visit.z.shape == (2, 5)
+    assert torch.equal(visit.f_z[:, :3], torch.ones(2, 3))
+    with pytest.raises(TypeError, match="z0"):
+        Walk(dk.Broyden(), torch.cos, [1.0], keep_inverse=False)  # type: ignore[arg-type]

@@ -1,0 +1,66 @@
+"""Number formats and compilation: the same training, computed otherwise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deq_kernels as dk
+from deq_kernels.training.compilation import compile_cell
+from deq_kernels.training.loop import Trainer
+from python_tests.training.runs import builder, small_config
+
+
+def _first_epoch(**machine: object) -> tuple[Trainer, float]:
+    settings = {f"machine__{name}": value for name, value in machine.items()}
+    config = small_config(training__epochs=2, **settings)
+    torch.manual_seed(0)
+    trainer = Trainer(builder()(config), config)
+    return trainer, trainer.run_epoch().train.loss
+
+
+def test_number_formats() -> None:
+    single, expected = _first_epoch()
+    double, exact = _first_epoch(dtype="float64")
+    half, rough = _first_epoch(dtype="bfloat16")
+    assert exact == pytest.approx(expected, rel=1e-3)
+    assert rough != expected
+    assert rough == pytest.approx(expected, rel=0.1)
+    for trainer, dtype in ((single, torch.float32), (double, torch.float64), (half, torch.float32)):
+        assert {p.dtype for p in trainer.task.model.parameters()} == {dtype}
+
+
+class Cell(nn.Module):
+    """f(z, x) = tanh(W z) + x; counts how often Python runs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.runs = 0
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        self.runs += 1
+        return 0.5 * torch.tanh(self.linear(z)) + x
+
+
+def test_a_compiled_cell_is_still_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile(self: nn.Module) -> None:
+        compiled.append(self)
+
+    monkeypatch.setattr(nn.Module, "compile", compile)
+    layer = dk.DEQ(Cell())
+    names = list(layer.state_dict())
+    compile_cell(layer)
+    assert compiled == [layer.cell]
+    assert list(layer.state_dict()) == names
+    trainer, _ = _first_epoch(compile=True)
+    assert compiled[1:] == [trainer.task.layer.cell]  # type: ignore[union-attr]
+
+
+def test_cells_that_cannot_be_compiled() -> None:
+    for layer in (None, dk.DEQ(lambda z, x: 0.5 * z + x)):
+        with pytest.raises(ValueError, match=r"machine\.compile needs a model with a DEQ layer"):
+            compile_cell(layer)
