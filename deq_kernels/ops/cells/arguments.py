@@ -32,6 +32,9 @@ def check_iterate(
     active: Tensor,
     activation: int,
     norm: int,
+    *,
+    fixed_steps: bool,
+    accelerate: bool,
 ) -> int:
     """Raise RuntimeError unless shapes, dtypes and layouts fit together; reads no element.
 
@@ -70,6 +73,8 @@ def check_iterate(
         raise RuntimeError(f"activation must be 0 to {len(Activation) - 1}, got {activation}")
     if norm not in (0, 1):
         raise RuntimeError(f"norm must be 0 or 1, got {norm}")
+    if fixed_steps and accelerate:
+        raise RuntimeError("fixed_steps are damped steps; got accelerate too")
     return max_steps
 
 

@@ -52,6 +52,8 @@ def iterate_(
         *(weight, crow, col, values, sample_ptr, bias, scale, z, record, counters, active),
         activation=activation,
         norm=norm,
+        fixed_steps=fixed_steps,
+        accelerate=accelerate,
     )
     check_structure(crow, col, sample_ptr, len(z))
     check_steps_left(counters, max_steps)

@@ -54,7 +54,6 @@ DEPTH = {tl.float32: 32, tl.float64: 16}
 """Terms of their sums at a time: 128 bytes of a row of z, and what fits the registers."""
 
 MAX_REJECTIONS = tl.constexpr(0)
-NEVER = tl.constexpr(False)
 
 
 @triton.jit
@@ -115,6 +114,32 @@ def _measure(
     return total
 
 
+@triton.jit
+def _look_back(
+    g: tl.tensor,  # [ROWS, 1] pointers
+    last_g: tl.tensor,  # [ROWS, 1] pointers
+    there: tl.tensor,  # [ROWS, 1] pointers
+    gamma: tl.tensor,  # [ROWS]
+    back: tl.tensor,  # bool [ROWS]
+    running: tl.tensor,  # bool [ROWS]
+    dim: tl.tensor,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+) -> None:
+    """there <- g - gamma (g - last_g), or last_g where the step before is taken back."""
+    tl.debug_barrier()
+    needed = running & (back | (gamma != 0.0))
+    for begin in range(0, dim, COLUMNS):
+        column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)
+        columns = tl.arange(0, COLUMNS) < tl.multiple_of(dim - begin, ALIGN)
+        inside = running[:, None] & columns[None, :]
+        x = tl.load(g + column[None, :], mask=inside, other=0.0)
+        earlier = tl.load(last_g + column[None, :], mask=needed[:, None] & columns[None, :])
+        onwards = tl.where(gamma[:, None] == 0.0, x, x - gamma[:, None] * (x - earlier))
+        moved = tl.where(back[:, None], earlier, onwards)
+        tl.store(there + column[None, :], moved, mask=inside)
+
+
 @kernel
 def _iterate(
     weight: tl.tensor,  # [dim, dim]
@@ -125,6 +150,7 @@ def _iterate(
     scale_stride: tl.tensor,
     z: tl.tensor,  # [samples, dim]
     iterates: tl.tensor,  # ACCUM [3, samples, dim]: of each row this one, the next and the best
+    lasts: tl.tensor,  # ACCUM [4, samples, dim]: g and r of this evaluation, and of the one before
     record: tl.tensor,  # float64 [samples, NORMS + max_steps]
     counters: tl.tensor,  # int64 [samples, COUNTERS]
     active: tl.tensor,  # int64 [1]
@@ -141,6 +167,7 @@ def _iterate(
     fixed_steps: tl.tensor,
     SCALED: tl.constexpr,
     DENSE_K: tl.constexpr,
+    ACCELERATE: tl.constexpr,
     ACCUM: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -170,6 +197,12 @@ def _iterate(
     now = tl.zeros((ROWS,), tl.int32)
     kept = tl.zeros((ROWS,), tl.int32)
     size = tl.multiple_of(samples.to(tl.int64) * dim, ALIGN)
+    # Of the evaluation before: its residual, whether it is known, and whether it led here by
+    # looking back; and which half of `lasts` it has.
+    last_residual = tl.zeros((ROWS,), tl.float64)
+    known = exists & (row < 0)
+    extrapolated = known
+    half = 0
     step_length = option(damping, ACCUM)
 
     for begin in range(0, dim, COLUMNS):
@@ -187,6 +220,10 @@ def _iterate(
         alive = running[:, None]
         residual_sq = tl.zeros((ROWS,), tl.float64)
         f_sq = tl.zeros((ROWS,), tl.float64)
+        change_sq = tl.zeros((ROWS,), tl.float64)
+        change_r = tl.zeros((ROWS,), tl.float64)
+        this_g = lasts + (tl.multiple_of(half * 2 * size, ALIGN) + place)
+        last_g = lasts + (tl.multiple_of((1 - half) * 2 * size, ALIGN) + place)
         # What was written by other threads is read now.
         tl.debug_barrier()
         for begin in range(0, dim, COLUMNS):
@@ -213,12 +250,21 @@ def _iterate(
             f += tl.load(bias + column[None, :], mask=inside, other=0.0).to(ACCUM)
             f = tl.where(inside, activate(f, activation), 0.0)
             before = tl.load(here + column[None, :], mask=inside, other=0.0)
-            change = f - before
-            residual_sq = _measure(change, residual_sq, norm)
+            r = f - before
+            residual_sq = _measure(r, residual_sq, norm)
             f_sq = _measure(f, f_sq, norm)
             # A full step lands on f(z) itself, without rounding.
-            moved = tl.where(step_length == 1.0, f, before + step_length * change)
-            tl.store(there + column[None, :], moved, mask=inside)
+            g = tl.where(step_length == 1.0, f, before + step_length * r)
+            if ACCELERATE:
+                earlier = inside & known[:, None]
+                last_r = tl.load(last_g + (size + column)[None, :], mask=earlier, other=0.0)
+                change = (r - last_r).to(tl.float64)
+                change_sq += tl.sum(change * change, 1)
+                change_r += tl.sum(change * r.to(tl.float64), 1)
+                tl.store(this_g + column[None, :], g, mask=inside)
+                tl.store(this_g + (size + column)[None, :], r, mask=inside)
+            else:
+                tl.store(there + column[None, :], g, mask=inside)
 
         residual, f_norm = tl.sqrt(residual_sq), tl.sqrt(f_sq)
         finite = (residual_sq < INFINITY) & (f_sq < INFINITY)
@@ -233,7 +279,7 @@ def _iterate(
             now = tl.where(running, after, now)
             kept = now
         else:
-            verdict, tables, improved, _, _, _ = decide(
+            verdict, tables, improved, _, _, back = decide(
                 residual,
                 f_norm,
                 finite,
@@ -246,8 +292,8 @@ def _iterate(
                 stall_steps,
                 divergence_factor,
                 MAX_REJECTIONS,
-                NEVER,
-                residual,
+                extrapolated,
+                last_residual,
             )
             first = tl.where(running, tables[0], first)
             best = tl.where(running, tables[1], best)
@@ -255,6 +301,15 @@ def _iterate(
             marked_step = tl.where(running, tables[3], marked_step)
             kept = tl.where(running & improved, now, kept)
             now = tl.where(running & (verdict == RUNNING), after, now)
+            if ACCELERATE:
+                gamma = change_r / tl.where(change_sq == 0.0, 1.0, change_sq)
+                usable = known & (change_sq > 0.0) & (tl.abs(gamma) < INFINITY)
+                gamma = tl.where(usable, gamma, 0.0).to(ACCUM)
+                _look_back(this_g, last_g, there, gamma, back, running, dim, COLUMNS, ALIGN)
+                last_residual = residual
+                known = back == 0
+                extrapolated = known & (gamma != 0.0)
+                half = 1 - half
         step += running.to(tl.int64)
         status = tl.where(running, verdict, status)
         running = running & (verdict == RUNNING)
@@ -296,6 +351,7 @@ def iterate_(
     stall_steps: int,
     divergence_factor: float,
     fixed_steps: bool,
+    accelerate: bool,
 ) -> None:
     """z ← z + λ (f(z) − z) until all samples have stopped; see `deq_kernels.ops.cells.iterate_`.
 
@@ -312,12 +368,15 @@ def iterate_(
             stall_steps=stall_steps,
             divergence_factor=divergence_factor,
             fixed_steps=fixed_steps,
+            accelerate=accelerate,
         )
         return
     max_steps = check_iterate(
         *(weight, crow, col, values, sample_ptr, bias, scale, z, record, counters, active),
         activation=activation,
         norm=norm,
+        fixed_steps=fixed_steps,
+        accelerate=accelerate,
     )
     tables = {"record": record, "counters": counters, "active": active}
     others = {} if scale is None else {"scale": scale}
@@ -333,6 +392,7 @@ def iterate_(
     scale_stride = 0 if scale is None else stride(scale, 0)
     accum = accumulate_dtype(z.dtype)
     iterates = z.new_empty((3, rows, dim), dtype=accum)
+    lasts = z.new_empty((4, rows, dim), dtype=accum) if accelerate else iterates
     sums = tl.float64 if accum == torch.float64 else tl.float32
     align = alignment(dim, weight_stride, bias_stride, scale_stride)
     # Narrow loads take a register for every address, and float64 two.
@@ -341,11 +401,12 @@ def iterate_(
         _iterate[(triton.cdiv(rows, ROWS),)](
             *(weight, weight_stride, bias, bias_stride),
             *(bias if scale is None else scale, scale_stride),
-            *(z, iterates, record, counters, active, rows, dim, max_steps),
+            *(z, iterates, lasts, record, counters, active, rows, dim, max_steps),
             *(activation, norm, rtol, atol, damping, stall_steps, divergence_factor),
             int(fixed_steps),
             SCALED=scale is not None,
             DENSE_K=dense_k,
+            ACCELERATE=accelerate,
             ACCUM=sums,
             ROWS=ROWS,
             COLUMNS=COLUMNS,

@@ -92,9 +92,10 @@ def call_every_op(state: torch.dtype, history: torch.dtype, dim: int) -> None:
     ops["neumann_step_"](f_z, best_z, z, table(BATCH, 2), 0.5)
     weight = torch.zeros(dim, dim, dtype=state)
     options = 0, 1e-3, 0.0, 1.0, 0, 0, 1e6, False
-    for v_of_dense_cell, scale in ((weight, None), (weight.T, best_z)):  # a solve, an adjoint
+    # As of a solve, and as of an adjoint; with damped and with accelerated steps.
+    for v, scale, accelerate in ((weight, None, False), (weight.T, best_z, True)):
         absent = None, None, None, None
-        ops["cells_iterate_"](v_of_dense_cell, *absent, f_z, scale, z, *tables, *options)
+        ops["cells_iterate_"](v, *absent, f_z, scale, z, *tables, *options, accelerate)
 
 
 def main(wanted: list[str]) -> None:

@@ -118,6 +118,30 @@ def test_follows_the_reference(
     assert_same(solved, expected, max(TOLERANCES[dtype], 1e-13))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_accelerated_steps_follow_the_reference(
+    engine: Engine, dtype: torch.dtype, scaled: bool
+) -> None:
+    """Also where steps are taken back: V has a strong rotation in it."""
+    turn = torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64)).Q
+    weight = (0.85 * turn).to(dtype)
+    bias = (torch.logspace(-2, 1, 18)[:, None] * torch.randn(18, 24)).to(dtype)
+    options: dict[str, Any] = {"accelerate": True, "max_steps": 80, "damping": 0.8}
+    options |= {"activation": Activation.ELU, "norm": NormKind.MAX, "atol": 1e-3}
+    if scaled:
+        options["scale"] = 0.95 + 0.1 * torch.rand(18, 24, dtype=dtype)
+    solved = iterate(engine, weight, bias, **options)
+    assert set(solved.status) == {Status.CONVERGED}
+    rises = solved.tables.trace.diff() > 0
+    assert bool(rises.any()), "some step must be taken back"
+    damped = iterate(engine, weight, bias, **{**options, "accelerate": False})
+    assert solved.steps != damped.steps
+    expected = iterate(engine, weight, bias, backend="reference", **options)
+    # What extrapolation makes of a rounding may be many times as large.
+    assert_same(solved, expected, 1e-11 if dtype == torch.float64 else 3e-4)
+
+
 def test_is_the_solution_of_the_equation(engine: Engine) -> None:
     """In float64 and to rounding: no reference that could be wrong in the same way."""
     weight, bias = weight_of(24, torch.float64), torch.randn(3, 24, dtype=torch.float64)
@@ -258,6 +282,7 @@ def test_empty_sizes(engine: Engine, rows: int, dim: int) -> None:
         ({"activation": 7}, "activation must be 0 to 6, got 7"),
         ({"norm": 2}, "norm must be 0 or 1, got 2"),
         ({"z0": torch.zeros(3, 5).T}, "z must be contiguous"),
+        ({"fixed_steps": True, "accelerate": True}, "fixed_steps are damped steps"),
     ],
 )
 def test_errors(engine: Engine, changes: dict[str, Any], message: str) -> None:
