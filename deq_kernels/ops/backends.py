@@ -24,7 +24,7 @@ from deq_kernels import _native
 from deq_kernels.ops.registry import NAMESPACE, OPS
 
 BACKENDS = ("native", "triton", "reference")
-FAMILIES = ("anderson", "broyden", "damped", "low_rank")
+FAMILIES = ("anderson", "broyden", "cells", "damped", "low_rank")
 INSTALL_TRITON = (
     "Install it with `pip install triton`; CUDA builds of torch for Linux bring it along"
 )

@@ -18,11 +18,12 @@ from torch import Tensor
 
 import deq_kernels as dk
 from deq_kernels import _native
+from deq_kernels.cells import solve_dense
 from deq_kernels.ops import OPS, backends, low_rank
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-# The memory of histories on a GPU is torch's own; the cells run as the reference there.
-WITHOUT_GPU_KERNEL = {"history_memory", "cells_iterate_"}
+# The memory of histories on a GPU is torch's own.
+WITHOUT_GPU_KERNEL = {"history_memory"}
 WITH_GPU_KERNEL = sorted(set(OPS) - WITHOUT_GPU_KERNEL)
 
 
@@ -90,6 +91,7 @@ def test_every_op_with_a_gpu_kernel_is_routed(calls: Calls) -> None:
         inverse.append_(torch.ones(2, 5), -torch.ones(2, 5))
         inverse.matvec(z0)
         dk.GMRES(max_steps=4, rtol=0.0)(lambda z: 0.5 * z + 1.0, z0)
+        solve_dense(torch.ones(2, 5), torch.zeros(5, 5), activation="relu")
     assert sorted(set(calls)) == WITH_GPU_KERNEL
 
 

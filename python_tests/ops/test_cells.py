@@ -522,12 +522,12 @@ def changed(**new: Any) -> Callable[[], object]:
         (changed(z0=torch.zeros(3, 11).T), "z must be contiguous"),
     ],
 )
-def test_errors(call: Callable[[], object], message: str) -> None:
+def test_errors(backend: str, call: Callable[[], object], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         call()
 
 
-def test_used_up_tables_are_refused() -> None:
+def test_used_up_tables_are_refused(backend: str) -> None:
     weight, bias, arguments = problem()
     tables = Tables.new(6, 2, bias.device)
     tables.counters[2, Counter.STEPS] = 2

@@ -14,10 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deq_kernels.ops.anderson.reference import dependent_share
-from deq_kernels.ops.direction_scale import ScaleRange
-from deq_kernels.ops.dtypes import accumulate_dtype
-from deq_kernels.ops.tiles import tile_count
-from deq_kernels.ops.triton_support.arguments import (
+from deq_kernels.ops.arguments import (
     check_dense_rows,
     check_dimensions,
     check_dtype,
@@ -25,6 +22,9 @@ from deq_kernels.ops.triton_support.arguments import (
     check_shape,
     check_table,
 )
+from deq_kernels.ops.direction_scale import ScaleRange
+from deq_kernels.ops.dtypes import accumulate_dtype
+from deq_kernels.ops.tiles import tile_count
 from deq_kernels.ops.triton_support.direction_scale import direction_exponent, power_of_two
 from deq_kernels.ops.triton_support.launch import (
     Cut,

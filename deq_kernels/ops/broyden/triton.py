@@ -13,16 +13,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deq_kernels.ops.direction_scale import ScaleRange
-from deq_kernels.ops.dtypes import accumulate_dtype
-from deq_kernels.ops.tiles import tile_count
-from deq_kernels.ops.triton_support.arguments import (
+from deq_kernels.ops.arguments import (
     check_dense_rows,
     check_dimensions,
     check_history_dtype,
     check_shape,
     check_table,
 )
+from deq_kernels.ops.direction_scale import ScaleRange
+from deq_kernels.ops.dtypes import accumulate_dtype
+from deq_kernels.ops.tiles import tile_count
 from deq_kernels.ops.triton_support.broyden_options import (
     accepted_residual,
     estimated_gamma,

@@ -94,7 +94,7 @@ def iterate_(
 
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or layout, or S or sample_ptr is not what
-            is described above (compiled kernels name it).
+            is described above.
     """
     _ITERATE.call(
         weight,

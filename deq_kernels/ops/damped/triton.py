@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deq_kernels.ops.tiles import tile_count
-from deq_kernels.ops.triton_support.arguments import (
+from deq_kernels.ops.arguments import (
     check_dense_rows,
     check_dimensions,
     check_dtype,
@@ -22,6 +21,7 @@ from deq_kernels.ops.triton_support.arguments import (
     check_state,
     check_table,
 )
+from deq_kernels.ops.tiles import tile_count
 from deq_kernels.ops.triton_support.launch import (
     Cut,
     alignment,

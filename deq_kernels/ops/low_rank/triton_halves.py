@@ -9,8 +9,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from deq_kernels.ops.arguments import check_table
 from deq_kernels.ops.tiles import tile_count
-from deq_kernels.ops.triton_support.arguments import check_table
 from deq_kernels.ops.triton_support.launch import (
     Cut,
     alignment,

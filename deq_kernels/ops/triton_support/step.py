@@ -7,30 +7,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from deq_kernels.ops.termination import Counter, Norm
-from deq_kernels.ops.tiles import tile_count
-from deq_kernels.ops.triton_support.arguments import (
+from deq_kernels.ops.arguments import (
     check_dense_rows,
     check_dimensions,
     check_dtype,
     check_shape,
     check_state,
     check_table,
+    steps_of,
 )
+from deq_kernels.ops.termination import Counter, Norm
+from deq_kernels.ops.tiles import tile_count
 from deq_kernels.ops.triton_support.launch import check_device
-
-
-def _steps_of(record: Tensor) -> int:
-    """The max_steps of a record [batch, norms + max_steps]: norms, then the trace.
-
-    Raises:
-        RuntimeError: it is no such record.
-    """
-    if record.dim() != 2 or record.shape[1] <= len(Norm):
-        raise RuntimeError(
-            f"record must be [batch, {len(Norm)} + max_steps], got {list(record.shape)}"
-        )
-    return record.shape[1] - len(Norm)
 
 
 def check_step(
@@ -64,7 +52,7 @@ def check_step(
     check_dimensions(z, "z", "[batch, dim]")
     check_state(z, "z")
     batch, dim = z.shape
-    max_steps = _steps_of(record)
+    max_steps = steps_of(record)
     check_shape(f_z, "f_z", (batch, dim))
     check_dtype(f_z, "f_z", z.dtype)
     check_dense_rows(f_z, "f_z")

@@ -89,22 +89,81 @@ def judge_trial(
     accepted: tl.tensor,  # the largest residual at which it is not
 ) -> tl.tuple:
     """The same for a trial of a line search: also returns whether its step is to be shortened."""
-    residual = tl.sqrt(residual_sq)
-    finite = (residual_sq < INFINITY) & (f_sq < INFINITY)
     step = tl.load(counters + STEPS)
     rejections = tl.load(counters + REJECTIONS)
+    residual = tl.sqrt(residual_sq)
+    finite = (residual_sq < INFINITY) & (f_sq < INFINITY)
+    before = (
+        tl.load(record + FIRST),
+        tl.load(record + BEST),
+        tl.load(record + PROGRESS),
+        tl.load(counters + PROGRESS_STEP),
+    )
+    status, after, improved, rejected, reject, backtrack = decide(
+        residual,
+        tl.sqrt(f_sq),
+        finite,
+        step,
+        rejections,
+        before,
+        max_steps,
+        rtol,
+        atol,
+        stall_steps,
+        divergence_factor,
+        max_rejections,
+        can_shorten,
+        accepted,
+    )
+
+    # One thread writes what every thread has read.
+    tl.debug_barrier()
+    tl.store(record + NORMS + step, residual)
+    tl.store(record + FIRST, after[0])
+    tl.store(record + BEST, after[1])
+    tl.store(record + PROGRESS, after[2])
+    tl.store(counters + STATUS, status.to(tl.int64))
+    tl.store(counters + STEPS, step + 1)
+    tl.store(counters + REJECTIONS, rejections + reject.to(tl.int64))
+    tl.store(counters + PROGRESS_STEP, after[3])
+    tl.atomic_add(active, -1, mask=status != RUNNING, sem="relaxed")
+    return status, improved, rejected, reject, backtrack
+
+
+@triton.jit
+def decide(
+    residual: tl.tensor,  # ||f(z) - z||
+    f_norm: tl.tensor,  # ||f(z)||
+    finite: tl.tensor,  # whether both are, and their squares
+    step: tl.tensor,  # evaluations before this one
+    rejections: tl.tensor,
+    before: tl.tuple,  # FIRST, BEST and PROGRESS, and the counter PROGRESS_STEP
+    max_steps: tl.tensor,
+    rtol: tl.float64,
+    atol: tl.float64,
+    stall_steps: tl.tensor,
+    divergence_factor: tl.float64,
+    max_rejections: tl.constexpr,
+    can_shorten: tl.tensor,
+    accepted: tl.tensor,
+) -> tl.tuple:
+    """The rule itself, of one evaluation of a running sample or of a block of them.
+
+    Returns (status, after, improved, rejected, reject, backtrack), with `after` what becomes of
+    `before`.
+    """
     first = step == 0
-    first_norm = tl.where(first, residual, tl.load(record + FIRST))
-    best = tl.where(first, INFINITY, tl.load(record + BEST))
-    mark = tl.where(first, INFINITY, tl.load(record + PROGRESS))
+    first_norm = tl.where(first, residual, before[0])
+    best = tl.where(first, INFINITY, before[1])
+    mark = tl.where(first, INFINITY, before[2])
 
     # Comparisons with NaN are false, and `finite` answers for them.
-    converged = finite & (residual <= atol + rtol * tl.sqrt(f_sq))
+    converged = finite & (residual <= atol + rtol * f_norm)
     acceptable = finite & (residual <= divergence_factor * first_norm)
     rejected = (converged | acceptable) == 0
     better = finite & (residual < best)
     progressed = better & (converged == 0) & (residual < mark * SHARE)
-    marked_step = tl.where(progressed, step, tl.load(counters + PROGRESS_STEP))
+    marked_step = tl.where(progressed, step, before[3])
 
     last = step + 1 >= max_steps
     short = rejected | (residual > accepted)
@@ -119,17 +178,11 @@ def judge_trial(
     status = tl.where(converged, CONVERGED, status)
     backtrack = backtrack & (status == RUNNING)
     reject = rejected & (status == RUNNING) & (backtrack == 0)
-
-    # One thread writes what every thread has read.
-    tl.debug_barrier()
-    tl.store(record + NORMS + step, residual)
-    tl.store(record + FIRST, first_norm)
-    tl.store(record + BEST, tl.where(better | converged, residual, best))
-    tl.store(record + PROGRESS, tl.where(progressed, residual, mark))
-    tl.store(counters + STATUS, status.to(tl.int64))
-    tl.store(counters + STEPS, step + 1)
-    tl.store(counters + REJECTIONS, rejections + reject.to(tl.int64))
-    tl.store(counters + PROGRESS_STEP, marked_step)
-    tl.atomic_add(active, -1, mask=status != RUNNING, sem="relaxed")
     improved = (first | better | converged) & (reject == 0)
-    return status, improved, rejected, reject, backtrack
+    after = (
+        first_norm,
+        tl.where(better | converged, residual, best),
+        tl.where(progressed, residual, mark),
+        marked_step,
+    )
+    return status, after, improved, rejected, reject, backtrack

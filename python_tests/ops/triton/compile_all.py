@@ -90,6 +90,12 @@ def call_every_op(state: torch.dtype, history: torch.dtype, dim: int) -> None:
     ops["low_rank_append_"](u, v, rank, z, f_z, -1.0)
     ops["damped_step_"](f_z, z, best_z, *tables, table(BATCH, rows, 2), 1e-3, 0.0, 1.0, 0, 1e6)
     ops["neumann_step_"](f_z, best_z, z, table(BATCH, 2), 0.5)
+    weight = torch.zeros(dim, dim, dtype=state)
+    options = 0, 1e-3, 0.0, 1.0, 0, 0, 1e6, False
+    # As of a solve, and as of an adjoint; with damped and with accelerated steps.
+    for v, scale, accelerate in ((weight, None, False), (weight.T, best_z, True)):
+        absent = None, None, None, None
+        ops["cells_iterate_"](v, *absent, f_z, scale, z, *tables, *options, accelerate)
 
 
 def main(wanted: list[str]) -> None:
@@ -112,7 +118,7 @@ def main(wanted: list[str]) -> None:
         call_every_op(getattr(torch, state), getattr(torch, history), int(dim))
         for function, options, kernel in compiled:
             name = f"{function.__module__}.{function.__name__}"
-            what = {"target": target, "name": name, "pass": options["PASS"]}
+            what = {"target": target, "name": name, "pass": options.get("PASS", "whole")}
             print(json.dumps({**what, **usage(kernel)}))
 
 

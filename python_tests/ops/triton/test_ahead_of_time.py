@@ -21,8 +21,8 @@ TARGETS = [(80, MAIN), (90, MAIN), (90, OTHERS), (100, MAIN)]
 WHOLE, TILED = 1000, 6144
 # Kernels of the steps of Broyden and Anderson, of products in both forms, of the append, the damped
 # step and the Neumann step, which has but two passes; and of the halves of the sum form's product,
-# two and one.
-KERNELS = {WHOLE: 9, TILED: 7 * 3 - 1 + 3}
+# two and one. The dense cell is one pass of any size, without and with a scale.
+KERNELS = {WHOLE: 9 + 2, TILED: 7 * 3 - 1 + 3 + 2}
 A_CALL_ON_THE_CPU = """
 import torch
 from deq_kernels.ops.damped.triton import neumann_step_

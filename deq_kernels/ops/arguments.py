@@ -1,4 +1,4 @@
-"""Argument checks of the Triton ops; the same contracts as in csrc/torch/checks.h."""
+"""Argument checks of ops in Python; the same contracts as in csrc/torch/checks.h."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops.dtypes import STATE_DTYPES
+from deq_kernels.ops.termination import Norm
 
 
 def check_dimensions(tensor: Tensor, name: str, shape: str) -> None:
@@ -71,3 +72,16 @@ def check_history_dtype(history: Tensor, state: Tensor) -> None:
             "the history must have the state's dtype, bfloat16 or float32, got "
             f"{history.dtype} for a {state.dtype} state"
         )
+
+
+def steps_of(record: Tensor) -> int:
+    """The max_steps of a record [batch, norms + max_steps]: norms, then the trace.
+
+    Raises:
+        RuntimeError: it is no such record.
+    """
+    if record.dim() != 2 or record.shape[1] <= len(Norm):
+        raise RuntimeError(
+            f"record must be [batch, {len(Norm)} + max_steps], got {list(record.shape)}"
+        )
+    return record.shape[1] - len(Norm)

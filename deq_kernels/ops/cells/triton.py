@@ -1,0 +1,421 @@
+"""The iteration of the dense cell in Triton: all steps of a tile of rows in one program.
+
+Formulas: docs/algebra.md, section 3. Reference: deq_kernels/ops/cells/reference.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from deq_kernels.ops.cells import reference
+from deq_kernels.ops.cells.arguments import check_iterate
+from deq_kernels.ops.cells.triton_activations import activate
+from deq_kernels.ops.dtypes import accumulate_dtype
+from deq_kernels.ops.triton_support.launch import (
+    REGISTERS,
+    alignment,
+    check_device,
+    device_of,
+    kernel,
+    stride,
+)
+from deq_kernels.ops.triton_support.termination import (
+    BEST,
+    CONVERGED,
+    COUNTERS,
+    DIVERGED,
+    FIRST,
+    INFINITY,
+    MAX_STEPS,
+    NORMS,
+    PROGRESS,
+    PROGRESS_STEP,
+    REJECTIONS,
+    RUNNING,
+    STATUS,
+    STEPS,
+    decide,
+)
+from deq_kernels.ops.triton_support.values import option, rounded
+
+ROWS = 16
+"""Rows of a tile: the fewest that a product of blocks takes."""
+
+COLUMNS = 32
+"""Columns of f(z) at a time."""
+
+DEPTH = {tl.float32: 32, tl.float64: 16}
+"""Terms of their sums at a time: 128 bytes of a row of z, and what fits the registers."""
+
+MAX_REJECTIONS = tl.constexpr(0)
+
+
+@triton.jit
+def _apply(
+    iterate: tl.tensor,  # [ROWS, 1] pointers, where the rows of z start
+    scale: tl.tensor,  # [ROWS, 1] pointers
+    weight: tl.tensor,
+    weight_stride: tl.tensor,
+    column: tl.tensor,  # [COLUMNS]
+    columns: tl.tensor,  # bool [COLUMNS], which of them exist
+    exists: tl.tensor,  # bool [ROWS, 1]
+    dim: tl.tensor,
+    SCALED: tl.constexpr,
+    DENSE_K: tl.constexpr,
+    ACCUM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    ALIGN: tl.constexpr,
+) -> tl.tensor:
+    """Columns of (c z) Vᵀ, [ROWS, COLUMNS]; the order of its sums depends on dim alone."""
+    product = tl.zeros((ROWS, COLUMNS), ACCUM)
+    for begin in range(0, dim, DEPTH):
+        k = tl.multiple_of(begin + tl.arange(0, DEPTH), DEPTH)
+        within = tl.arange(0, DEPTH) < tl.multiple_of(dim - begin, ALIGN)
+        inside = exists & within[None, :]
+        x = tl.load(iterate + k[None, :], mask=inside, other=0.0)
+        if SCALED:
+            x *= tl.load(scale + k[None, :], mask=inside, other=0.0).to(ACCUM)
+        # Vᵀ [k, column], read along whichever of the two is dense.
+        if DENSE_K:
+            pointers = weight + tl.multiple_of(column * weight_stride, ALIGN)[None, :] + k[:, None]
+        else:
+            pointers = weight + tl.multiple_of(k * weight_stride, ALIGN)[:, None] + column[None, :]
+        v = tl.load(pointers, mask=within[:, None] & columns[None, :], other=0.0).to(ACCUM)
+        product = tl.dot(x, v, product, input_precision="ieee", out_dtype=ACCUM)
+    return product
+
+
+@triton.jit
+def _measure(
+    x: tl.tensor,  # [ROWS, COLUMNS]
+    before: tl.tensor,  # float64 [ROWS]
+    norm: tl.tensor,
+) -> tl.tensor:
+    """The squared norm of more columns of each row, added to that of those before.
+
+    Of the max norm the square of the largest magnitude. NaN remains NaN.
+    """
+    x = tl.abs(x.to(tl.float64))
+    if norm == 0:
+        total = before + tl.sum(x * x, 1)
+    else:
+        largest = tl.max(x, 1)
+        total = tl.where(largest * largest > before, largest * largest, before)
+        # A maximum passes over NaN.
+        total += tl.sum(tl.where(x == x, 0.0, x), 1)
+    return total
+
+
+@triton.jit
+def _look_back(
+    g: tl.tensor,  # [ROWS, 1] pointers
+    last_g: tl.tensor,  # [ROWS, 1] pointers
+    there: tl.tensor,  # [ROWS, 1] pointers
+    gamma: tl.tensor,  # [ROWS]
+    back: tl.tensor,  # bool [ROWS]
+    running: tl.tensor,  # bool [ROWS]
+    dim: tl.tensor,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+) -> None:
+    """there <- g - gamma (g - last_g), or last_g where the step before is taken back."""
+    tl.debug_barrier()
+    needed = running & (back | (gamma != 0.0))
+    for begin in range(0, dim, COLUMNS):
+        column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)
+        columns = tl.arange(0, COLUMNS) < tl.multiple_of(dim - begin, ALIGN)
+        inside = running[:, None] & columns[None, :]
+        x = tl.load(g + column[None, :], mask=inside, other=0.0)
+        earlier = tl.load(last_g + column[None, :], mask=needed[:, None] & columns[None, :])
+        onwards = tl.where(gamma[:, None] == 0.0, x, x - gamma[:, None] * (x - earlier))
+        moved = tl.where(back[:, None], earlier, onwards)
+        tl.store(there + column[None, :], moved, mask=inside)
+
+
+@kernel
+def _iterate(
+    weight: tl.tensor,  # [dim, dim]
+    weight_stride: tl.tensor,  # of the dimension that is not dense
+    bias: tl.tensor,  # [samples, dim], rows bias_stride apart
+    bias_stride: tl.tensor,
+    scale: tl.tensor,  # [samples, dim], rows scale_stride apart
+    scale_stride: tl.tensor,
+    z: tl.tensor,  # [samples, dim]
+    iterates: tl.tensor,  # ACCUM [3, samples, dim]: of each row this one, the next and the best
+    lasts: tl.tensor,  # ACCUM [4, samples, dim]: g and r of this evaluation, and of the one before
+    record: tl.tensor,  # float64 [samples, NORMS + max_steps]
+    counters: tl.tensor,  # int64 [samples, COUNTERS]
+    active: tl.tensor,  # int64 [1]
+    samples: tl.tensor,
+    dim: tl.tensor,
+    max_steps: tl.tensor,
+    activation: tl.tensor,
+    norm: tl.tensor,
+    rtol: tl.float64,
+    atol: tl.float64,
+    damping: tl.float64,
+    stall_steps: tl.tensor,
+    divergence_factor: tl.float64,
+    fixed_steps: tl.tensor,
+    SCALED: tl.constexpr,
+    DENSE_K: tl.constexpr,
+    ACCELERATE: tl.constexpr,
+    ACCUM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    ALIGN: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    exists = row < samples
+    # Hints are about what an operation yields.
+    weight_stride = tl.multiple_of(weight_stride.to(tl.int64), ALIGN)
+    bias += tl.multiple_of(row * bias_stride, ALIGN)[:, None]
+    scale += tl.multiple_of(row * scale_stride, ALIGN)[:, None]
+    place = tl.multiple_of(row * dim, ALIGN)[:, None]
+    record += row * (max_steps + NORMS)
+    counters += row * COUNTERS
+
+    running = tl.load(counters + STATUS, mask=exists, other=1) == RUNNING
+    started = running
+    step = tl.load(counters + STEPS, mask=exists, other=0)
+    rejections = tl.load(counters + REJECTIONS, mask=exists, other=0)
+    first = tl.load(record + FIRST, mask=exists, other=0.0)
+    best = tl.load(record + BEST, mask=exists, other=0.0)
+    mark = tl.load(record + PROGRESS, mask=exists, other=0.0)
+    marked_step = tl.load(counters + PROGRESS_STEP, mask=exists, other=0)
+    status = tl.where(running, RUNNING, MAX_STEPS)
+    # Which of its three iterates each row is at, and which is the best.
+    now = tl.zeros((ROWS,), tl.int32)
+    kept = tl.zeros((ROWS,), tl.int32)
+    size = tl.multiple_of(samples.to(tl.int64) * dim, ALIGN)
+    # Of the evaluation before: its residual, whether it is known, and whether it led here by
+    # looking back; and which half of `lasts` it has.
+    last_residual = tl.zeros((ROWS,), tl.float64)
+    known = exists & (row < 0)
+    extrapolated = known
+    half = 0
+    step_length = option(damping, ACCUM)
+
+    for begin in range(0, dim, COLUMNS):
+        column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)
+        columns = tl.arange(0, COLUMNS) < tl.multiple_of(dim - begin, ALIGN)
+        inside = exists[:, None] & columns[None, :]
+        start = tl.load(z + place + column[None, :], mask=inside, other=0.0).to(ACCUM)
+        tl.store(iterates + place + column[None, :], start, mask=inside)
+
+    while tl.max(running.to(tl.int32), 0) > 0:
+        # The one that is neither; the next round over where both are the same.
+        after = tl.where(now == kept, (now + 1) % 3, 3 - now - kept)
+        here = iterates + (tl.multiple_of(now * size, ALIGN)[:, None] + place)
+        there = iterates + (tl.multiple_of(after * size, ALIGN)[:, None] + place)
+        alive = running[:, None]
+        residual_sq = tl.zeros((ROWS,), tl.float64)
+        f_sq = tl.zeros((ROWS,), tl.float64)
+        change_sq = tl.zeros((ROWS,), tl.float64)
+        change_r = tl.zeros((ROWS,), tl.float64)
+        this_g = lasts + (tl.multiple_of(half * 2 * size, ALIGN) + place)
+        last_g = lasts + (tl.multiple_of((1 - half) * 2 * size, ALIGN) + place)
+        # What was written by other threads is read now.
+        tl.debug_barrier()
+        for begin in range(0, dim, COLUMNS):
+            column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)
+            columns = tl.arange(0, COLUMNS) < tl.multiple_of(dim - begin, ALIGN)
+            inside = alive & columns[None, :]
+            f = _apply(
+                here,
+                scale,
+                weight,
+                weight_stride,
+                column,
+                columns,
+                alive,
+                dim,
+                SCALED,
+                DENSE_K,
+                ACCUM,
+                ROWS,
+                COLUMNS,
+                DEPTH,
+                ALIGN,
+            )
+            f += tl.load(bias + column[None, :], mask=inside, other=0.0).to(ACCUM)
+            f = tl.where(inside, activate(f, activation), 0.0)
+            before = tl.load(here + column[None, :], mask=inside, other=0.0)
+            r = f - before
+            residual_sq = _measure(r, residual_sq, norm)
+            f_sq = _measure(f, f_sq, norm)
+            # A full step lands on f(z) itself, without rounding.
+            g = tl.where(step_length == 1.0, f, before + step_length * r)
+            if ACCELERATE:
+                earlier = inside & known[:, None]
+                last_r = tl.load(last_g + (size + column)[None, :], mask=earlier, other=0.0)
+                change = (r - last_r).to(tl.float64)
+                change_sq += tl.sum(change * change, 1)
+                change_r += tl.sum(change * r.to(tl.float64), 1)
+                tl.store(this_g + column[None, :], g, mask=inside)
+                tl.store(this_g + (size + column)[None, :], r, mask=inside)
+            else:
+                tl.store(there + column[None, :], g, mask=inside)
+
+        residual, f_norm = tl.sqrt(residual_sq), tl.sqrt(f_sq)
+        finite = (residual_sq < INFINITY) & (f_sq < INFINITY)
+        tl.store(record + (NORMS + step), residual, mask=running & (step < max_steps))
+        if fixed_steps != 0:
+            first = tl.where(running & (step == 0), residual, first)
+            best = tl.where(running, residual, best)
+            mark = tl.where(running, residual, mark)
+            verdict = tl.where(finite, MAX_STEPS, DIVERGED)
+            verdict = tl.where(finite & (residual <= atol + rtol * f_norm), CONVERGED, verdict)
+            verdict = tl.where(step + 1 >= max_steps, verdict, RUNNING)
+            now = tl.where(running, after, now)
+            kept = now
+        else:
+            verdict, tables, improved, _, _, back = decide(
+                residual,
+                f_norm,
+                finite,
+                step,
+                rejections,
+                (first, best, mark, marked_step),
+                max_steps,
+                rtol,
+                atol,
+                stall_steps,
+                divergence_factor,
+                MAX_REJECTIONS,
+                extrapolated,
+                last_residual,
+            )
+            first = tl.where(running, tables[0], first)
+            best = tl.where(running, tables[1], best)
+            mark = tl.where(running, tables[2], mark)
+            marked_step = tl.where(running, tables[3], marked_step)
+            kept = tl.where(running & improved, now, kept)
+            now = tl.where(running & (verdict == RUNNING), after, now)
+            if ACCELERATE:
+                gamma = change_r / tl.where(change_sq == 0.0, 1.0, change_sq)
+                usable = known & (change_sq > 0.0) & (tl.abs(gamma) < INFINITY)
+                gamma = tl.where(usable, gamma, 0.0).to(ACCUM)
+                _look_back(this_g, last_g, there, gamma, back, running, dim, COLUMNS, ALIGN)
+                last_residual = residual
+                known = back == 0
+                extrapolated = known & (gamma != 0.0)
+                half = 1 - half
+        step += running.to(tl.int64)
+        status = tl.where(running, verdict, status)
+        running = running & (verdict == RUNNING)
+
+    tl.debug_barrier()
+    tl.store(counters + STATUS, status.to(tl.int64), mask=started)
+    tl.store(counters + STEPS, step, mask=started)
+    tl.store(counters + PROGRESS_STEP, marked_step, mask=started)
+    tl.store(record + FIRST, first, mask=started)
+    tl.store(record + BEST, best, mask=started)
+    tl.store(record + PROGRESS, mark, mask=started)
+    tl.atomic_add(active, -tl.sum(started.to(tl.int64), 0), sem="relaxed")
+    result = iterates + (tl.multiple_of(kept * size, ALIGN)[:, None] + place)
+    for begin in range(0, dim, COLUMNS):
+        column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)
+        columns = tl.arange(0, COLUMNS) < tl.multiple_of(dim - begin, ALIGN)
+        inside = started[:, None] & columns[None, :]
+        x = tl.load(result + column[None, :], mask=inside, other=0.0)
+        tl.store(z + place + column[None, :], rounded(x, z), mask=inside)
+
+
+def iterate_(
+    weight: Tensor,
+    crow: Tensor | None,
+    col: Tensor | None,
+    values: Tensor | None,
+    sample_ptr: Tensor | None,
+    bias: Tensor,
+    scale: Tensor | None,
+    z: Tensor,
+    record: Tensor,
+    counters: Tensor,
+    active: Tensor,
+    activation: int,
+    rtol: float,
+    atol: float,
+    damping: float,
+    norm: int,
+    stall_steps: int,
+    divergence_factor: float,
+    fixed_steps: bool,
+    accelerate: bool,
+) -> None:
+    """z ← z + λ (f(z) − z) until all samples have stopped; see `deq_kernels.ops.cells.iterate_`.
+
+    Samples of several rows, and with them all graphs, take the reference.
+    """
+    if crow is not None or sample_ptr is not None:
+        reference.iterate_(
+            *(weight, crow, col, values, sample_ptr, bias, scale, z, record, counters, active),
+            activation=activation,
+            rtol=rtol,
+            atol=atol,
+            damping=damping,
+            norm=norm,
+            stall_steps=stall_steps,
+            divergence_factor=divergence_factor,
+            fixed_steps=fixed_steps,
+            accelerate=accelerate,
+        )
+        return
+    max_steps = check_iterate(
+        *(weight, crow, col, values, sample_ptr, bias, scale, z, record, counters, active),
+        activation=activation,
+        norm=norm,
+        fixed_steps=fixed_steps,
+        accelerate=accelerate,
+    )
+    tables = {"record": record, "counters": counters, "active": active}
+    others = {} if scale is None else {"scale": scale}
+    check_device("z", z, weight=weight, bias=bias, **others, **tables)
+    rows, dim = z.shape
+    if rows == 0:
+        return
+    if 1 not in weight.stride():
+        weight = weight.contiguous()
+    dense_k = weight.stride(1) == 1
+    weight_stride = stride(weight, 0 if dense_k else 1)
+    bias_stride = stride(bias, 0)
+    scale_stride = 0 if scale is None else stride(scale, 0)
+    accum = accumulate_dtype(z.dtype)
+    iterates = z.new_empty((3, rows, dim), dtype=accum)
+    lasts = z.new_empty((4, rows, dim), dtype=accum) if accelerate else iterates
+    sums = tl.float64 if accum == torch.float64 else tl.float32
+    align = alignment(dim, weight_stride, bias_stride, scale_stride)
+    # Narrow loads take a register for every address, and float64 two.
+    warps = 4 if align == 8 and sums == tl.float32 else 8
+    with device_of(z):
+        _iterate[(triton.cdiv(rows, ROWS),)](
+            *(weight, weight_stride, bias, bias_stride),
+            *(bias if scale is None else scale, scale_stride),
+            *(z, iterates, lasts, record, counters, active, rows, dim, max_steps),
+            *(activation, norm, rtol, atol, damping, stall_steps, divergence_factor),
+            int(fixed_steps),
+            SCALED=scale is not None,
+            DENSE_K=dense_k,
+            ACCELERATE=accelerate,
+            ACCUM=sums,
+            ROWS=ROWS,
+            COLUMNS=COLUMNS,
+            DEPTH=DEPTH[sums],
+            ALIGN=align,
+            num_warps=warps,
+            num_stages=1,  # what is loaded ahead would spill
+            maxnreg=REGISTERS[sums],
+        )
+
+
+KERNELS: dict[str, Callable[..., Any]] = {"cells_iterate_": iterate_}
