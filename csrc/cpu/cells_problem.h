@@ -1,11 +1,11 @@
 // What a structured cell's iteration works on, in the layout of cells_tiles.h, and its judgement.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <new>
 
+#include "algebra/cell_verdict.h"
 #include "algebra/termination.h"
 #include "cpu/cells_tiles.h"
 #include "cpu/samples.h"
@@ -112,39 +112,11 @@ struct CellProblem {
     tiles.finish(finish);
   }
 
-  // Whether the sample goes on, and whether the iterate that was evaluated is its best.
-  struct Decision {
-    bool advance;
-    bool improved;
-  };
-
-  Decision decide(int64_t sample, const double* norms) const {
+  CellVerdict decide(int64_t sample, const double* norms) const {
     double* record = sample_record(records, sample, limits.max_steps);
     int64_t* counter = counters + sample * kCounterColumns;
-    if (fixed_steps) {
-      return {record_fixed_step(norms, record, counter), false};
-    }
-    const Verdict verdict = judge(norms[0], norms[1], limits, record, counter);
-    return {verdict.action == Action::kAdvance, verdict.improved};
-  }
-
- private:
-  // One of a fixed number of evaluations: nothing stops before the last, whose residual decides.
-  bool record_fixed_step(const double* squares, double* record, int64_t* counter) const {
-    const double residual = std::sqrt(squares[0]);
-    const int64_t step = counter[kSteps]++;
-    record[kNormColumns + step] = residual;
-    if (step == 0) {
-      record[kFirstResidual] = residual;
-    }
-    record[kBestResidual] = record[kProgressResidual] = residual;
-    if (step + 1 < limits.max_steps) {
-      return true;
-    }
-    const bool finite = squares[0] < HUGE_VAL && squares[1] < HUGE_VAL;
-    const bool met = residual <= limits.atol + limits.rtol * std::sqrt(squares[1]);
-    counter[kStatus] = !finite ? kDiverged : met ? kConverged : kMaxSteps;
-    return false;
+    return judge_cell(norms, limits, fixed_steps, record, record + kNormColumns + counter[kSteps],
+                      counter);
   }
 };
 

@@ -72,6 +72,7 @@ class Emulator {
   Order order_;
   const Body* body_ = nullptr;
   int64_t cluster_ = 0;
+  int64_t clusters_ = 0;
   int ranks_ = 0;
   std::vector<Fiber> fibers_;
   std::vector<Exchange> exchanges_;
@@ -92,11 +93,17 @@ class Emulator::Block {
   int ranks() const { return emulator_->ranks_; }
   int64_t problem() const { return emulator_->cluster_; }
   int64_t index() const { return emulator_->cluster_ * ranks() + rank(); }
+  int64_t blocks() const { return emulator_->clusters_ * ranks(); }
   char* shared() const { return shared_of(rank()); }
 
   void sync() const { emulator_->wait(fiber_, State::kAtBlock); }
   void sync_warp() const { emulator_->wait(fiber_, State::kAtWarp); }
   void sync_cluster() const { emulator_->wait(fiber_, State::kAtCluster); }
+  // A grid that meets at a barrier runs as one cluster.
+  void sync_grid() const {
+    check(emulator_->clusters_ == 1, "blocks of different clusters never meet here");
+    sync_cluster();
+  }
 
   template <typename T>
   T shuffle_xor(T value, int mask) const {
@@ -151,6 +158,7 @@ class Emulator::Block {
 
 inline void Emulator::run(int64_t clusters, int ranks, int64_t shared_bytes, const Body& body) {
   body_ = &body;
+  clusters_ = clusters;
   ranks_ = ranks;
   const size_t threads = static_cast<size_t>(ranks) * deq::kGpuThreads;
   fibers_.resize(threads);

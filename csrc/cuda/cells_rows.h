@@ -1,0 +1,159 @@
+// The iteration where each row is a sample: a block takes a tile of rows until all have stopped.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/cells_pass.h"
+
+namespace deq {
+
+// Warps with a thread for each row of the largest tile.
+constexpr int kRowWarps = 64 / kGpuWarp;
+
+// What a block knows of each row of its tile, in shared memory.
+struct CellRowState {
+  int16_t slots[kCellSlots];  // where z, the next and the best one are
+  bool runs;
+  bool stored;  // whether the best one is to be stored
+};
+
+template <typename state_t>
+struct RowPass {
+  using accum_t = accumulate_t<state_t>;
+
+  const CellArguments<state_t>& a;
+  CellIterates<accum_t> iterates;  // of the tile
+  const CellRowState* states;      // [pass_rows]
+  int64_t begin;                   // first row of the tile
+
+  DEQ_DEVICE bool runs(int row) const { return states[row].runs; }
+  DEQ_DEVICE int64_t global(int row) const { return begin + row; }
+  DEQ_DEVICE accum_t* slot(int row, int which) const {
+    return iterates.at(states[row].slots[which], row);
+  }
+  DEQ_DEVICE accum_t* current(int row) const { return slot(row, 0); }
+  DEQ_DEVICE accum_t* next(int row) const { return slot(row, 1); }
+
+  DEQ_DEVICE void mix(int row, int64_t k, Pack<accum_t, kCellItem>& sums) const {
+    if (runs(row)) {
+      sums = scaled_items(a, current(row), global(row), k);
+    }
+  }
+};
+
+// Whether any row of the tile runs: what the thread of each row knows, for all threads after the
+// next barrier.
+template <typename Block>
+DEQ_DEVICE void put_running(const Block& block, bool runs, int* running) {
+  if (block.warp() < kRowWarps) {
+    int any = runs ? 1 : 0;
+    DEQ_UNROLL
+    for (int mask = kGpuWarp / 2; mask > 0; mask /= 2) {
+      any |= block.shuffle_xor(any, mask);
+    }
+    if (block.lane() == 0) {
+      running[block.warp()] = any;
+    }
+  }
+}
+
+// Records the evaluation of one row. Returns whether it goes on.
+template <typename state_t, typename Block>
+DEQ_DEVICE bool judge_row(const Block& block, const CellArguments<state_t>& a, int64_t sample,
+                          const double* row_norms, double* norms, int64_t* counters,
+                          CellRowState* state) {
+  double squares[2] = {row_norms[0], row_norms[1]};
+  square_norms(a.norm, squares);
+  const CellVerdict verdict = judge_cell(squares, a.limits, a.fixed_steps, norms,
+                                         traced(a, sample, counters[kSteps]), counters);
+  auto swap = [&](int i, int j) {
+    const int16_t other = state->slots[i];
+    state->slots[i] = state->slots[j];
+    state->slots[j] = other;
+  };
+  if (verdict.improved) {
+    swap(0, 2);
+    state->stored = true;
+  }
+  if (verdict.advance) {
+    swap(0, 1);
+    return true;
+  }
+  state->runs = false;
+  store_tables(block, a, sample, norms, counters);
+  return false;
+}
+
+template <typename state_t, typename Block>
+DEQ_DEVICE void solve_row_tile(const Block& block, const CellArguments<state_t>& a,
+                               const CellPlan& plan, int64_t begin) {
+  using accum_t = accumulate_t<state_t>;
+  char* const shared = block.shared();
+  const int64_t rest = a.rows - begin;
+  const int rows = static_cast<int>(rest < plan.pass_rows ? rest : plan.pass_rows);
+  double* const row_norms = reinterpret_cast<double*>(shared + plan.shared.row_norms);
+  double* const norms = reinterpret_cast<double*>(shared + plan.shared.norms);
+  int64_t* const counters = reinterpret_cast<int64_t*>(shared + plan.shared.counters);
+  CellRowState* const states = reinterpret_cast<CellRowState*>(shared + plan.shared.flags);
+  int* const running = reinterpret_cast<int*>(shared + plan.shared.totals);
+  const bool on_chip = plan.kept_rows > 0;
+  const RowPass<state_t> pass = {
+      a,
+      {on_chip ? reinterpret_cast<accum_t*>(shared + plan.shared.kept)
+               : a.row_scratch + begin * plan.row_stride,
+       (on_chip ? plan.kept_rows : a.rows) * plan.row_stride, plan.row_stride},
+      states,
+      begin};
+  const int thread = block.thread();
+  if (thread < rows) {
+    states[thread] = {{0, 1, 2}, is_running(block, a, begin + thread), false};
+    if (states[thread].runs) {
+      load_tables(a, begin + thread, norms + thread * kNormColumns,
+                  counters + thread * kCounterColumns);
+    }
+  }
+  block.sync();
+  const int dim = static_cast<int>(a.dim);
+  for (int i = thread; i < rows * dim; i += kGpuThreads) {
+    if (states[i / dim].runs) {
+      pass.current(i / dim)[i % dim] = widen(a.z[begin * a.dim + i]);
+    }
+  }
+  // Which rows were running before the first step is still to be seen after the last.
+  const bool started = thread < rows && states[thread].runs;
+  put_running(block, started, running);
+  block.sync();
+  while ((running[0] | running[1]) != 0) {
+    evaluate_rows(block, a, plan, pass, rows);
+    const bool goes_on =
+        thread < rows && states[thread].runs &&
+        judge_row(block, a, begin + thread, row_norms + 2 * thread, norms + thread * kNormColumns,
+                  counters + thread * kCounterColumns, states + thread);
+    put_running(block, goes_on, running);
+    block.sync();
+  }
+  if (started && a.fixed_steps) {
+    // Nothing was kept; the last iterate is in the place of the next one.
+    states[thread].slots[2] = states[thread].slots[1];
+    states[thread].stored = true;
+  }
+  block.sync();
+  for (int i = thread; i < rows * dim; i += kGpuThreads) {
+    if (states[i / dim].stored) {
+      narrow(pass.slot(i / dim, 2)[i % dim], &a.z[begin * a.dim + i]);
+    }
+  }
+  block.sync();  // before another tile takes the place of this one
+}
+
+// The body of the kernel.
+template <typename state_t, typename Block>
+DEQ_DEVICE void solve_rows(const Block& block, const CellArguments<state_t>& a,
+                           const CellPlan& plan) {
+  stage_resident(block, a, plan);
+  for (int64_t tile = block.index(); tile * plan.pass_rows < a.rows; tile += block.blocks()) {
+    solve_row_tile(block, a, plan, tile * plan.pass_rows);
+  }
+}
+
+}  // namespace deq
