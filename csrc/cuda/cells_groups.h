@@ -15,8 +15,8 @@ namespace deq {
 // The blocks that iterate a sample together.
 struct CellTeam {
   GpuRegime regime;
-  int64_t rank;
-  int64_t ranks;
+  int rank;
+  int ranks;
 
   // What any thread of the team has written is seen by all of them afterwards.
   template <typename Block>
@@ -31,37 +31,59 @@ struct CellTeam {
   }
 };
 
+// What a block knows of the sample it works on. It lies in shared memory, from where it is read
+// when it is used: registers are for the product.
+template <typename accum_t>
+struct GroupState {
+  CellTeam team;
+  int64_t sample;
+  int64_t begin;  // first row of the sample
+  int64_t rows;
+  accum_t* iterates;  // its rows in slot 0
+  int64_t slot_stride;
+  double* partials;  // [2, tiles, 2]
+  int current;       // slots of z, of the next and of the best one
+  int next;
+  int best;
+  bool advance;
+  bool kept;  // whether there is a best one
+
+  DEQ_DEVICE int64_t tiles() const { return (rows + kCellTile - 1) / kCellTile; }
+};
+
 // Some rows of a sample that take a step together.
 template <typename state_t>
 struct GroupPass {
   using accum_t = accumulate_t<state_t>;
 
   const CellArguments<state_t>& a;
-  const CellIterates<accum_t>& iterates;  // of the sample
-  int64_t sample_begin;                   // its first row
-  int64_t sample_rows;
-  int64_t begin;  // first row of the pass within the sample
-  int from;       // slot of z
-  int to;         // slot of the next z
+  const CellPlan& plan;
+  const GroupState<accum_t>& state;
+  int64_t first;  // row within the sample
 
+  // A row of the sample in a slot.
+  DEQ_DEVICE accum_t* at(int slot, int64_t row) const {
+    return state.iterates + slot * state.slot_stride + row * plan.row_stride;
+  }
   DEQ_DEVICE bool runs(int) const { return true; }
-  DEQ_DEVICE int64_t global(int row) const { return sample_begin + begin + row; }
-  DEQ_DEVICE accum_t* current(int row) const { return iterates.at(from, begin + row); }
-  DEQ_DEVICE accum_t* next(int row) const { return iterates.at(to, begin + row); }
+  DEQ_DEVICE int64_t global(int row) const { return state.begin + first + row; }
+  DEQ_DEVICE accum_t* current(int row) const { return at(state.current, first + row); }
+  DEQ_DEVICE accum_t* next(int row) const { return at(state.next, first + row); }
 
   DEQ_DEVICE void mix(int row, int64_t k, Pack<accum_t, kCellItem>& sums) const {
     if (a.crow == nullptr) {
       sums = scaled_items(a, current(row), global(row), k);
       return;
     }
+    const accum_t* const z = at(state.current, 0);
     const int64_t end = a.crow[global(row) + 1];
     for (int64_t e = a.crow[global(row)]; e < end; ++e) {
       const int64_t other = a.col[e];
       const accum_t value = widen(a.values[e]);
-      const auto z = scaled_items(a, iterates.at(from, other - sample_begin), other, k);
+      const auto items = scaled_items(a, z + (other - state.begin) * plan.row_stride, other, k);
       DEQ_UNROLL
       for (int v = 0; v < kCellItem; ++v) {
-        sums.values[v] += value * z.values[v];
+        sums.values[v] += value * items.values[v];
       }
     }
   }
@@ -80,112 +102,125 @@ DEQ_DEVICE void check_entries(const Block& block, const CellArguments<state_t>& 
   }
 }
 
-template <typename state_t>
+// The steps of a sample by one block of its team.
+template <typename state_t, typename Block>
 struct GroupSolve {
   using accum_t = accumulate_t<state_t>;
+  using Pass = GroupPass<state_t>;
 
+  const Block& block;
   const CellArguments<state_t>& a;
   const CellPlan& plan;
-  CellTeam team;
-  int64_t sample;
-  int64_t begin;  // first row of the sample
-  int64_t rows;
-  CellIterates<accum_t> iterates;
-  double* partials;  // [2, tiles, 2]
 
-  template <typename Block>
-  DEQ_DEVICE GroupSolve(const Block& block, const CellArguments<state_t>& a_, const CellPlan& plan_,
-                        const CellTeam& team_, int64_t sample_, int64_t begin_, int64_t rows_)
-      : a(a_), plan(plan_), team(team_), sample(sample_), begin(begin_), rows(rows_) {
-    if (team.ranks == 1 && rows <= plan.kept_rows) {
-      iterates = {reinterpret_cast<accum_t*>(block.shared() + plan.shared.kept),
-                  plan.kept_rows * plan.row_stride, plan.row_stride};
-      partials = reinterpret_cast<double*>(block.shared() + plan.shared.partials);
-    } else {
-      iterates = {a.row_scratch + begin * plan.row_stride, a.rows * plan.row_stride,
-                  plan.row_stride};
-      // The samples before have at most this many tiles.
-      partials = a.sum_scratch + 4 * (begin / kCellTile + sample);
-    }
+  DEQ_DEVICE GroupState<accum_t>& state() const {
+    static_assert(sizeof(GroupState<accum_t>) <= kGroupStateBytes, "has its place in the layout");
+    return *reinterpret_cast<GroupState<accum_t>*>(block.shared() + plan.shared.state);
   }
 
-  DEQ_DEVICE int64_t tiles() const { return (rows + kCellTile - 1) / kCellTile; }
+  // By one thread.
+  DEQ_DEVICE void begin(const CellTeam& team, int64_t sample, int64_t first, int64_t rows) const {
+    GroupState<accum_t>& s = state();
+    s.team = team;
+    s.sample = sample;
+    s.begin = first;
+    s.rows = rows;
+    if (team.ranks == 1 && rows <= plan.kept_rows) {
+      s.iterates = reinterpret_cast<accum_t*>(block.shared() + plan.shared.kept);
+      s.slot_stride = plan.kept_rows * plan.row_stride;
+      s.partials = reinterpret_cast<double*>(block.shared() + plan.shared.partials);
+    } else {
+      s.iterates = a.row_scratch + first * plan.row_stride;
+      s.slot_stride = a.rows * plan.row_stride;
+      // The samples before have at most this many tiles.
+      s.partials = a.sum_scratch + 4 * (first / kCellTile + sample);
+    }
+    s.current = 0;
+    s.next = 1;
+    s.best = 2;
+    s.advance = true;
+    s.kept = false;
+    load_tables(a, sample, norms(), counters());
+  }
 
-  // Calls body(first row, count) for each pass of this block.
+  DEQ_DEVICE double* norms() const {
+    return reinterpret_cast<double*>(block.shared() + plan.shared.norms);
+  }
+  DEQ_DEVICE int64_t* counters() const {
+    return reinterpret_cast<int64_t*>(block.shared() + plan.shared.counters);
+  }
+
+  // Calls body(pass, rows) for each pass of this block.
   template <typename Body>
   DEQ_DEVICE void for_each_pass(const Body& body) const {
-    for (int64_t row = team.rank * plan.pass_rows; row < rows; row += team.ranks * plan.pass_rows) {
-      body(row, static_cast<int>(rows - row < plan.pass_rows ? rows - row : plan.pass_rows));
+    const GroupState<accum_t>& s = state();
+    for (int64_t row = int64_t(s.team.rank) * plan.pass_rows; row < s.rows;
+         row += int64_t(s.team.ranks) * plan.pass_rows) {
+      const int64_t rest = s.rows - row;
+      body(Pass{a, plan, s, row}, static_cast<int>(rest < plan.pass_rows ? rest : plan.pass_rows));
     }
   }
 
-  template <typename Block>
-  DEQ_DEVICE void load(const Block& block) const {
-    for_each_pass([&](int64_t first, int count) {
+  DEQ_DEVICE void load() const {
+    for_each_pass([&](const Pass& pass, int rows) {
       const int dim = static_cast<int>(a.dim);
-      for (int i = block.thread(); i < count * dim; i += kGpuThreads) {
-        const int64_t row = first + i / dim;
-        iterates.at(0, row)[i % dim] = widen(a.z[(begin + row) * a.dim + i % dim]);
+      for (int i = block.thread(); i < rows * dim; i += kGpuThreads) {
+        pass.current(i / dim)[i % dim] = widen(a.z[pass.global(0) * a.dim + i]);
       }
-      if (a.crow != nullptr && block.thread() < count) {
-        check_entries(block, a, begin, begin + rows, begin + first + block.thread());
+      if (a.crow != nullptr && block.thread() < rows) {
+        check_entries(block, a, state().begin, state().begin + state().rows,
+                      pass.global(block.thread()));
       }
     });
   }
 
-  template <typename Block>
-  DEQ_DEVICE void store(const Block& block, int slot) const {
-    for_each_pass([&](int64_t first, int count) {
+  DEQ_DEVICE void store(int slot) const {
+    for_each_pass([&](const Pass& pass, int rows) {
       const int dim = static_cast<int>(a.dim);
-      for (int i = block.thread(); i < count * dim; i += kGpuThreads) {
-        const int64_t row = first + i / dim;
-        narrow(iterates.at(slot, row)[i % dim], &a.z[(begin + row) * a.dim + i % dim]);
+      for (int i = block.thread(); i < rows * dim; i += kGpuThreads) {
+        narrow(pass.at(slot, pass.first + i / dim)[i % dim], &a.z[pass.global(0) * a.dim + i]);
       }
     });
   }
 
-  // Takes a step from slot `from` to slot `to`, and leaves the partial sums of its tiles.
-  template <typename Block>
-  DEQ_DEVICE void step(const Block& block, int from, int to, double* sums) const {
-    const double* const row_norms =
-        reinterpret_cast<const double*>(block.shared() + plan.shared.row_norms);
-    for_each_pass([&](int64_t first, int count) {
-      evaluate_rows(block, a, plan, GroupPass<state_t>{a, iterates, begin, rows, first, from, to},
-                    count);
+  // Takes a step, and leaves the partial sums [tiles, 2] of the block's tiles.
+  DEQ_DEVICE void step(int64_t parity) const {
+    for_each_pass([&](const Pass& pass, int rows) {
+      evaluate_rows(block, a, plan, pass, rows);
       // Rows in order; the next pass overwrites their norms only after two more barriers.
       const int tile = block.thread() / 2 * kCellTile;
-      if (tile < count) {
-        const int which = block.thread() % 2;
-        double sum = row_norms[2 * tile + which];
-        for (int row = tile + 1; row < tile + kCellTile && row < count; ++row) {
-          sum = combined(a.norm, sum, row_norms[2 * row + which]);
+      if (tile < rows) {
+        const double* const row_norms =
+            reinterpret_cast<const double*>(block.shared() + plan.shared.row_norms) +
+            block.thread() % 2;
+        double sum = row_norms[2 * tile];
+        for (int row = tile + 1; row < tile + kCellTile && row < rows; ++row) {
+          sum = combined(a.norm, sum, row_norms[2 * row]);
         }
-        sums[(first + tile) / kCellTile * 2 + which] = sum;
+        const int64_t place = parity * state().tiles() + (pass.first + tile) / kCellTile;
+        state().partials[2 * place + block.thread() % 2] = sum;
       }
     });
   }
 
   // The sample's squared norms for thread 0: threads take turns at the tiles, then a tree over each
   // warp, then the warps in order.
-  template <typename Block>
-  DEQ_DEVICE void total(const Block& block, const double* sums, double (&squares)[2]) const {
+  DEQ_DEVICE void total(int64_t parity, double (&squares)[2]) const {
     double* const totals = reinterpret_cast<double*>(block.shared() + plan.shared.totals);
-    const int64_t count = tiles();
-    const bool one_warp = count <= kGpuWarp;
+    const int64_t tiles = state().tiles();
+    const double* const sums = state().partials + 2 * parity * tiles;
+    const bool one_warp = tiles <= kGpuWarp;
     if (block.warp() == 0 || !one_warp) {
-      double norms[2] = {};
-      for (int64_t tile = block.thread(); tile < count; tile += kGpuThreads) {
-        norms[0] = combined(a.norm, norms[0], sums[2 * tile]);
-        norms[1] = combined(a.norm, norms[1], sums[2 * tile + 1]);
+      double pair[2] = {};
+      for (int64_t tile = block.thread(); tile < tiles; tile += kGpuThreads) {
+        pair[0] = combined(a.norm, pair[0], sums[2 * tile]);
+        pair[1] = combined(a.norm, pair[1], sums[2 * tile + 1]);
       }
-      put_pair(block, combine_warp(block, a.norm, norms), totals + 2 * block.warp());
+      put_pair(block, combine_warp(block, a.norm, pair), totals + 2 * block.warp());
     }
-    if (one_warp) {
-      if (block.warp() == 0) {
-        block.sync_warp();
-      }
-    } else {
+    if (!one_warp) {
       block.sync();
+    } else if (block.warp() == 0) {
+      block.sync_warp();
     }
     if (block.thread() == 0) {
       squares[0] = totals[0];
@@ -198,58 +233,49 @@ struct GroupSolve {
     }
   }
 
-  // All blocks of the team are here, and have written nothing of the sample yet.
-  template <typename Block>
-  DEQ_DEVICE void run(const Block& block) const {
-    double* const norms = reinterpret_cast<double*>(block.shared() + plan.shared.norms);
-    int64_t* const counters = reinterpret_cast<int64_t*>(block.shared() + plan.shared.counters);
-    int* const verdict = reinterpret_cast<int*>(block.shared() + plan.shared.flags);
-    const bool leads = team.rank == 0 && block.thread() == 0;
-    if (block.thread() == 0) {
-      load_tables(a, sample, norms, counters);
+  // By thread 0 of every block, each of which has the sample's tables.
+  DEQ_DEVICE void judge_step(const double (&squares)[2]) const {
+    GroupState<accum_t>& s = state();
+    // Only one block has business with the trace; any place will do for the others.
+    double* const trace = s.team.rank == 0
+                              ? traced(a, s.sample, counters()[kSteps])
+                              : reinterpret_cast<double*>(block.shared() + plan.shared.totals);
+    const CellVerdict verdict =
+        judge_cell(squares, a.limits, a.fixed_steps, norms(), trace, counters());
+    const int evaluated = s.current;
+    if (verdict.improved) {
+      s.current = s.best;
+      s.best = evaluated;
+      s.kept = true;
     }
-    load(block);
-    team.sync(block);
-    int current = 0;
-    int next = 1;
-    int best = 2;
-    bool kept = false;
-    // A team's fast blocks write sums of the next step while slow ones read those of this one.
-    for (int64_t parity = 0;; parity ^= 1) {
-      double* const sums = partials + 2 * parity * tiles();
-      step(block, current, next, sums);
-      team.sync(block);
+    s.advance = verdict.advance;
+    if (verdict.advance) {
+      const int free = s.current;
+      s.current = s.next;
+      s.next = free;
+    }
+  }
+
+  // The sample that `begin` was called for, by all threads of its team.
+  DEQ_DEVICE void run() const {
+    load();
+    state().team.sync(block);
+    // Fast blocks of a team leave sums of the next step while slow ones read those of this one.
+    for (int64_t parity = 0; state().advance; parity ^= 1) {
+      step(parity);
+      state().team.sync(block);
       double squares[2];
-      total(block, sums, squares);
+      total(parity, squares);
       if (block.thread() == 0) {
-        // Blocks that do not lead have no business with the trace.
-        double* const trace = leads
-                                  ? traced(a, sample, counters[kSteps])
-                                  : reinterpret_cast<double*>(block.shared() + plan.shared.totals);
-        const CellVerdict drawn =
-            judge_cell(squares, a.limits, a.fixed_steps, norms, trace, counters);
-        verdict[0] = drawn.improved;
-        verdict[1] = drawn.advance;
+        judge_step(squares);
       }
       block.sync();
-      const int evaluated = current;
-      if (verdict[0] != 0) {
-        current = best;
-        best = evaluated;
-        kept = true;
-      }
-      if (verdict[1] == 0) {
-        break;
-      }
-      const int free = current;
-      current = next;
-      next = free;
     }
-    if (a.fixed_steps || kept) {
-      store(block, a.fixed_steps ? next : best);
+    if (a.fixed_steps || state().kept) {
+      store(a.fixed_steps ? state().next : state().best);
     }
-    if (leads) {
-      store_tables(block, a, sample, norms, counters);
+    if (state().team.rank == 0 && block.thread() == 0) {
+      store_tables(block, a, state().sample, norms(), counters());
     }
     block.sync();  // before another sample takes the place of this one
   }
@@ -282,10 +308,15 @@ DEQ_DEVICE void solve_group(const Block& block, const CellArguments<state_t>& a,
   if (!is_running(block, a, sample)) {
     return;
   }
-  int64_t begin;
-  int64_t rows;
-  sample_place(block, a, sample, &begin, &rows);
-  GroupSolve<state_t>(block, a, plan, team, sample, begin, rows).run(block);
+  const GroupSolve<state_t, Block> solve = {block, a, plan};
+  if (block.thread() == 0) {
+    int64_t begin;
+    int64_t rows;
+    sample_place(block, a, sample, &begin, &rows);
+    solve.begin(team, sample, begin, rows);
+  }
+  block.sync();
+  solve.run();
 }
 
 // The first sample from `from` on that is too large for a block alone, or the number of samples;
@@ -319,7 +350,7 @@ DEQ_DEVICE void solve_groups(const Block& block, const CellArguments<state_t>& a
   int* const flags = reinterpret_cast<int*>(block.shared() + plan.shared.flags);
   const int64_t teams = block.blocks() / plan.cluster;
   CellTeam team = {plan.cluster > 1 ? GpuRegime::kCluster : GpuRegime::kBlock,
-                   plan.cluster > 1 ? block.rank() : 0, plan.cluster};
+                   plan.cluster > 1 ? block.rank() : 0, static_cast<int>(plan.cluster)};
   int64_t sample = plan.cluster > 1 ? block.problem() : block.index();
   while (true) {
     if (team.regime != GpuRegime::kGrid) {
@@ -330,7 +361,8 @@ DEQ_DEVICE void solve_groups(const Block& block, const CellArguments<state_t>& a
         if (!grid) {
           return;
         }
-        team = {GpuRegime::kGrid, block.index(), block.blocks()};
+        team = {GpuRegime::kGrid, static_cast<int>(block.index()),
+                static_cast<int>(block.blocks())};
         sample = 0;
       }
     }

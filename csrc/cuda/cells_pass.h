@@ -60,18 +60,6 @@ struct CellArguments {
   double* sum_scratch;   // [2, 2] for every tile of every sample, each sample's together
 };
 
-// Iterates of some rows in kCellSlots slots each.
-template <typename accum_t>
-struct CellIterates {
-  accum_t* data;
-  int64_t slot_stride;
-  int64_t row_stride;
-
-  DEQ_DEVICE accum_t* at(int slot, int64_t row) const {
-    return data + slot * slot_stride + row * row_stride;
-  }
-};
-
 // c z of one row from column k on.
 template <typename state_t, typename accum_t>
 DEQ_DEVICE Pack<accum_t, kCellItem> scaled_items(const CellArguments<state_t>& a, const accum_t* z,

@@ -24,6 +24,8 @@ constexpr int kCellSlots = 3;
 constexpr int64_t kAloneRows = 64;
 // From this many tiles on a sample is worth a barrier of many blocks in each step.
 constexpr int64_t kSharedTiles = 4;
+// Room for what a block knows of the sample it works on.
+constexpr int64_t kGroupStateBytes = 96;
 
 struct CellDemand {
   int64_t rows;
@@ -42,6 +44,7 @@ struct CellLayout {
   int64_t totals;     // [kGpuWarps, 2] doubles
   int64_t norms;      // [judged, kNormColumns] doubles
   int64_t counters;   // [judged, kCounterColumns] 64-bit integers
+  int64_t state;      // kGroupStateBytes
   int64_t flags;      // [kGpuThreads] integers
   int64_t partials;   // [2, kept tiles, 2] doubles
   int64_t kept;       // [kCellSlots, kept_rows, row_stride]
@@ -84,7 +87,8 @@ inline void choose_tiles(const CellDemand& demand, int tile_k, CellPlan* plan) {
   layout.totals = layout.row_norms + plan->pass_rows * 2 * kWord;
   layout.norms = layout.totals + kGpuWarps * 2 * kWord;
   layout.counters = layout.norms + judged * kNormColumns * kWord;
-  layout.flags = layout.counters + judged * kCounterColumns * kWord;
+  layout.state = layout.counters + judged * kCounterColumns * kWord;
+  layout.flags = layout.state + kGroupStateBytes;
   layout.partials = layout.flags + kGpuThreads * 4;
   layout.kept = round_up(layout.partials + kept_tiles * 4 * kWord, 16);
   layout.bytes = layout.kept + kCellSlots * plan->kept_rows * plan->row_stride * demand.accum_bytes;
@@ -138,7 +142,7 @@ inline CellPlan plan_cell_rows(const CellDemand& demand, const GpuDevice& device
     keep_rows(demand, device, 0, &plan);
     plan.row_scratch = kCellSlots * demand.rows * plan.row_stride;
   }
-  plan.blocks = std::min<int64_t>(ceil_div(demand.rows, plan.pass_rows), INT32_MAX);
+  plan.blocks = ceil_div(demand.rows, plan.pass_rows);
   return plan;
 }
 
@@ -186,12 +190,12 @@ inline CellPlan plan_cell_groups(const CellDemand& demand, const GpuDevice& devi
   }
   fit_tiles(demand, device, &plan);
   if (plan.regime == GpuRegime::kBlock) {
-    plan.blocks = std::min<int64_t>(demand.samples, INT32_MAX);
+    plan.blocks = demand.samples;
     // Of many samples several are to find room on a multiprocessor.
     const bool few = demand.samples <= device.multiprocessors;
     keep_rows(demand, device, few ? demand.rows : std::min(demand.rows, 2 * mean), &plan);
   } else if (plan.regime == GpuRegime::kCluster) {
-    plan.blocks = plan.cluster * std::min<int64_t>(demand.samples, INT32_MAX / plan.cluster);
+    plan.blocks = plan.cluster * demand.samples;
   } else {
     plan.blocks = std::max<int64_t>(
         1, std::min(device.multiprocessors,

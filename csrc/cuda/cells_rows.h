@@ -22,14 +22,16 @@ struct RowPass {
   using accum_t = accumulate_t<state_t>;
 
   const CellArguments<state_t>& a;
-  CellIterates<accum_t> iterates;  // of the tile
-  const CellRowState* states;      // [pass_rows]
-  int64_t begin;                   // first row of the tile
+  const CellPlan& plan;
+  accum_t* iterates;  // the tile's rows in slot 0
+  int64_t slot_stride;
+  const CellRowState* states;  // [pass_rows]
+  int64_t begin;               // first row of the tile
 
   DEQ_DEVICE bool runs(int row) const { return states[row].runs; }
   DEQ_DEVICE int64_t global(int row) const { return begin + row; }
   DEQ_DEVICE accum_t* slot(int row, int which) const {
-    return iterates.at(states[row].slots[which], row);
+    return iterates + states[row].slots[which] * slot_stride + row * plan.row_stride;
   }
   DEQ_DEVICE accum_t* current(int row) const { return slot(row, 0); }
   DEQ_DEVICE accum_t* next(int row) const { return slot(row, 1); }
@@ -84,11 +86,14 @@ DEQ_DEVICE bool judge_row(const Block& block, const CellArguments<state_t>& a, i
   return false;
 }
 
+// The body of the kernel.
 template <typename state_t, typename Block>
-DEQ_DEVICE void solve_row_tile(const Block& block, const CellArguments<state_t>& a,
-                               const CellPlan& plan, int64_t begin) {
+DEQ_DEVICE void solve_rows(const Block& block, const CellArguments<state_t>& a,
+                           const CellPlan& plan) {
   using accum_t = accumulate_t<state_t>;
+  stage_resident(block, a, plan);
   char* const shared = block.shared();
+  const int64_t begin = block.index() * plan.pass_rows;
   const int64_t rest = a.rows - begin;
   const int rows = static_cast<int>(rest < plan.pass_rows ? rest : plan.pass_rows);
   double* const row_norms = reinterpret_cast<double*>(shared + plan.shared.row_norms);
@@ -97,13 +102,13 @@ DEQ_DEVICE void solve_row_tile(const Block& block, const CellArguments<state_t>&
   CellRowState* const states = reinterpret_cast<CellRowState*>(shared + plan.shared.flags);
   int* const running = reinterpret_cast<int*>(shared + plan.shared.totals);
   const bool on_chip = plan.kept_rows > 0;
-  const RowPass<state_t> pass = {
-      a,
-      {on_chip ? reinterpret_cast<accum_t*>(shared + plan.shared.kept)
-               : a.row_scratch + begin * plan.row_stride,
-       (on_chip ? plan.kept_rows : a.rows) * plan.row_stride, plan.row_stride},
-      states,
-      begin};
+  const RowPass<state_t> pass = {a,
+                                 plan,
+                                 on_chip ? reinterpret_cast<accum_t*>(shared + plan.shared.kept)
+                                         : a.row_scratch + begin * plan.row_stride,
+                                 (on_chip ? plan.kept_rows : a.rows) * plan.row_stride,
+                                 states,
+                                 begin};
   const int thread = block.thread();
   if (thread < rows) {
     states[thread] = {{0, 1, 2}, is_running(block, a, begin + thread), false};
@@ -112,12 +117,9 @@ DEQ_DEVICE void solve_row_tile(const Block& block, const CellArguments<state_t>&
                   counters + thread * kCounterColumns);
     }
   }
-  block.sync();
   const int dim = static_cast<int>(a.dim);
   for (int i = thread; i < rows * dim; i += kGpuThreads) {
-    if (states[i / dim].runs) {
-      pass.current(i / dim)[i % dim] = widen(a.z[begin * a.dim + i]);
-    }
+    pass.iterates[i / dim * plan.row_stride + i % dim] = widen(a.z[begin * a.dim + i]);
   }
   // Which rows were running before the first step is still to be seen after the last.
   const bool started = thread < rows && states[thread].runs;
@@ -142,17 +144,6 @@ DEQ_DEVICE void solve_row_tile(const Block& block, const CellArguments<state_t>&
     if (states[i / dim].stored) {
       narrow(pass.slot(i / dim, 2)[i % dim], &a.z[begin * a.dim + i]);
     }
-  }
-  block.sync();  // before another tile takes the place of this one
-}
-
-// The body of the kernel.
-template <typename state_t, typename Block>
-DEQ_DEVICE void solve_rows(const Block& block, const CellArguments<state_t>& a,
-                           const CellPlan& plan) {
-  stage_resident(block, a, plan);
-  for (int64_t tile = block.index(); tile * plan.pass_rows < a.rows; tile += block.blocks()) {
-    solve_row_tile(block, a, plan, tile * plan.pass_rows);
   }
 }
 

@@ -8,6 +8,7 @@ namespace {
 using deq::Activation;
 using deq::CellPlan;
 using deq::GpuDevice;
+using deq::kAloneRows;
 using deq::NormKind;
 using deq_test::Cell;
 using deq_test::CellOptions;
@@ -297,24 +298,70 @@ TEST(gpu_cells_keep_the_best_iterate) {
 }
 
 // The order in which threads run between two barriers changes nothing.
+void check_orders(const CellOptions& options) {
+  const Cell<float> start(options);
+  for (const Way& way : kWays) {
+    Cell<float> first = start;
+    first.run(plan_of(start, way), Order::kForwards);
+    for (const Order order : {Order::kBackwards, Order::kInterleaved, Order::kBlockByBlock}) {
+      Cell<float> cell = start;
+      cell.run(plan_of(start, way), order);
+      CHECK(deq_test::same_results(cell, first));
+    }
+  }
+}
+
 TEST(gpu_cells_wait_for_each_other) {
-  for (const bool grouped : {true, false}) {
+  for (const bool fixed_steps : {false, true}) {
     CellOptions options;
-    options.sizes = grouped ? kSizes : std::vector<int64_t>{};
-    options.rows = grouped ? 0 : 41;
+    options.sizes = kSizes;
     options.dim = 37;
     options.max_steps = 4;
-    options.entries = grouped ? Entries::kDirected : Entries::kNone;
-    const Cell<float> start(options);
-    for (const Way& way : kWays) {
-      Cell<float> first = start;
-      first.run(plan_of(start, way), Order::kForwards);
-      for (const Order order : {Order::kBackwards, Order::kInterleaved}) {
-        Cell<float> cell = start;
-        cell.run(plan_of(start, way), order);
-        CHECK(deq_test::same_results(cell, first));
-      }
+    options.fixed_steps = fixed_steps;
+    check_orders(options);
+    options.sizes = {};
+    options.rows = 41;
+    options.entries = Entries::kNone;
+    check_orders(options);
+  }
+}
+
+// More tiles than a warp has lanes, so that all warps add them up.
+TEST(gpu_cells_of_a_large_graph) {
+  for (const NormKind norm : {NormKind::kTwo, NormKind::kMax}) {
+    CellOptions options;
+    options.sizes = {1, 1100};
+    options.dim = 2;
+    options.max_steps = 3;
+    options.norm = norm;
+    check_cell<float>(options);
+    check_orders(options);
+  }
+}
+
+// Many samples of which few run: the large ones among them are found, and by all blocks alike.
+TEST(gpu_cells_of_many_samples) {
+  CellOptions options;
+  options.sizes.assign(600, 1);
+  for (const size_t large : {3, 255, 256, 257, 599}) {
+    options.sizes[large] = kAloneRows + 1;
+  }
+  options.dim = 2;
+  options.max_steps = 2;
+  Cell<float> start(options);
+  for (int64_t sample = 0; sample < start.samples; ++sample) {
+    if (sample % 37 != 0 && options.sizes[static_cast<size_t>(sample)] == 1) {
+      start.counter(sample, deq::kStatus) = deq::kStalled;
+      --start.active[0];
     }
+  }
+  Cell<float> first = start;
+  first.run(plan_of(start, kWays[0]), Order::kForwards);
+  CHECK(first.active[0] == 0);
+  for (const Order order : {Order::kForwards, Order::kBackwards}) {
+    Cell<float> cell = start;
+    cell.run(plan_of(start, {"grid", {3, kShared, 1}}), order);
+    CHECK(deq_test::same_results(cell, first));
   }
 }
 
