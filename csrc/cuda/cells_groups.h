@@ -3,7 +3,8 @@
 //
 // The blocks of a team share a sample's rows, take a step, meet at a barrier, and draw the same
 // conclusion from the same partial sums, each for itself; so one barrier per step is enough. A
-// sample's rows live in shared memory where it has one block and they fit, else in scratch.
+// sample's rows live in shared memory where they fit, each in that of the block that computes it,
+// from where the others of a cluster read it; else they live in scratch.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +43,7 @@ struct GroupState {
   accum_t* iterates;  // its rows in slot 0
   int64_t slot_stride;
   double* partials;  // [2, tiles, 2]
+  int spread;        // rows on chip are spread over 2^spread blocks
   int current;       // slots of z, of the next and of the best one
   int next;
   int best;
@@ -52,18 +54,26 @@ struct GroupState {
 };
 
 // Some rows of a sample that take a step together.
-template <typename state_t>
+template <typename state_t, typename Block>
 struct GroupPass {
   using accum_t = accumulate_t<state_t>;
 
+  const Block& block;
   const CellArguments<state_t>& a;
   const CellPlan& plan;
   const GroupState<accum_t>& state;
   int64_t first;  // row within the sample
 
-  // A row of the sample in a slot.
+  // A row of the sample in a slot, where the block that computes it keeps it.
   DEQ_DEVICE accum_t* at(int slot, int64_t row) const {
-    return state.iterates + slot * state.slot_stride + row * plan.row_stride;
+    const int64_t own = row >> (plan.pass_shift + state.spread) << plan.pass_shift;
+    const int64_t place = own + (row & (plan.pass_rows - 1));
+    return state.iterates + slot * state.slot_stride + place * plan.row_stride;
+  }
+  // The same, of any row, to be read.
+  DEQ_DEVICE const accum_t* find(int slot, int64_t row) const {
+    const int owner = static_cast<int>(row >> plan.pass_shift) & ((1 << state.spread) - 1);
+    return state.spread == 0 ? at(slot, row) : block.of_rank(at(slot, row), owner);
   }
   DEQ_DEVICE bool runs(int) const { return true; }
   DEQ_DEVICE int64_t global(int row) const { return state.begin + first + row; }
@@ -75,12 +85,11 @@ struct GroupPass {
       sums = scaled_items(a, current(row), global(row), k);
       return;
     }
-    const accum_t* const z = at(state.current, 0);
     const int64_t end = a.crow[global(row) + 1];
     for (int64_t e = a.crow[global(row)]; e < end; ++e) {
       const int64_t other = a.col[e];
       const accum_t value = widen(a.values[e]);
-      const auto items = scaled_items(a, z + (other - state.begin) * plan.row_stride, other, k);
+      const auto items = scaled_items(a, find(state.current, other - state.begin), other, k);
       DEQ_UNROLL
       for (int v = 0; v < kCellItem; ++v) {
         sums.values[v] += value * items.values[v];
@@ -106,7 +115,7 @@ DEQ_DEVICE void check_entries(const Block& block, const CellArguments<state_t>& 
 template <typename state_t, typename Block>
 struct GroupSolve {
   using accum_t = accumulate_t<state_t>;
-  using Pass = GroupPass<state_t>;
+  using Pass = GroupPass<state_t, Block>;
 
   const Block& block;
   const CellArguments<state_t>& a;
@@ -124,15 +133,22 @@ struct GroupSolve {
     s.sample = sample;
     s.begin = first;
     s.rows = rows;
-    if (team.ranks == 1 && rows <= plan.kept_rows) {
+    // The samples before have at most this many tiles.
+    s.partials = a.sum_scratch + 4 * (first / kCellTile + sample);
+    s.spread = 0;
+    if (team.regime != GpuRegime::kGrid &&
+        rows_per_block(rows, plan, team.ranks) <= plan.kept_rows) {
       s.iterates = reinterpret_cast<accum_t*>(block.shared() + plan.shared.kept);
       s.slot_stride = plan.kept_rows * plan.row_stride;
-      s.partials = reinterpret_cast<double*>(block.shared() + plan.shared.partials);
+      if (team.ranks == 1) {
+        s.partials = reinterpret_cast<double*>(block.shared() + plan.shared.partials);
+      }
+      while (1 << s.spread < team.ranks) {
+        ++s.spread;
+      }
     } else {
       s.iterates = a.row_scratch + first * plan.row_stride;
       s.slot_stride = a.rows * plan.row_stride;
-      // The samples before have at most this many tiles.
-      s.partials = a.sum_scratch + 4 * (first / kCellTile + sample);
     }
     s.current = 0;
     s.next = 1;
@@ -156,7 +172,8 @@ struct GroupSolve {
     for (int64_t row = int64_t(s.team.rank) * plan.pass_rows; row < s.rows;
          row += int64_t(s.team.ranks) * plan.pass_rows) {
       const int64_t rest = s.rows - row;
-      body(Pass{a, plan, s, row}, static_cast<int>(rest < plan.pass_rows ? rest : plan.pass_rows));
+      body(Pass{block, a, plan, s, row},
+           static_cast<int>(rest < plan.pass_rows ? rest : plan.pass_rows));
     }
   }
 

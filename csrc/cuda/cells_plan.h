@@ -55,12 +55,13 @@ struct CellPlan {
   GpuRegime regime;
   int64_t blocks;       // of the launch
   int64_t cluster;      // blocks per sample; 1 but for kCluster
-  int pass_rows;        // rows that a block takes at a time
+  int pass_rows;        // rows that a block takes at a time, a power of two
+  int pass_shift;       // its logarithm
   int column_groups;    // threads side by side, each with kCellItem columns
   int tile_k;           // terms of a product whose weights are on chip at a time
   int weight_stride;    // from column to column of the weights on chip
   bool resident;        // the whole weight stays on chip
-  int64_t kept_rows;    // a sample of no more rows than this stays on chip, if it has one block
+  int64_t kept_rows;    // rows of a sample that a block has room for on chip
   int64_t row_stride;   // elements from row to row of iterates
   int64_t row_scratch;  // elements of scratch for the rows that do not stay
   int64_t sum_scratch;  // doubles of scratch for their partial sums
@@ -69,9 +70,22 @@ struct CellPlan {
 
 inline int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
+// Rows of a sample that one of `ranks` blocks takes, at most.
+DEQ_HOST_DEVICE inline int64_t rows_per_block(int64_t rows, const CellPlan& plan, int64_t ranks) {
+  if (ranks == 1) {
+    return rows;
+  }
+  const int64_t passes = (rows + plan.pass_rows - 1) / plan.pass_rows;
+  return (passes + ranks - 1) / ranks * plan.pass_rows;
+}
+
 inline void choose_tiles(const CellDemand& demand, int tile_k, CellPlan* plan) {
   // An odd number of vectors, so that threads with neighbouring columns read different banks.
   plan->tile_k = tile_k;
+  plan->pass_shift = 0;
+  while (1 << plan->pass_shift < plan->pass_rows) {
+    ++plan->pass_shift;
+  }
   plan->weight_stride = kCellItem * ((tile_k / kCellItem) | 1);
   plan->column_groups = kGpuThreads * kCellItem / plan->pass_rows;
   const int64_t columns =
@@ -189,13 +203,12 @@ inline CellPlan plan_cell_groups(const CellDemand& demand, const GpuDevice& devi
     plan.pass_rows /= 2;
   }
   fit_tiles(demand, device, &plan);
-  if (plan.regime == GpuRegime::kBlock) {
-    plan.blocks = demand.samples;
-    // Of many samples several are to find room on a multiprocessor.
-    const bool few = demand.samples <= device.multiprocessors;
-    keep_rows(demand, device, few ? demand.rows : std::min(demand.rows, 2 * mean), &plan);
-  } else if (plan.regime == GpuRegime::kCluster) {
+  if (plan.regime != GpuRegime::kGrid) {
     plan.blocks = plan.cluster * demand.samples;
+    // Where there are more blocks than multiprocessors, several are to find room on one.
+    const bool few = plan.blocks <= device.multiprocessors;
+    const int64_t largest = few ? demand.rows : std::min(demand.rows, 2 * mean);
+    keep_rows(demand, device, rows_per_block(largest, plan, plan.cluster), &plan);
   } else {
     plan.blocks = std::max<int64_t>(
         1, std::min(device.multiprocessors,

@@ -459,7 +459,7 @@ def check_cell(
     wide = {name: t.double() for name in names if (t := getattr(start, name)) is not None}
     expected = replace(copy_to(start, CPU), **wide)
     if not fixed_steps:
-        options["atol"] = 1e-9
+        options["atol"] = 1e-6
     with dk.use_backend("reference"):
         expected.iterate(**options)
     status, wanted = (state.counters[:, Counter.STATUS] for state in (after, expected))
@@ -478,12 +478,13 @@ def check_cell(
             atol=10 * RELATIVE[accum],
             equal_nan=True,
         )
-        assert_close(after.z, expected.z, start.z.dtype)
+        whole = (status != Status.DIVERGED) & ~frozen
+        assert_close(after.z[whole], expected.z[whole], start.z.dtype)
     else:
-        # A residual of atol leaves an error of at most twice that where f contracts by a half.
+        # A residual of 1e-4 leaves an error that is little larger where f contracts by 0.2.
         solved = status == Status.CONVERGED
         error = (after.z[solved].double() - expected.z[solved]).abs().max()
-        assert error <= 3e-4 + RELATIVE[start.z.dtype] * expected.z[solved].abs().max()
+        assert error <= 2e-4 + RELATIVE[start.z.dtype] * expected.z[solved].abs().max()
         broken = status == Status.DIVERGED
         assert same_bits(after.z[broken], start.z[broken])
     return after

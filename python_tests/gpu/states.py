@@ -19,8 +19,8 @@ HISTORY_DTYPES = tuple(
     for history in dict.fromkeys((state, torch.float32, torch.bfloat16))
 )
 MAX_STEPS = 12
-# Enough for a cell that contracts by a half to meet its tolerance.
-CELL_STEPS = 40
+# Enough for the cells below to meet any tolerance of the tests.
+CELL_STEPS = 20
 T = TypeVar("T")
 
 
@@ -151,11 +151,11 @@ DEGREE = 3
 def cell_state(samples: int, rows: int | None, dim: int, dtype: torch.dtype) -> CellState:
     """Samples of `rows` nodes, or of one row without S; one is not finite and one does not run.
 
-    f contracts by a half where it is finite, if φ has slopes up to 1.
+    f contracts by 0.2 where it is finite, if φ has slopes up to 1.
     """
     shape = (samples, dim) if rows is None else (samples, rows, dim)
     weight = torch.randn(dim, dim)
-    weight *= 0.5 / weight.abs().sum(1, keepdim=True)
+    weight *= 0.2 / weight.abs().sum(1, keepdim=True)
     neighbours = values = None
     if rows is not None:
         neighbours = torch.randint(max(rows, 1), (samples, rows, DEGREE))
