@@ -133,14 +133,14 @@ class CellState:
             "sample_ptr": starts,
         }
 
-    def iterate(self, **options: Any) -> None:
-        """Solve, in place."""
+    def iterate(self, arguments: dict[str, Tensor] | None = None, **options: Any) -> None:
+        """Solve, in place; `arguments` spares making them."""
         cells.iterate_(
             self.z.flatten(0, -2),
             self.tables,
             self.weight[0],
             self.bias.flatten(0, -2),
-            **self.arguments(),
+            **(self.arguments() if arguments is None else arguments),
             **options,
         )
 
