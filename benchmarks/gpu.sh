@@ -111,7 +111,7 @@ stage_installed() {
 import os, sys
 import deq_kernels
 from deq_kernels import _native
-from deq_kernels.benchmarks.cases import GPU_CASES
+from deq_kernels.benchmarks.broyden.cases import GPU_CASES
 info = deq_kernels.backend_info()
 print(info)
 if info.build is not None:

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from deq_kernels._version import __version__
 
-COMMANDS = ("info", "bench", "train", "demo")
+COMMANDS = ("info", "bench", "train", "evaluate", "demo")
 INTERRUPTED = 130
 READER_GONE = 141
 

@@ -5,26 +5,22 @@
 #include <cstdint>
 
 #include "algebra/macros.h"
+#include "algebra/secant.h"
 #include "algebra/termination.h"
 
 namespace deq {
 
-struct CellVerdict {
-  bool advance;   // the sample goes on
-  bool improved;  // the iterate that was evaluated is the one to keep
-};
-
-// `squares` are ||f(z) - z||^2 and ||f(z)||^2. Records the evaluation in the sample's norms
-// [kNormColumns], its element of the trace and its counters [kCounterColumns]. With `fixed_steps`
-// nothing stops before the last evaluation, whose residual decides, and no iterate is kept.
-DEQ_HOST_DEVICE inline CellVerdict judge_cell(const double* squares, const Limits& limits,
-                                              bool fixed_steps, double* norms, double* traced,
-                                              int64_t* counters) {
+// Records the evaluation whose `sums` (CellSum) are given in the sample's norms [kNormColumns], its
+// element of the trace and its counters [kCounterColumns], and says where to go from it. With
+// `fixed_steps` nothing stops before the last evaluation, whose residual decides, and no iterate is
+// kept.
+DEQ_HOST_DEVICE inline CellDecision decide_cell(const double* sums, const Limits& limits,
+                                                bool fixed_steps, bool accelerate, double* norms,
+                                                double* traced, int64_t* counters, Secant* last) {
   if (!fixed_steps) {
-    const Verdict verdict = judge(squares[0], squares[1], limits, norms, traced, counters);
-    return {verdict.action == Action::kAdvance, verdict.improved};
+    return decide_cell_step(sums, accelerate, limits, norms, traced, counters, last);
   }
-  const double residual = std::sqrt(squares[0]);
+  const double residual = std::sqrt(sums[kResidualNorm]);
   const int64_t step = counters[kSteps]++;
   *traced = residual;
   if (step == 0) {
@@ -32,12 +28,12 @@ DEQ_HOST_DEVICE inline CellVerdict judge_cell(const double* squares, const Limit
   }
   norms[kBestResidual] = norms[kProgressResidual] = residual;
   if (step + 1 < limits.max_steps) {
-    return {true, false};
+    return {CellAction::kExtrapolate, false, 0.0};
   }
-  const bool finite = squares[0] < HUGE_VAL && squares[1] < HUGE_VAL;
-  const bool met = residual <= limits.atol + limits.rtol * std::sqrt(squares[1]);
+  const bool finite = sums[kResidualNorm] < HUGE_VAL && sums[kValueNorm] < HUGE_VAL;
+  const bool met = residual <= limits.atol + limits.rtol * std::sqrt(sums[kValueNorm]);
   counters[kStatus] = !finite ? kDiverged : met ? kConverged : kMaxSteps;
-  return {false, false};
+  return {CellAction::kStop, false, 0.0};
 }
 
 }  // namespace deq

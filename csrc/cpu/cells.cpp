@@ -143,9 +143,11 @@ void cells_iterate(const Tensor& weight, const OptionalTensor& crow, const Optio
                    const Tensor& bias, const OptionalTensor& scale, const Tensor& z,
                    const Tensor& record, const Tensor& counters, const Tensor& active,
                    int64_t activation, double rtol, double atol, double damping, int64_t norm,
-                   int64_t stall_steps, double divergence_factor, bool fixed_steps) {
-  const CellsShape shape = check_cells_iterate(weight, crow, col, values, sample_ptr, bias, scale,
-                                               z, record, counters, active, activation, norm);
+                   int64_t stall_steps, double divergence_factor, bool fixed_steps,
+                   bool accelerate) {
+  const CellsShape shape =
+      check_cells_iterate(weight, crow, col, values, sample_ptr, bias, scale, z, record, counters,
+                          active, activation, norm, fixed_steps, accelerate);
   const int64_t* starts = sample_ptr ? data<int64_t>(*sample_ptr) : nullptr;
   if (sample_ptr) {
     check_starts(*sample_ptr, "sample_ptr", shape.rows);
@@ -188,6 +190,7 @@ void cells_iterate(const Tensor& weight, const OptionalTensor& crow, const Optio
     problem.norm = static_cast<NormKind>(norm);
     problem.damping = damping;
     problem.fixed_steps = fixed_steps;
+    problem.accelerate = accelerate;
     problem.limits = {rtol,
                       atol,
                       shape.max_steps,

@@ -16,6 +16,10 @@ namespace deq {
 // Rows of a sample whose norms share a partial sum, and that are taken together by one thread.
 constexpr int64_t kCellRows = 48;
 
+// Copies of a sample's rows that an iteration works with: z, g = z + damping (f - z), the best z,
+// b, the last g, the last residual, c, c z and c g.
+constexpr int64_t kCellMostBuffers = 9;
+
 // Uninitialised memory for vectors; grows, and keeps nothing of what it held.
 template <typename T>
 class CellBuffer {
@@ -73,6 +77,7 @@ struct CellProblem {
   NormKind norm;
   double damping;
   bool fixed_steps;
+  bool accelerate;
   Limits limits;
 
   // Padded copies of `count` rows from `first` on.
@@ -112,11 +117,11 @@ struct CellProblem {
     tiles.finish(finish);
   }
 
-  CellVerdict decide(int64_t sample, const double* norms) const {
+  CellDecision decide(int64_t sample, const double* sums, Secant* last) const {
     double* record = sample_record(records, sample, limits.max_steps);
     int64_t* counter = counters + sample * kCounterColumns;
-    return judge_cell(norms, limits, fixed_steps, record, record + kNormColumns + counter[kSteps],
-                      counter);
+    return decide_cell(sums, limits, fixed_steps, accelerate, record,
+                       record + kNormColumns + counter[kSteps], counter, last);
   }
 };
 

@@ -18,17 +18,11 @@ class CellRowTile {
   CellRowTile(const Problem& problem, int64_t capacity)
       : problem_(problem), stride_(problem.stride), scaled_(problem.scale.values != nullptr) {
     const int64_t size = capacity * stride_;
-    // z, the next z, the best z and b; with a scale c, c z and the next c z.
-    accum_t* buffer = memory_.resize((scaled_ ? 7 : 4) * size);
-    for (accum_t** rows : {&z_, &next_, &best_, &bias_}) {
+    accum_t* buffer = memory_.resize(kCellMostBuffers * size);
+    for (accum_t** rows :
+         {&z_, &next_, &best_, &bias_, &last_, &residual_, &scale_, &scaled_z_, &scaled_next_}) {
       *rows = buffer;
       buffer += size;
-    }
-    if (scaled_) {
-      for (accum_t** rows : {&scale_, &scaled_z_, &scaled_next_}) {
-        *rows = buffer;
-        buffer += size;
-      }
     }
   }
 
@@ -44,14 +38,24 @@ class CellRowTile {
       CellFinish<accum_t> finish = {};
       finish.z = z_;
       finish.next = next_;
-      finish.scale = scaled_ ? scale_ : nullptr;
-      finish.scaled_next = scaled_ ? scaled_next_ : nullptr;
+      if (problem_.accelerate) {
+        finish.residual = residual_;
+        finish.units = units_;
+        for (int64_t row = 0; row < rows; ++row) {
+          units_[row] = last_iterate_[row].template unit<accum_t>();
+        }
+      } else if (scaled_) {
+        finish.scale = scale_;
+        finish.scaled_next = scaled_next_;
+      }
       finish.each_row = true;
-      finish.norms = norms_;
+      finish.sums = sums_;
       problem_.update(scaled_ ? scaled_z_ : z_, bias_, rows, finish);
       rows = keep_running(rows);
-      std::swap(z_, next_);
-      std::swap(scaled_z_, scaled_next_);
+      if (!problem_.accelerate) {
+        std::swap(z_, next_);
+        std::swap(scaled_z_, scaled_next_);
+      }
     }
   }
 
@@ -62,6 +66,8 @@ class CellRowTile {
     problem_.load_rows({problem_.z, problem_.dim}, sample, 1, z_ + at);
     problem_.load_rows(problem_.bias, sample, 1, bias_ + at);
     std::copy_n(z_ + at, stride_, best_ + at);
+    std::fill_n(residual_ + at, stride_, accum_t(0));
+    last_iterate_[row] = Secant();
     if (scaled_) {
       problem_.load_rows(problem_.scale, sample, 1, scale_ + at);
       cell_tiles<accum_t>().scale(z_ + at, scale_ + at, stride_, scaled_z_ + at);
@@ -72,26 +78,52 @@ class CellRowTile {
   int64_t keep_running(int64_t rows) {
     int64_t kept = 0;
     for (int64_t row = 0; row < rows; ++row) {
-      const auto decision = problem_.decide(samples_[row], norms_ + 2 * row);
+      const CellDecision decision =
+          problem_.decide(samples_[row], sums_ + kCellSums * row, last_iterate_ + row);
       if (decision.improved) {
         std::copy_n(z_ + row * stride_, stride_, best_ + row * stride_);
       }
-      if (!decision.advance) {
+      if (decision.action == CellAction::kStop) {
         const accum_t* result = problem_.fixed_steps ? next_ : best_;
         problem_.store_rows(result + row * stride_, samples_[row], 1);
         continue;
       }
+      if (problem_.accelerate) {
+        extrapolate(row, kept, decision);
+      }
       if (kept < row) {
         samples_[kept] = samples_[row];
-        for (accum_t* moved : {next_, best_, bias_, scale_, scaled_next_}) {
-          if (moved != nullptr) {
-            std::copy_n(moved + row * stride_, stride_, moved + kept * stride_);
-          }
+        last_iterate_[kept] = last_iterate_[row];
+        move(best_, row, kept);
+        move(bias_, row, kept);
+        if (scaled_) {
+          move(scale_, row, kept);
+        }
+        if (problem_.accelerate) {
+          move(residual_, row, kept);
+        } else {
+          move(next_, row, kept);
+          move(scaled_next_, row, kept);
         }
       }
       ++kept;
     }
     return kept;
+  }
+
+  // The next iterate of `row`, to be row `to`, which z does not hold any more.
+  void extrapolate(int64_t row, int64_t to, const CellDecision& decision) {
+    const bool back = decision.action == CellAction::kGoBack;
+    const accum_t* g = (back ? last_ : next_) + row * stride_;
+    const accum_t* other = decision.secant == 0.0 ? g : last_ + row * stride_;
+    cell_tiles<accum_t>().extrapolate(g, other, static_cast<accum_t>(decision.secant), stride_,
+                                      scaled_ ? scale_ + row * stride_ : nullptr, z_ + to * stride_,
+                                      scaled_ ? scaled_z_ + to * stride_ : nullptr);
+    std::copy_n(g, stride_, last_ + to * stride_);
+  }
+
+  void move(accum_t* rows, int64_t row, int64_t to) const {
+    std::copy_n(rows + row * stride_, stride_, rows + to * stride_);
   }
 
   const Problem& problem_;
@@ -102,11 +134,15 @@ class CellRowTile {
   accum_t* next_ = nullptr;
   accum_t* best_ = nullptr;
   accum_t* bias_ = nullptr;
+  accum_t* last_ = nullptr;      // the next_ of the iterate before
+  accum_t* residual_ = nullptr;  // of the iterate before
   accum_t* scale_ = nullptr;
   accum_t* scaled_z_ = nullptr;
   accum_t* scaled_next_ = nullptr;
   int64_t samples_[kCellRows];
-  double norms_[2 * kCellRows];
+  Secant last_iterate_[kCellRows];
+  accum_t units_[kCellRows];
+  double sums_[kCellSums * kCellRows];
 };
 
 }  // namespace deq

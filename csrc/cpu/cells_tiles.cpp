@@ -217,7 +217,55 @@ class TwoNorm<float> {
   Vector<double> sums_[2] = {};
 };
 
-template <Activation activation, typename Norm, typename accum_t>
+// Unlike sum_lanes, this leaves a vector of floats that a loop adds to in its register.
+inline double sum_wide(Vector<double> x) { return sum_lanes(x); }
+inline double sum_wide(Vector<float> x) { return sum_lanes(widen_half(x, 0) + widen_half(x, 1)); }
+
+// Rows [begin, end), with their sums.
+template <Activation activation, typename Norm, bool accelerate, bool undamped, typename accum_t>
+void finish_range(const CellFinish<accum_t>& a, int64_t begin, int64_t end,
+                  const IntVector<accum_t> kept, const accum_t unit, double* sums) {
+  constexpr int lanes = kLanes<accum_t>;
+  Norm residual_norm;
+  Norm value_norm;
+  Vector<accum_t> change_square = {};
+  Vector<accum_t> change_residual = {};
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t last = (row + 1) * a.stride - lanes;
+    for (int64_t i = row * a.stride; i <= last; i += lanes) {
+      Vector<accum_t> f = activate<activation, accum_t>(load(a.next + i, accum_t()));
+      if (i == last) {
+        const IntVector<accum_t> bits = load_bits<IntVector<accum_t>>(&f) & kept;
+        f = load_bits<Vector<accum_t>>(&bits);
+      }
+      const Vector<accum_t> z = load(a.z + i, accum_t());
+      const Vector<accum_t> residual = f - z;
+      residual_norm.add(residual);
+      value_norm.add(f);
+      if constexpr (accelerate) {
+        const Vector<accum_t> change = unit * (residual - load(a.residual + i, accum_t()));
+        change_square += change * change;
+        change_residual += change * (unit * residual);
+        store(residual, a.residual + i);
+      }
+      const Vector<accum_t> next = undamped ? f : z + a.damping * residual;
+      store(next, a.next + i);
+      if constexpr (!accelerate) {
+        if (a.scaled_next != nullptr) {
+          store(load(a.scale + i, accum_t()) * next, a.scaled_next + i);
+        }
+      }
+    }
+  }
+  sums[kResidualNorm] = residual_norm.squared();
+  sums[kValueNorm] = value_norm.squared();
+  if constexpr (accelerate) {
+    sums[kChangeSquare] = sum_wide(change_square);
+    sums[kChangeResidual] = sum_wide(change_residual);
+  }
+}
+
+template <Activation activation, typename Norm, bool accelerate, bool undamped, typename accum_t>
 void finish_rows(const CellFinish<accum_t>& arguments) {
   // A copy, which no store of this function can change.
   const CellFinish<accum_t> a = arguments;
@@ -228,46 +276,46 @@ void finish_rows(const CellFinish<accum_t>& arguments) {
     ones[i] = a.stride - lanes + i < a.dim ? accum_t(1) : accum_t(0);
   }
   const IntVector<accum_t> kept = load(ones, accum_t()) != Vector<accum_t>{};
-  const bool undamped = a.damping == accum_t(1);
-  Norm residual_norm;
-  Norm f_norm;
-  for (int64_t row = 0; row < a.rows; ++row) {
-    const int64_t start = row * a.stride;
-    for (int64_t i = start; i < start + a.stride; i += lanes) {
-      Vector<accum_t> f = activate<activation, accum_t>(load(a.next + i, accum_t()));
-      if (i + lanes == start + a.stride) {
-        const IntVector<accum_t> bits = load_bits<IntVector<accum_t>>(&f) & kept;
-        f = load_bits<Vector<accum_t>>(&bits);
-      }
-      const Vector<accum_t> z = load(a.z + i, accum_t());
-      const Vector<accum_t> residual = f - z;
-      residual_norm.add(residual);
-      f_norm.add(f);
-      const Vector<accum_t> next = undamped ? f : z + a.damping * residual;
-      store(next, a.next + i);
-      if (a.scale != nullptr) {
-        store(load(a.scale + i, accum_t()) * next, a.scaled_next + i);
-      }
-    }
-    if (a.each_row) {
-      a.norms[2 * row] = residual_norm.squared();
-      a.norms[2 * row + 1] = f_norm.squared();
-      residual_norm = Norm();
-      f_norm = Norm();
+  const int64_t together = a.each_row ? 1 : a.rows;
+  for (int64_t row = 0; row < a.rows; row += together) {
+    const int64_t item = row / together;
+    const accum_t unit = accelerate ? a.units[item] : accum_t(1);
+    finish_range<activation, Norm, accelerate, undamped>(a, row, row + together, kept, unit,
+                                                         a.sums + item * kCellSums);
+  }
+}
+
+template <typename accum_t>
+void extrapolate(const accum_t* g, const accum_t* last_g, accum_t secant, int64_t size,
+                 const accum_t* c, accum_t* out, accum_t* scaled_out) {
+  for (int64_t i = 0; i < size; i += kLanes<accum_t>) {
+    const Vector<accum_t> from = load(g + i, accum_t());
+    const Vector<accum_t> next = from - secant * (from - load(last_g + i, accum_t()));
+    store(next, out + i);
+    if (c != nullptr) {
+      store(load(c + i, accum_t()) * next, scaled_out + i);
     }
   }
-  if (!a.each_row) {
-    a.norms[0] = residual_norm.squared();
-    a.norms[1] = f_norm.squared();
+}
+
+template <Activation activation, typename Norm, typename accum_t>
+void finish_norm(const CellFinish<accum_t>& a) {
+  const bool undamped = a.damping == accum_t(1);
+  if (a.residual == nullptr) {
+    undamped ? finish_rows<activation, Norm, false, true>(a)
+             : finish_rows<activation, Norm, false, false>(a);
+  } else {
+    undamped ? finish_rows<activation, Norm, true, true>(a)
+             : finish_rows<activation, Norm, true, false>(a);
   }
 }
 
 template <Activation activation, typename accum_t>
 void finish_activation(const CellFinish<accum_t>& a) {
   if (a.norm == NormKind::kMax) {
-    finish_rows<activation, MaxNorm<accum_t>>(a);
+    finish_norm<activation, MaxNorm<accum_t>>(a);
   } else {
-    finish_rows<activation, TwoNorm<accum_t>>(a);
+    finish_norm<activation, TwoNorm<accum_t>>(a);
   }
 }
 
@@ -298,7 +346,8 @@ const CellTiles<accum_t>& cell_tiles() {
   static constexpr CellTiles<accum_t> tiles = {
       kLanes<accum_t>,     kRegisterVectors * kLanes<accum_t>,
       scale_rows<accum_t>, gather<accum_t>,
-      multiply<accum_t>,   finish<accum_t>};
+      multiply<accum_t>,   finish<accum_t>,
+      extrapolate<accum_t>};
   return tiles;
 }
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "algebra/activation.h"
+#include "algebra/secant.h"
 
 namespace deq {
 
@@ -28,10 +29,12 @@ struct CellFinish {
   int64_t rows;
   const accum_t* z;
   accum_t* next;
-  const accum_t* scale;  // c, or null
+  const accum_t* scale;  // c, or null, as where there is a residual: extrapolate() scales then
   accum_t* scaled_next;  // receives c * next where there is a scale
-  bool each_row;         // norms per row, else of all rows together
-  double* norms;         // receives ||f - z||^2 and ||f||^2, in pairs
+  accum_t* residual;     // where steps are accelerated: r' on entry, f - z on exit; else null
+  const accum_t* units;  // of the last two sums, one for each
+  bool each_row;         // sums per row, else of all rows together
+  double* sums;          // receives kCellSums for each, the last two where there is a residual
 };
 
 template <typename accum_t>
@@ -50,6 +53,9 @@ struct CellTiles {
   void (*multiply)(const accum_t* packed, int64_t dim, int64_t stride, int64_t rows,
                    const accum_t* in, const accum_t* bias, accum_t* out);
   void (*finish)(const CellFinish<accum_t>& arguments);
+  // out = g - secant (g - last_g) for `size` elements, and scaled_out = c * out where there is a c.
+  void (*extrapolate)(const accum_t* g, const accum_t* last_g, accum_t secant, int64_t size,
+                      const accum_t* c, accum_t* out, accum_t* scaled_out);
 };
 
 template <typename accum_t>

@@ -48,9 +48,9 @@ void iterate(CellArguments<state_t> arguments, const Tensor& z) {
   const auto rows = &cell_rows_kernel<state_t>;
   const bool grouped = arguments.sample_ptr != nullptr;
   const GpuDevice device = device_facts(groups, place);
-  CellPlan plan = plan_cells(
-      {arguments.rows, arguments.dim, arguments.samples, grouped, sizeof(state_t), sizeof(accum_t)},
-      device, forced_regime());
+  CellPlan plan = plan_cells({arguments.rows, arguments.dim, arguments.samples, grouped,
+                              arguments.accelerate, sizeof(state_t), sizeof(accum_t)},
+                             device, forced_regime());
   const int64_t row_doubles = ceil_div(plan.row_scratch * sizeof(accum_t), sizeof(double));
   double* const scratch = Scratch(z, 1)(plan.sum_scratch + row_doubles);
   arguments.sum_scratch = scratch;
@@ -74,7 +74,8 @@ void cells_iterate(const Tensor& weight, const OptionalTensor& crow, const Optio
                    const Tensor& bias, const OptionalTensor& scale, const Tensor& z,
                    const Tensor& record, const Tensor& counters, const Tensor& active,
                    int64_t activation, double rtol, double atol, double damping, int64_t norm,
-                   int64_t stall_steps, double divergence_factor, bool fixed_steps) {
+                   int64_t stall_steps, double divergence_factor, bool fixed_steps,
+                   bool accelerate) {
   check_same_device("z", z,
                     {{"weight", &weight},
                      {"bias", &bias},
@@ -88,8 +89,9 @@ void cells_iterate(const Tensor& weight, const OptionalTensor& crow, const Optio
       check_same_device("z", z, {{name, &**tensor}});
     }
   }
-  const CellsShape shape = check_cells_iterate(weight, crow, col, values, sample_ptr, bias, scale,
-                                               z, record, counters, active, activation, norm);
+  const CellsShape shape =
+      check_cells_iterate(weight, crow, col, values, sample_ptr, bias, scale, z, record, counters,
+                          active, activation, norm, fixed_steps, accelerate);
   if (shape.samples == 0) {
     return;
   }
@@ -125,6 +127,7 @@ void cells_iterate(const Tensor& weight, const OptionalTensor& crow, const Optio
     arguments.norm = static_cast<NormKind>(norm);
     arguments.damping = damping;
     arguments.fixed_steps = fixed_steps;
+    arguments.accelerate = accelerate;
     arguments.limits = {rtol,
                         atol,
                         shape.max_steps,

@@ -42,15 +42,22 @@ struct GroupState {
   int64_t rows;
   accum_t* iterates;  // its rows in slot 0
   int64_t slot_stride;
-  double* partials;  // [2, tiles, 2]
-  int spread;        // rows on chip are spread over 2^spread blocks
-  int current;       // slots of z, of the next and of the best one
-  int next;
-  int best;
+  double* partials;          // [2, tiles, kCellSums]
+  int spread;                // rows on chip are spread over 2^spread blocks
+  int slots[kAllCellSlots];  // where what is kept of a row (CellSlot) lies
+  int parity;                // of the step
   bool advance;
   bool kept;  // whether there is a best one
+  Secant last;
+  double unit;
+  // Where an accelerated step goes from the iterate at hand: g - secant (g - other).
+  int g;
+  int other;
+  double secant;
 
   DEQ_DEVICE int64_t tiles() const { return (rows + kCellTile - 1) / kCellTile; }
+  // Those of this step. Fast blocks of a team leave sums of the next one while slow ones read them.
+  DEQ_DEVICE double* sums() const { return partials + kCellSums * parity * tiles(); }
 };
 
 // Some rows of a sample that take a step together.
@@ -77,19 +84,22 @@ struct GroupPass {
   }
   DEQ_DEVICE bool runs(int) const { return true; }
   DEQ_DEVICE int64_t global(int row) const { return state.begin + first + row; }
-  DEQ_DEVICE accum_t* current(int row) const { return at(state.current, first + row); }
-  DEQ_DEVICE accum_t* next(int row) const { return at(state.next, first + row); }
+  DEQ_DEVICE accum_t* slot(int which, int row) const { return at(state.slots[which], first + row); }
+  DEQ_DEVICE accum_t* z(int row) const { return slot(kZ, row); }
+  DEQ_DEVICE accum_t* g(int row) const { return slot(kG, row); }
+  DEQ_DEVICE accum_t* residual(int row) const { return slot(kResidual, row); }
+  DEQ_DEVICE accum_t unit(int) const { return static_cast<accum_t>(state.unit); }
 
   DEQ_DEVICE void mix(int row, int64_t k, Pack<accum_t, kCellItem>& sums) const {
     if (a.crow == nullptr) {
-      sums = scaled_items(a, current(row), global(row), k);
+      sums = scaled_items(a, z(row), global(row), k);
       return;
     }
     const int64_t end = a.crow[global(row) + 1];
     for (int64_t e = a.crow[global(row)]; e < end; ++e) {
       const int64_t other = a.col[e];
       const accum_t value = widen(a.values[e]);
-      const auto items = scaled_items(a, find(state.current, other - state.begin), other, k);
+      const auto items = scaled_items(a, find(state.slots[kZ], other - state.begin), other, k);
       DEQ_UNROLL
       for (int v = 0; v < kCellItem; ++v) {
         sums.values[v] += value * items.values[v];
@@ -134,7 +144,7 @@ struct GroupSolve {
     s.begin = first;
     s.rows = rows;
     // The samples before have at most this many tiles.
-    s.partials = a.sum_scratch + 4 * (first / kCellTile + sample);
+    s.partials = a.sum_scratch + 2 * kCellSums * (first / kCellTile + sample);
     s.spread = 0;
     if (team.regime != GpuRegime::kGrid &&
         rows_per_block(rows, plan, team.ranks) <= plan.kept_rows) {
@@ -150,11 +160,14 @@ struct GroupSolve {
       s.iterates = a.row_scratch + first * plan.row_stride;
       s.slot_stride = a.rows * plan.row_stride;
     }
-    s.current = 0;
-    s.next = 1;
-    s.best = 2;
+    for (int slot = 0; slot < kAllCellSlots; ++slot) {
+      s.slots[slot] = slot;
+    }
+    s.parity = 0;
     s.advance = true;
     s.kept = false;
+    s.last = Secant();
+    s.unit = 1.0;
     load_tables(a, sample, norms(), counters());
   }
 
@@ -181,7 +194,7 @@ struct GroupSolve {
     for_each_pass([&](const Pass& pass, int rows) {
       const int dim = static_cast<int>(a.dim);
       for (int i = block.thread(); i < rows * dim; i += kGpuThreads) {
-        pass.current(i / dim)[i % dim] = widen(a.z[pass.global(0) * a.dim + i]);
+        pass.z(i / dim)[i % dim] = widen(a.z[pass.global(0) * a.dim + i]);
       }
       if (a.crow != nullptr && block.thread() < rows) {
         check_entries(block, a, state().begin, state().begin + state().rows,
@@ -199,40 +212,49 @@ struct GroupSolve {
     });
   }
 
-  // Takes a step, and leaves the partial sums [tiles, 2] of the block's tiles.
-  DEQ_DEVICE void step(int64_t parity) const {
+  // Evaluates the iterate, and leaves the partial sums [tiles, kCellSums] of the block's tiles.
+  DEQ_DEVICE void step() const {
     for_each_pass([&](const Pass& pass, int rows) {
       evaluate_rows(block, a, plan, pass, rows);
-      // Rows in order; the next pass overwrites their norms only after two more barriers.
-      const int tile = block.thread() / 2 * kCellTile;
-      if (tile < rows) {
-        const double* const row_norms =
-            reinterpret_cast<const double*>(block.shared() + plan.shared.row_norms) +
-            block.thread() % 2;
-        double sum = row_norms[2 * tile];
+      // Rows in order; the next pass overwrites their sums only after two more barriers.
+      const int tile = block.thread() / kCellSums * kCellTile;
+      const int which = block.thread() % kCellSums;
+      if (tile < rows && which < sums_of(a)) {
+        const double* const row_sums =
+            reinterpret_cast<const double*>(block.shared() + plan.shared.row_sums) + which;
+        double sum = row_sums[kCellSums * tile];
         for (int row = tile + 1; row < tile + kCellTile && row < rows; ++row) {
-          sum = combined(a.norm, sum, row_norms[2 * row]);
+          sum = combined(kind_of(a, which), sum, row_sums[kCellSums * row]);
         }
-        const int64_t place = parity * state().tiles() + (pass.first + tile) / kCellTile;
-        state().partials[2 * place + block.thread() % 2] = sum;
+        const int64_t place = (pass.first + tile) / kCellTile;
+        state().sums()[kCellSums * place + which] = sum;
       }
     });
   }
 
-  // The sample's squared norms for thread 0: threads take turns at the tiles, then a tree over each
-  // warp, then the warps in order.
-  DEQ_DEVICE void total(int64_t parity, double (&squares)[2]) const {
+  // Two neighbouring sums of the sample, `first` and the next, over the tiles: threads take turns
+  // at them, then a tree over each warp.
+  DEQ_DEVICE void total_pair(const double* partials, int64_t tiles, int first,
+                             double* totals) const {
+    const NormKind kind = kind_of(a, first);
+    double pair[2] = {};
+    for (int64_t tile = block.thread(); tile < tiles; tile += kGpuThreads) {
+      pair[0] = combined(kind, pair[0], partials[kCellSums * tile + first]);
+      pair[1] = combined(kind, pair[1], partials[kCellSums * tile + first + 1]);
+    }
+    put_pair(block, combine_warp(block, kind, pair), totals + kCellSums * block.warp() + first);
+  }
+
+  // The sample's sums for thread 0, where the first warp leaves its own: the warps in order.
+  DEQ_DEVICE double* total() const {
     double* const totals = reinterpret_cast<double*>(block.shared() + plan.shared.totals);
     const int64_t tiles = state().tiles();
-    const double* const sums = state().partials + 2 * parity * tiles;
     const bool one_warp = tiles <= kGpuWarp;
     if (block.warp() == 0 || !one_warp) {
-      double pair[2] = {};
-      for (int64_t tile = block.thread(); tile < tiles; tile += kGpuThreads) {
-        pair[0] = combined(a.norm, pair[0], sums[2 * tile]);
-        pair[1] = combined(a.norm, pair[1], sums[2 * tile + 1]);
+      const double* const partials = state().sums();
+      for (int first = 0; first < sums_of(a); first += 2) {
+        total_pair(partials, tiles, first, totals);
       }
-      put_pair(block, combine_warp(block, a.norm, pair), totals + 2 * block.warp());
     }
     if (!one_warp) {
       block.sync();
@@ -240,61 +262,91 @@ struct GroupSolve {
       block.sync_warp();
     }
     if (block.thread() == 0) {
-      squares[0] = totals[0];
-      squares[1] = totals[1];
-      for (int warp = 1; warp < (one_warp ? 1 : kGpuWarps); ++warp) {
-        squares[0] = combined(a.norm, squares[0], totals[2 * warp]);
-        squares[1] = combined(a.norm, squares[1], totals[2 * warp + 1]);
+      for (int i = 0; i < (one_warp ? 0 : (kGpuWarps - 1) * sums_of(a)); ++i) {
+        const int which = i % sums_of(a);
+        const int warp = 1 + i / sums_of(a);
+        totals[which] =
+            combined(kind_of(a, which), totals[which], totals[kCellSums * warp + which]);
       }
-      square_norms(a.norm, squares);
+      square_norms(a, totals);
     }
+    return totals;
   }
 
   // By thread 0 of every block, each of which has the sample's tables.
-  DEQ_DEVICE void judge_step(const double (&squares)[2]) const {
+  DEQ_DEVICE void judge_step(double* sums) const {
     GroupState<accum_t>& s = state();
-    // Only one block has business with the trace; any place will do for the others.
-    double* const trace = s.team.rank == 0
-                              ? traced(a, s.sample, counters()[kSteps])
-                              : reinterpret_cast<double*>(block.shared() + plan.shared.totals);
-    const CellVerdict verdict =
-        judge_cell(squares, a.limits, a.fixed_steps, norms(), trace, counters());
-    const int evaluated = s.current;
-    if (verdict.improved) {
-      s.current = s.best;
-      s.best = evaluated;
+    // Only one block has business with the trace; a sum that nobody reads will do for the others.
+    double* const trace =
+        s.team.rank == 0 ? traced(a, s.sample, counters()[kSteps]) : sums + kCellSums;
+    const CellDecision decision = decide_cell(sums, a.limits, a.fixed_steps, a.accelerate, norms(),
+                                              trace, counters(), &s.last);
+    auto swap = [&](int i, int j) {
+      const int other = s.slots[i];
+      s.slots[i] = s.slots[j];
+      s.slots[j] = other;
+    };
+    if (decision.improved) {
+      swap(kZ, kBest);
       s.kept = true;
     }
-    s.advance = verdict.advance;
-    if (verdict.advance) {
-      const int free = s.current;
-      s.current = s.next;
-      s.next = free;
+    s.parity ^= 1;
+    s.advance = decision.action != CellAction::kStop;
+    if (!s.advance) {
+      return;
     }
+    if (!a.accelerate) {
+      swap(kZ, kG);
+      return;
+    }
+    const bool back = decision.action == CellAction::kGoBack;
+    s.g = s.slots[back ? kLastG : kG];
+    s.other = decision.secant == 0.0 ? s.g : s.slots[kLastG];
+    s.secant = decision.secant;
+    s.unit = static_cast<double>(s.last.template unit<accum_t>());
+    if (!back) {
+      swap(kG, kLastG);
+    }
+  }
+
+  // The block's rows of the iterate that an accelerated step leads to.
+  DEQ_DEVICE void extrapolate() const {
+    const GroupState<accum_t>& s = state();
+    const accum_t secant = static_cast<accum_t>(s.secant);
+    for_each_pass([&](const Pass& pass, int rows) {
+      const int dim = static_cast<int>(a.dim);
+      for (int i = block.thread(); i < rows * dim; i += kGpuThreads) {
+        const int64_t row = pass.first + i / dim;
+        const int column = i % dim;
+        pass.z(i / dim)[column] =
+            extrapolated(pass.at(s.g, row)[column], pass.at(s.other, row)[column], secant);
+      }
+    });
   }
 
   // The sample that `begin` was called for, by all threads of its team.
   DEQ_DEVICE void run() const {
     load();
     state().team.sync(block);
-    // Fast blocks of a team leave sums of the next step while slow ones read those of this one.
-    for (int64_t parity = 0; state().advance; parity ^= 1) {
-      step(parity);
+    while (state().advance) {
+      step();
       state().team.sync(block);
-      double squares[2];
-      total(parity, squares);
+      double* const sums = total();
       if (block.thread() == 0) {
-        judge_step(squares);
+        judge_step(sums);
       }
       block.sync();
+      if (a.accelerate && state().advance) {
+        extrapolate();
+        state().team.sync(block);
+      }
     }
     if (a.fixed_steps || state().kept) {
-      store(a.fixed_steps ? state().next : state().best);
+      store(state().slots[a.fixed_steps ? kG : kBest]);
     }
     if (state().team.rank == 0 && block.thread() == 0) {
       store_tables(block, a, state().sample, norms(), counters());
     }
-    block.sync();  // before another sample takes the place of this one
   }
 };
 
@@ -319,21 +371,25 @@ DEQ_DEVICE bool is_large(const Block& block, const CellArguments<state_t>& a, in
   return rows > kAloneRows;
 }
 
+// Iterates a sample. It and its team are left as they were, but need no registers meanwhile.
 template <typename state_t, typename Block>
 DEQ_DEVICE void solve_group(const Block& block, const CellArguments<state_t>& a,
-                            const CellPlan& plan, const CellTeam& team, int64_t sample) {
-  if (!is_running(block, a, sample)) {
+                            const CellPlan& plan, CellTeam* team, int64_t* sample) {
+  if (!is_running(block, a, *sample)) {
     return;
   }
   const GroupSolve<state_t, Block> solve = {block, a, plan};
   if (block.thread() == 0) {
     int64_t begin;
     int64_t rows;
-    sample_place(block, a, sample, &begin, &rows);
-    solve.begin(team, sample, begin, rows);
+    sample_place(block, a, *sample, &begin, &rows);
+    solve.begin(*team, *sample, begin, rows);
   }
   block.sync();
   solve.run();
+  *team = solve.state().team;
+  *sample = solve.state().sample;
+  block.sync();  // before another sample takes the place of this one
 }
 
 // The first sample from `from` on that is too large for a block alone, or the number of samples;
@@ -365,14 +421,13 @@ DEQ_DEVICE void solve_groups(const Block& block, const CellArguments<state_t>& a
   stage_resident(block, a, plan);
   const bool grid = plan.regime == GpuRegime::kGrid;
   int* const flags = reinterpret_cast<int*>(block.shared() + plan.shared.flags);
-  const int64_t teams = block.blocks() / plan.cluster;
   CellTeam team = {plan.cluster > 1 ? GpuRegime::kCluster : GpuRegime::kBlock,
                    plan.cluster > 1 ? block.rank() : 0, static_cast<int>(plan.cluster)};
   int64_t sample = plan.cluster > 1 ? block.problem() : block.index();
   while (true) {
     if (team.regime != GpuRegime::kGrid) {
       while (grid && sample < a.samples && is_large(block, a, sample)) {
-        sample += teams;
+        sample += block.blocks();
       }
       if (sample >= a.samples) {
         if (!grid) {
@@ -389,8 +444,8 @@ DEQ_DEVICE void solve_groups(const Block& block, const CellArguments<state_t>& a
         return;
       }
     }
-    solve_group(block, a, plan, team, sample);
-    sample += team.regime == GpuRegime::kGrid ? 1 : teams;
+    solve_group(block, a, plan, &team, &sample);
+    sample += team.regime == GpuRegime::kGrid ? 1 : block.blocks() / plan.cluster;
   }
 }
 

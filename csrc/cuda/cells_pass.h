@@ -1,6 +1,6 @@
 // One evaluation of a structured cell on a few rows by one block:
-//     next = z + damping (f(z) - z),    f(z) = phi(S (c z) V^T + b),
-// and the norms of f(z) - z and f(z) of each row.
+//     g = z + damping (f(z) - z),    f(z) = phi(S (c z) V^T + b),
+// and what is summed over a sample of each row (CellSum).
 //
 // Every element is one chain of multiply-adds, over the entries of S in their order and then over
 // the columns of V in ascending order, and a row's norms are one fixed tree. So nothing of a row
@@ -9,8 +9,11 @@
 // Who the rows belong to is said by a `Pass`:
 //   bool runs(row)                   false: nothing of the row is wanted
 //   int64_t global(row)              its place among all rows
-//   accum_t* current(row)            z, [row_stride]
-//   accum_t* next(row)               receives the next z
+//   accum_t* z(row)                  [row_stride]
+//   accum_t* g(row)                  receives g
+//   accum_t* residual(row)           where steps are accelerated: holds the residual of the iterate
+//                                    before, and receives f(z) - z
+//   accum_t unit(row)                of the sums that compare the two
 //   mix(row, k, sums)                adds (S (c z))[row, k .. k + kCellItem) to sums
 #pragma once
 
@@ -53,11 +56,12 @@ struct CellArguments {
   NormKind norm;
   double damping;
   bool fixed_steps;
+  bool accelerate;
   Limits limits;
 
   // Memory of this launch alone for rows and partial sums that find no room on chip, or null.
-  accum_t* row_scratch;  // [kCellSlots, rows, row_stride]
-  double* sum_scratch;   // [2, 2] for every tile of every sample, each sample's together
+  accum_t* row_scratch;  // [slots, rows, row_stride]
+  double* sum_scratch;   // [2, kCellSums] for every tile of a sample, each sample's together
 };
 
 // c z of one row from column k on.
@@ -131,7 +135,7 @@ DEQ_DEVICE void stage_resident(const Block& block, const CellArguments<state_t>&
   }
 }
 
-// next = S (c z) V^T + b for the first `rows` rows of a pass. Each thread computes kCellItem
+// g = S (c z) V^T + b for the first `rows` rows of a pass. Each thread computes kCellItem
 // neighbouring rows of columns that are column_groups apart.
 template <typename state_t, typename Block, typename Pass>
 DEQ_DEVICE void multiply_rows(const Block& block, const CellArguments<state_t>& a,
@@ -212,11 +216,11 @@ DEQ_DEVICE void multiply_rows(const Block& block, const CellArguments<state_t>& 
       if (first_row + i >= rows || !pass.runs(first_row + i)) {
         continue;
       }
-      accum_t* const next = pass.next(first_row + i) + begin;
+      accum_t* const g = pass.g(first_row + i) + begin;
       DEQ_UNROLL
       for (int j = 0; j < kCellItem; ++j) {
         if (group + j * groups < columns) {
-          next[group + j * groups] = sums[i][j];
+          g[group + j * groups] = sums[i][j];
         }
       }
     }
@@ -254,25 +258,28 @@ DEQ_DEVICE void put_pair(const Block& block, double value, double* pair) {
   }
 }
 
-// From S (c z) V^T + b in `next` to the next z, a warp per row; row_norms [rows, 2] receives what
-// `combined` combines, of f(z) - z and f(z), in double so that no float32 state overflows it.
+// From S (c z) V^T + b in g to g itself, a warp per row; row_sums [rows, kCellSums] receives what
+// `combined` combines, in double so that no float32 state overflows it.
 template <typename state_t, typename Block, typename Pass>
 DEQ_DEVICE void finish_rows(const Block& block, const CellArguments<state_t>& a, const Pass& pass,
-                            int rows, double* row_norms) {
+                            int rows, double* row_sums) {
   using accum_t = accumulate_t<state_t>;
   const accum_t share = static_cast<accum_t>(a.damping);
   for (int row = block.warp(); row < rows; row += kGpuWarps) {
     if (!pass.runs(row)) {
       continue;
     }
-    const accum_t* const z = pass.current(row);
-    accum_t* const next = pass.next(row);
+    const accum_t* const z = pass.z(row);
+    accum_t* const g = pass.g(row);
+    accum_t* const last = a.accelerate ? pass.residual(row) : nullptr;
+    const accum_t unit = a.accelerate ? pass.unit(row) : accum_t(1);
     double norms[2] = {};
+    double changes[2] = {};
     accum_t largest[2] = {};
     for (int64_t i = block.lane(); i < a.dim; i += kGpuWarp) {
-      const accum_t f = activated(a.activation, next[i]);
+      const accum_t f = activated(a.activation, g[i]);
       const accum_t residual = f - z[i];
-      next[i] = share == accum_t(1) ? f : z[i] + share * residual;
+      g[i] = share == accum_t(1) ? f : z[i] + share * residual;
       if (a.norm == NormKind::kTwo) {
         norms[0] += static_cast<double>(residual) * static_cast<double>(residual);
         norms[1] += static_cast<double>(f) * static_cast<double>(f);
@@ -284,32 +291,59 @@ DEQ_DEVICE void finish_rows(const Block& block, const CellArguments<state_t>& a,
           largest[n] = larger ? magnitudes[n] : largest[n];
         }
       }
+      if (a.accelerate) {
+        const double change = static_cast<double>(unit * (residual - last[i]));
+        changes[0] += change * change;
+        changes[1] += change * static_cast<double>(unit * residual);
+        last[i] = residual;
+      }
     }
     if (a.norm == NormKind::kMax) {
       norms[0] = static_cast<double>(largest[0]);
       norms[1] = static_cast<double>(largest[1]);
     }
-    put_pair(block, combine_warp(block, a.norm, norms), row_norms + 2 * row);
+    double* const sums = row_sums + kCellSums * row;
+    put_pair(block, combine_warp(block, a.norm, norms), sums);
+    if (a.accelerate) {
+      put_pair(block, combine_warp(block, NormKind::kTwo, changes), sums + kChangeSquare);
+    }
   }
 }
 
-// The next z of the first `rows` rows of a pass, and their norms; all threads see them.
+// g of the first `rows` rows of a pass, and their sums; all threads see them.
 template <typename state_t, typename Block, typename Pass>
 DEQ_DEVICE void evaluate_rows(const Block& block, const CellArguments<state_t>& a,
                               const CellPlan& plan, const Pass& pass, int rows) {
   multiply_rows(block, a, plan, pass, rows);
   block.sync();
   finish_rows(block, a, pass, rows,
-              reinterpret_cast<double*>(block.shared() + plan.shared.row_norms));
+              reinterpret_cast<double*>(block.shared() + plan.shared.row_sums));
   block.sync();
 }
 
-// Two squared norms from what `combined` has combined.
-DEQ_DEVICE void square_norms(NormKind norm, double (&pair)[2]) {
-  if (norm == NormKind::kMax) {
-    pair[0] *= pair[0];
-    pair[1] *= pair[1];
+// How many sums an evaluation leaves, and how sum `i` of them is combined.
+template <typename state_t>
+DEQ_DEVICE int sums_of(const CellArguments<state_t>& a) {
+  return a.accelerate ? kCellSums : kChangeSquare;
+}
+template <typename state_t>
+DEQ_DEVICE NormKind kind_of(const CellArguments<state_t>& a, int i) {
+  return i < kChangeSquare ? a.norm : NormKind::kTwo;
+}
+
+// Squared norms in place of what `combined` has combined.
+template <typename state_t>
+DEQ_DEVICE void square_norms(const CellArguments<state_t>& a, double* sums) {
+  if (a.norm == NormKind::kMax) {
+    sums[kResidualNorm] *= sums[kResidualNorm];
+    sums[kValueNorm] *= sums[kValueNorm];
   }
+}
+
+// z = g - secant (g - other) for one element.
+template <typename accum_t>
+DEQ_DEVICE accum_t extrapolated(accum_t g, accum_t other, accum_t secant) {
+  return g - secant * (g - other);
 }
 
 // A sample's tables as they are kept on chip for a solve; its trace stays where it is.

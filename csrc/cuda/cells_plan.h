@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "algebra/macros.h"
+#include "algebra/secant.h"
 #include "algebra/termination.h"
 #include "cuda/plan.h"
 
@@ -18,36 +19,39 @@ namespace deq {
 constexpr int kCellTile = 16;
 // A thread computes this many rows of as many columns, from as many terms at a time.
 constexpr int kCellItem = 4;
-// The iterate, the next and the best one.
-constexpr int kCellSlots = 3;
+// What is kept of every row: z, g = z + damping (f(z) - z) and the best z; where steps are
+// accelerated, the g and the residual of the iterate before as well.
+enum CellSlot : int { kZ, kG, kBest, kCellSlots, kLastG = kCellSlots, kResidual, kAllCellSlots };
 // Samples of up to this many rows are left to single blocks where others are shared by a grid.
 constexpr int64_t kAloneRows = 64;
 // From this many tiles on a sample is worth a barrier of many blocks in each step.
 constexpr int64_t kSharedTiles = 4;
 // Room for what a block knows of the sample it works on.
-constexpr int64_t kGroupStateBytes = 96;
+constexpr int64_t kGroupStateBytes = 144;
+constexpr int64_t kRowStateBytes = 56;
 
 struct CellDemand {
   int64_t rows;
   int64_t dim;
   int64_t samples;
-  bool grouped;         // samples are runs of rows; else each row is one
+  bool grouped;  // samples are runs of rows; else each row is one
+  bool accelerate;
   int64_t state_bytes;  // per element of the weight, as it is stored
   int64_t accum_bytes;  // per element of an iterate
 };
 
 // Where a block keeps what in its dynamic shared memory, in bytes from the start.
 struct CellLayout {
-  int64_t weight;     // [columns, weight_stride] in the state's type
-  int64_t input;      // [pass_rows, tile_k] in the type of sums, as the kept rows
-  int64_t row_norms;  // [pass_rows, 2] doubles
-  int64_t totals;     // [kGpuWarps, 2] doubles
-  int64_t norms;      // [judged, kNormColumns] doubles
-  int64_t counters;   // [judged, kCounterColumns] 64-bit integers
-  int64_t state;      // kGroupStateBytes
-  int64_t flags;      // [kGpuThreads] integers
-  int64_t partials;   // [2, kept tiles, 2] doubles
-  int64_t kept;       // [kCellSlots, kept_rows, row_stride]
+  int64_t weight;    // [columns, weight_stride] in the state's type
+  int64_t input;     // [pass_rows, tile_k] in the type of sums, as the kept rows
+  int64_t row_sums;  // [pass_rows, kCellSums] doubles
+  int64_t totals;    // [kGpuWarps, kCellSums] doubles
+  int64_t norms;     // [judged, kNormColumns] doubles
+  int64_t counters;  // [judged, kCounterColumns] 64-bit integers
+  int64_t state;     // kGroupStateBytes, or kRowStateBytes for each row
+  int64_t flags;     // [kGpuThreads] integers
+  int64_t partials;  // [2, kept tiles, kCellSums] doubles
+  int64_t kept;      // [slots, kept_rows, row_stride]
   int64_t bytes;
 };
 
@@ -61,6 +65,7 @@ struct CellPlan {
   int tile_k;           // terms of a product whose weights are on chip at a time
   int weight_stride;    // from column to column of the weights on chip
   bool resident;        // the whole weight stays on chip
+  int slots;            // kept of every row
   int64_t kept_rows;    // rows of a sample that a block has room for on chip
   int64_t row_stride;   // elements from row to row of iterates
   int64_t row_scratch;  // elements of scratch for the rows that do not stay
@@ -69,6 +74,10 @@ struct CellPlan {
 };
 
 inline int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }
+
+inline int slots_of(const CellDemand& demand) {
+  return demand.accelerate ? kAllCellSlots : kCellSlots;
+}
 
 // Rows of a sample that one of `ranks` blocks takes, at most.
 DEQ_HOST_DEVICE inline int64_t rows_per_block(int64_t rows, const CellPlan& plan, int64_t ranks) {
@@ -97,15 +106,17 @@ inline void choose_tiles(const CellDemand& demand, int tile_k, CellPlan* plan) {
   CellLayout& layout = plan->shared;
   layout = {};
   layout.input = round_up(columns * plan->weight_stride * demand.state_bytes, 16);
-  layout.row_norms = layout.input + round_up(plan->pass_rows * tile_k * demand.accum_bytes, 16);
-  layout.totals = layout.row_norms + plan->pass_rows * 2 * kWord;
-  layout.norms = layout.totals + kGpuWarps * 2 * kWord;
+  layout.row_sums = layout.input + round_up(plan->pass_rows * tile_k * demand.accum_bytes, 16);
+  layout.totals = layout.row_sums + plan->pass_rows * kCellSums * kWord;
+  layout.norms = layout.totals + kGpuWarps * kCellSums * kWord;
   layout.counters = layout.norms + judged * kNormColumns * kWord;
   layout.state = layout.counters + judged * kCounterColumns * kWord;
-  layout.flags = layout.state + kGroupStateBytes;
+  layout.flags =
+      layout.state + (demand.grouped ? kGroupStateBytes : plan->pass_rows * kRowStateBytes);
   layout.partials = layout.flags + kGpuThreads * 4;
-  layout.kept = round_up(layout.partials + kept_tiles * 4 * kWord, 16);
-  layout.bytes = layout.kept + kCellSlots * plan->kept_rows * plan->row_stride * demand.accum_bytes;
+  layout.kept = round_up(layout.partials + kept_tiles * 2 * kCellSums * kWord, 16);
+  layout.bytes =
+      layout.kept + plan->slots * plan->kept_rows * plan->row_stride * demand.accum_bytes;
 }
 
 // Cuts the product so that it fits: the whole weight on chip, else as many terms as possible.
@@ -128,8 +139,8 @@ inline void fit_tiles(const CellDemand& demand, const GpuDevice& device, CellPla
 inline void keep_rows(const CellDemand& demand, const GpuDevice& device, int64_t wanted,
                       CellPlan* plan) {
   // What a row takes, and a little for the partial sums.
-  const int64_t row = kCellSlots * plan->row_stride * demand.accum_bytes + 2;
-  constexpr int64_t kSlack = 64;
+  const int64_t row = plan->slots * plan->row_stride * demand.accum_bytes + 4;
+  constexpr int64_t kSlack = 2 * kCellSums * 8 + 16;
   const int64_t room = (device.shared_bytes - plan->shared.bytes - kSlack) / row;
   plan->kept_rows = std::max<int64_t>(0, std::min(wanted, room));
   choose_tiles(demand, plan->tile_k, plan);
@@ -140,6 +151,7 @@ inline int widest_pass(int64_t dim) { return dim <= 64 ? 64 : dim <= 128 ? 32 : 
 
 inline CellPlan plan_cell_rows(const CellDemand& demand, const GpuDevice& device) {
   CellPlan plan = {};
+  plan.slots = slots_of(demand);
   plan.regime = GpuRegime::kBlock;
   plan.cluster = 1;
   plan.row_stride = round_up(demand.dim, kCellItem);
@@ -154,7 +166,7 @@ inline CellPlan plan_cell_rows(const CellDemand& demand, const GpuDevice& device
   keep_rows(demand, device, plan.pass_rows, &plan);
   if (plan.kept_rows < plan.pass_rows) {
     keep_rows(demand, device, 0, &plan);
-    plan.row_scratch = kCellSlots * demand.rows * plan.row_stride;
+    plan.row_scratch = plan.slots * demand.rows * plan.row_stride;
   }
   plan.blocks = ceil_div(demand.rows, plan.pass_rows);
   return plan;
@@ -176,6 +188,7 @@ inline CellPlan plan_cell_groups(const CellDemand& demand, const GpuDevice& devi
     return forced != nullptr && std::strcmp(forced, regime_name(regime)) == 0;
   };
   CellPlan plan = {};
+  plan.slots = slots_of(demand);
   plan.row_stride = round_up(demand.dim, kCellItem);
   const int64_t mean = ceil_div(demand.rows, demand.samples);
   const int64_t wanted = blocks_per_sample(demand, device);
@@ -216,8 +229,8 @@ inline CellPlan plan_cell_groups(const CellDemand& demand, const GpuDevice& devi
     keep_rows(demand, device, std::min(demand.rows, kAloneRows), &plan);
   }
   if (plan.regime != GpuRegime::kBlock || plan.kept_rows < demand.rows) {
-    plan.row_scratch = kCellSlots * demand.rows * plan.row_stride;
-    plan.sum_scratch = 4 * (demand.rows / kCellTile + demand.samples);
+    plan.row_scratch = plan.slots * demand.rows * plan.row_stride;
+    plan.sum_scratch = 2 * kCellSums * (demand.rows / kCellTile + demand.samples);
   }
   return plan;
 }

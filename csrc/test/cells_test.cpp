@@ -111,11 +111,13 @@ void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
     const auto pre = random_rows<accum_t>(rows, dim, stride, 6);
     const auto z = random_rows<accum_t>(rows, dim, stride, 7);
     const auto c = random_rows<accum_t>(rows, dim, stride, 8);
+    const auto last_residual = random_rows<accum_t>(rows, dim, stride, 9);
     for (int64_t number = 0; number < deq::kActivations; ++number) {
-      for (int variant = 0; variant < 8; ++variant) {
+      for (int variant = 0; variant < 16; ++variant) {
         std::vector<accum_t> next = pre;
         std::vector<accum_t> scaled(pre.size(), accum_t(7));
-        double norms[2 * rows];
+        std::vector<accum_t> kept_residual = last_residual;
+        double sums[deq::kCellSums * rows];
         CellFinish<accum_t> finish = {};
         finish.activation = static_cast<Activation>(number);
         finish.norm = variant & 1 ? NormKind::kMax : NormKind::kTwo;
@@ -126,20 +128,30 @@ void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
         finish.rows = rows;
         finish.z = z.data();
         finish.next = next.data();
-        finish.scale = c.data();
-        finish.scaled_next = scaled.data();
-        finish.norms = norms;
+        finish.scale = variant & 8 ? nullptr : c.data();
+        finish.scaled_next = variant & 8 ? nullptr : scaled.data();
+        const accum_t units[rows] = {1, 2, accum_t(0.25)};
+        finish.units = units;
+        finish.residual = variant & 8 ? kept_residual.data() : nullptr;
+        finish.sums = sums;
         tiles.finish(finish);
-        double expected[2 * rows] = {};
+        double expected[deq::kCellSums * rows] = {};
         for (size_t row = 0; row < rows; ++row) {
-          double* of_row = expected + (finish.each_row ? 2 * row : 0);
+          double* of_row = expected + (finish.each_row ? deq::kCellSums * row : 0);
           for (size_t i = 0; i < size; ++i) {
             const size_t at = row * size + i;
             const bool real = static_cast<int64_t>(i) < dim;
             const double f = real ? activation_value(finish.activation, pre[at]) : 0.0;
             const double residual = f - z[at];
             CHECK_NEAR(next[at], z[at] + finish.damping * residual, tolerance);
-            CHECK_NEAR(scaled[at], c[at] * static_cast<double>(next[at]), tolerance);
+            CHECK_NEAR(scaled[at], finish.scale ? c[at] * static_cast<double>(next[at]) : 7.0,
+                       tolerance);
+            const double unit = units[finish.each_row ? row : 0];
+            const double change = unit * (residual - last_residual[at]);
+            of_row[deq::kChangeSquare] += change * change;
+            of_row[deq::kChangeResidual] += change * unit * residual;
+            CHECK_NEAR(kept_residual[at], finish.residual ? residual : last_residual[at],
+                       tolerance);
             const double squares[2] = {residual * residual, f * f};
             for (int s = 0; s < 2; ++s) {
               of_row[s] = finish.norm == NormKind::kTwo ? of_row[s] + squares[s]
@@ -147,10 +159,36 @@ void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
             }
           }
         }
-        for (int i = 0; i < (finish.each_row ? 2 * rows : 2); ++i) {
-          CHECK_NEAR(norms[i], expected[i], 30 * tolerance);
+        for (int64_t i = 0; i < deq::kCellSums * (finish.each_row ? rows : 1); ++i) {
+          if (finish.residual != nullptr || i % deq::kCellSums < deq::kChangeSquare) {
+            CHECK_NEAR(sums[i], expected[i], 200 * tolerance);
+          }
         }
       }
+    }
+  }
+}
+
+template <typename accum_t>
+void check_extrapolate(const CellTiles<accum_t>& tiles, double tolerance) {
+  for (int64_t dim : kDims) {
+    const int64_t stride = padded(tiles, dim);
+    const auto g = random_rows<accum_t>(2, dim, stride, 10);
+    const auto last = random_rows<accum_t>(2, dim, stride, 11);
+    const auto c = random_rows<accum_t>(2, dim, stride, 12);
+    for (bool scaled : {false, true}) {
+      std::vector<accum_t> out(g.size(), accum_t(7));
+      std::vector<accum_t> scaled_out(g.size(), accum_t(7));
+      tiles.extrapolate(g.data(), last.data(), accum_t(-1.5), 2 * stride,
+                        scaled ? c.data() : nullptr, out.data(), scaled_out.data());
+      for (size_t i = 0; i < g.size(); ++i) {
+        const double expected = g[i] + 1.5 * (static_cast<double>(g[i]) - last[i]);
+        CHECK_NEAR(out[i], expected, 3 * tolerance);
+        CHECK_NEAR(scaled_out[i], scaled ? c[i] * expected : 7.0, 10 * tolerance);
+      }
+      // With nothing to extrapolate, it is a copy to the bit.
+      tiles.extrapolate(g.data(), g.data(), accum_t(0), 2 * stride, nullptr, out.data(), nullptr);
+      CHECK(out == g);
     }
   }
 }
@@ -171,7 +209,7 @@ accum_t activated(const CellTiles<accum_t>& tiles, Activation activation, NormKi
   finish.rows = 1;
   finish.z = z.data();
   finish.next = next.data();
-  finish.norms = norms;
+  finish.sums = norms;
   tiles.finish(finish);
   return next[0];
 }
@@ -214,6 +252,7 @@ void check_all(const CellTiles<accum_t>& tiles, double tolerance, double relativ
   check_multiply(tiles, 10 * tolerance);
   check_gather(tiles, tolerance);
   check_finish(tiles, tolerance);
+  check_extrapolate(tiles, tolerance);
   check_activations(tiles, relative);
 }
 

@@ -15,11 +15,11 @@ const GpuDevice kConsumer = {170, 101376, 8};
 
 CellPlan graph_plan(int64_t samples, int64_t rows_each, int64_t dim, const GpuDevice& device,
                     const char* forced = "") {
-  return deq::plan_cells({samples * rows_each, dim, samples, true, 4, 4}, device, forced);
+  return deq::plan_cells({samples * rows_each, dim, samples, true, false, 4, 4}, device, forced);
 }
 
 CellPlan row_plan(int64_t rows, int64_t dim, const GpuDevice& device, int64_t bytes = 4) {
-  return deq::plan_cells({rows, dim, rows, false, bytes, bytes == 8 ? 8 : 4}, device);
+  return deq::plan_cells({rows, dim, rows, false, false, bytes, bytes == 8 ? 8 : 4}, device);
 }
 
 TEST(gpu_cell_plan_takes_a_block_for_each_small_graph) {
@@ -76,8 +76,9 @@ TEST(gpu_cell_plan_always_fits_and_covers_every_row) {
           for (const int64_t bytes : {2, 4, 8}) {
             for (const char* forced : {"", "block", "cluster", "grid"}) {
               const int64_t accum = bytes == 8 ? 8 : 4;
-              const deq::CellDemand groups = {
-                  samples * rows_each, dim, samples, true, bytes, accum};
+              const bool accelerate = samples == 7;
+              const deq::CellDemand groups = {samples * rows_each, dim,   samples, true,
+                                              accelerate,          bytes, accum};
               const CellPlan plan = deq::plan_cells(groups, device, forced);
               CHECK(plan.shared.bytes <= device.shared_bytes);
               CHECK(plan.pass_rows % deq::kCellTile == 0);
@@ -85,7 +86,7 @@ TEST(gpu_cell_plan_always_fits_and_covers_every_row) {
               CHECK((plan.regime == GpuRegime::kCluster) == (plan.cluster > 1));
               CHECK(plan.cluster <= device.max_cluster);
               CHECK(plan.row_scratch > 0 || plan.kept_rows >= groups.rows || dim == 0);
-              const deq::CellDemand rows = {samples, dim, samples, false, bytes, accum};
+              const deq::CellDemand rows = {samples, dim, samples, false, accelerate, bytes, accum};
               const CellPlan tiles = deq::plan_cells(rows, device, forced);
               CHECK(tiles.shared.bytes <= device.shared_bytes);
               CHECK(tiles.blocks * tiles.pass_rows >= samples);

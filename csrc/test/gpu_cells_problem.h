@@ -27,8 +27,10 @@ struct CellOptions {
   bool scaled = false;
   deq::Activation activation = deq::Activation::kTanh;
   deq::NormKind norm = deq::NormKind::kTwo;
+  double gain = 0.4;  // absolute row sums of V
   double damping = 1.0;
   bool fixed_steps = false;
+  bool accelerate = false;
   int64_t max_steps = 6;
   double atol = 1e-3;
 };
@@ -68,7 +70,7 @@ struct Cell {
         sum += std::fabs(v[static_cast<size_t>(i * dim + k)]);
       }
       for (int64_t k = 0; k < dim; ++k) {
-        const double value = 0.4 * v[static_cast<size_t>(i * dim + k)] / sum;
+        const double value = options.gain * v[static_cast<size_t>(i * dim + k)] / sum;
         options.layout == WeightLayout::kColumns ? weight.set(0, k, i, value)
                                                  : weight.set(0, i, k, value);
       }
@@ -183,8 +185,13 @@ struct Cell {
   }
 
   deq::CellDemand demand() const {
-    return {rows,      options.dim,     samples,
-            grouped(), sizeof(state_t), sizeof(deq::accumulate_t<state_t>)};
+    return {rows,
+            options.dim,
+            samples,
+            grouped(),
+            options.accelerate,
+            sizeof(state_t),
+            sizeof(deq::accumulate_t<state_t>)};
   }
 
   void run(const deq::CellPlan& plan, Order order) {
@@ -216,6 +223,7 @@ struct Cell {
     a.norm = options.norm;
     a.damping = options.damping;
     a.fixed_steps = options.fixed_steps;
+    a.accelerate = options.accelerate;
     a.limits = {0.0, options.atol, options.max_steps, 0, 1e6, 0};
     std::vector<accum_t> row_scratch(static_cast<size_t>(plan.row_scratch),
                                      std::numeric_limits<accum_t>::quiet_NaN());

@@ -41,9 +41,57 @@ CellPlan plan_of(const Cell<state_t>& cell, const Way& way) {
   return plan;
 }
 
-// Every sample against plain loops that take as many steps as it says it took.
+// Anderson's method with one earlier iterate, and the damped step where that is not wanted or not
+// known.
+struct PlainSteps {
+  bool accelerate;
+  double damping;
+  std::vector<double> last_g = {};
+  std::vector<double> last_residual = {};
+  double last_norm = 0.0;
+  bool extrapolated = false;
+  int64_t taken_back = 0;
+
+  std::vector<double> from(const std::vector<double>& z, const std::vector<double>& f,
+                           double norm) {
+    if (extrapolated && norm > last_norm) {
+      ++taken_back;
+      extrapolated = false;
+      last_residual = {};
+      return last_g;
+    }
+    std::vector<double> g = z;
+    std::vector<double> residual = z;
+    double change_square = 0.0;
+    double change_residual = 0.0;
+    for (size_t i = 0; i < z.size(); ++i) {
+      residual[i] = f[i] - z[i];
+      g[i] += damping * residual[i];
+      if (!last_residual.empty()) {
+        const double change = residual[i] - last_residual[i];
+        change_square += change * change;
+        change_residual += change * residual[i];
+      }
+    }
+    std::vector<double> next = g;
+    extrapolated = accelerate && change_residual != 0.0;
+    for (size_t i = 0; extrapolated && i < z.size(); ++i) {
+      next[i] -= change_residual / change_square * (g[i] - last_g[i]);
+    }
+    if (accelerate) {
+      last_g = g;
+      last_residual = residual;
+      last_norm = norm;
+    }
+    return next;
+  }
+};
+
+// Every sample against plain loops that take as many steps as it says it took; returns how many
+// steps were taken back.
 template <typename state_t>
-void check_against_loops(const Cell<state_t>& before, Cell<state_t>& after) {
+int64_t check_against_loops(const Cell<state_t>& before, Cell<state_t>& after) {
+  int64_t taken_back = 0;
   const CellOptions& options = after.options;
   const double tolerance = deq_test::kTolerance<deq::accumulate_t<state_t>>;
   CHECK(after.active[0] == 0);
@@ -60,6 +108,7 @@ void check_against_loops(const Cell<state_t>& before, Cell<state_t>& after) {
     std::vector<double> best = z;
     double smallest = HUGE_VAL;
     double last = HUGE_VAL;
+    PlainSteps plain = {options.accelerate, options.damping};
     const int64_t steps = after.counter(sample, deq::kSteps);
     CHECK(1 <= steps && steps <= options.max_steps);
     for (int64_t step = 0; step < steps; ++step) {
@@ -75,20 +124,21 @@ void check_against_loops(const Cell<state_t>& before, Cell<state_t>& after) {
         best = z;
       }
       last = norm;
-      for (size_t i = 0; i < f.size(); ++i) {
-        z[i] += options.damping * (f[i] - z[i]);
-      }
+      z = plain.from(z, f, norm);
     }
+    taken_back += plain.taken_back;
     CHECK(deq_test::near(actual, options.fixed_steps ? z : best, deq_test::kTolerance<state_t>));
     const bool met = last <= options.atol;
     CHECK(after.counter(sample, deq::kStatus) == (met ? deq::kConverged : deq::kMaxSteps));
     CHECK(met || steps == options.max_steps);
   }
+  return taken_back;
 }
 
 // In every way, against plain loops and each other to the bit.
 template <typename state_t>
-void check_cell(const CellOptions& options) {
+int64_t check_cell(const CellOptions& options) {
+  int64_t taken_back = 0;
   const Cell<state_t> start(options);
   Cell<state_t> first = start;
   bool compared = false;
@@ -99,12 +149,13 @@ void check_cell(const CellOptions& options) {
     Cell<state_t> cell = start;
     cell.run(plan_of(cell, way), Order::kForwards);
     if (!compared) {
-      check_against_loops(start, cell);
+      taken_back = check_against_loops(start, cell);
       first = cell;
       compared = true;
     }
     CHECK(deq_test::same_results(cell, first));
   }
+  return taken_back;
 }
 
 TEST(gpu_cells_of_graphs) {
@@ -196,6 +247,28 @@ TEST(gpu_cells_with_a_fixed_number_of_steps) {
     rows.rows = 19;
     rows.entries = Entries::kNone;
     check_cell<float>(rows);
+  }
+}
+
+TEST(gpu_cells_with_accelerated_steps) {
+  for (const NormKind norm : {NormKind::kTwo, NormKind::kMax}) {
+    for (const bool grouped : {true, false}) {
+      CellOptions options;
+      options.accelerate = true;
+      options.norm = norm;
+      options.sizes = grouped ? kSizes : std::vector<int64_t>{};
+      options.rows = grouped ? 0 : 37;
+      options.entries = grouped ? Entries::kDirected : Entries::kNone;
+      options.dim = 40;
+      options.scaled = true;
+      options.damping = grouped ? 0.8 : 1.0;
+      check_cell<float>(options);
+      check_cell<deq::bfloat16>(options);
+      // No contraction, so that steps are taken back.
+      options.gain = 60.0;
+      options.max_steps = 9;
+      CHECK(check_cell<double>(options) > 0);
+    }
   }
 }
 
@@ -324,6 +397,19 @@ TEST(gpu_cells_wait_for_each_other) {
     options.entries = Entries::kNone;
     check_orders(options);
   }
+}
+
+TEST(gpu_cells_wait_for_each_other_in_accelerated_steps) {
+  CellOptions options;
+  options.accelerate = true;
+  options.gain = 60.0;
+  options.sizes = kSizes;
+  options.dim = 21;
+  check_orders(options);
+  options.sizes = {};
+  options.rows = 41;
+  options.entries = Entries::kNone;
+  check_orders(options);
 }
 
 // More tiles than a warp has lanes, so that all warps add them up.

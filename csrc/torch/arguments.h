@@ -200,7 +200,8 @@ inline CellsShape check_cells_iterate(const Tensor& weight, const std::optional<
                                       const std::optional<Tensor>& sample_ptr, const Tensor& bias,
                                       const std::optional<Tensor>& scale, const Tensor& z,
                                       const Tensor& record, const Tensor& counters,
-                                      const Tensor& active, int64_t activation, int64_t norm) {
+                                      const Tensor& active, int64_t activation, int64_t norm,
+                                      bool fixed_steps, bool accelerate) {
   STD_TORCH_CHECK(z.dim() == 2, "z must be [rows, dim], got ", z.dim(), " dimensions");
   CellsShape shape = {z.size(0), z.size(1), z.size(0), 0, record_steps(record)};
   const ScalarType dtype = z.scalar_type();
@@ -239,6 +240,7 @@ inline CellsShape check_cells_iterate(const Tensor& weight, const std::optional<
   STD_TORCH_CHECK(0 <= activation && activation < kActivations, "activation must be 0 to ",
                   kActivations - 1, ", got ", activation);
   STD_TORCH_CHECK(norm == 0 || norm == 1, "norm must be 0 or 1, got ", norm);
+  STD_TORCH_CHECK(!(fixed_steps && accelerate), "fixed_steps are damped steps; got accelerate too");
   return shape;
 }
 

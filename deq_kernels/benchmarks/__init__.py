@@ -1,5 +1,6 @@
 """The benchmark harness behind ``deq-kernels bench`` and ``benchmarks/run.py``.
 
-It compares whole Broyden solves: the same map, the same start, the same number of evaluations of
-the map, and iterates that are checked to be equal before anything is timed.
+Each suite is a room: `broyden` compares whole Broyden solves, `cells` whole solves of structured
+cells. What they share lies here: devices, clocks and interleaved rounds, and reports as data and as
+text. Whatever is compared must be shown to do the same work before it is timed.
 """

@@ -5,22 +5,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import machine, memory
-from .device import Device
+from . import machine
+from .broyden import memory
+from .device import Ceiling, Device
 from .timing import wall_clock
 from .triad import Triad
 
 if TYPE_CHECKING:
-    from .cases import Case
-    from .providers import Provider
-    from .report import Ceiling
+    from .broyden.cases import Case
+    from .broyden.providers import BroydenProvider
 
 
 class Cpu(Device):
     """Calls return when their work is done, so the clock on the wall times everything."""
 
     name = "cpu"
-    ceiling: "Ceiling" = "triad"
+    ceiling: Ceiling = "triad"
     torch_device = torch.device("cpu")
 
     def solve_clock(self, call: Callable[[], object], repeats: int) -> float:
@@ -44,7 +44,9 @@ class Cpu(Device):
     def why_no_memory(self) -> str | None:
         return None if memory.can_measure_memory() else "peak memory is read from Linux's /proc"
 
-    def peak_solver_bytes(self, provider: "Provider", case: "Case", *, dtype: torch.dtype) -> int:
+    def peak_solver_bytes(
+        self, provider: "BroydenProvider", case: "Case", *, dtype: torch.dtype
+    ) -> int:
         return memory.peak_solver_bytes(
             provider, case, dtype=dtype, threads=torch.get_num_threads()
         )

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .cases import Case
-from .device import Device
+from .broyden.cases import Case
+from .broyden.problem import make_problem
+from .device import Ceiling, Device
 from .device_copy import DeviceCopy
 from .gpu_machine import describe_gpu_machine, describe_gpu_versions
-from .problem import make_problem
 
 if TYPE_CHECKING:
-    from .providers import Provider
-    from .report import Ceiling
+    from .broyden.providers import BroydenProvider
 
 # Long enough for the host to queue what is timed, short against it.
 _HEAD_START_CYCLES = 200_000
@@ -47,7 +46,7 @@ class Cuda(Device):
     """
 
     name = "cuda"
-    ceiling: "Ceiling" = "copy"
+    ceiling: Ceiling = "copy"
 
     def __init__(self) -> None:
         if not torch.cuda.is_available():
@@ -97,7 +96,9 @@ class Cuda(Device):
     def why_no_memory(self) -> str | None:
         return None
 
-    def peak_solver_bytes(self, provider: "Provider", case: Case, *, dtype: torch.dtype) -> int:
+    def peak_solver_bytes(
+        self, provider: "BroydenProvider", case: Case, *, dtype: torch.dtype
+    ) -> int:
         """Growth of what torch's allocator has handed out.
 
         The library of matrix products takes its workspace in the warm-up. The second of two solves

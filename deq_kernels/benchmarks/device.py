@@ -2,16 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
 if TYPE_CHECKING:
-    from .cases import Case
-    from .providers import Provider
-    from .report import Ceiling
+    from .broyden.cases import Case
+    from .broyden.providers import BroydenProvider
 
 DEVICES = ("cpu", "cuda")
+Ceiling = Literal["triad", "copy"]
+"""Operations whose bandwidth is a bound: STREAM's triad, and a copy within the device."""
 
 
 class Bandwidth(Protocol):
@@ -37,7 +38,7 @@ class Device(ABC):
     """
 
     name: str
-    ceiling: "Ceiling"
+    ceiling: Ceiling
     torch_device: torch.device
 
     @abstractmethod
@@ -69,7 +70,9 @@ class Device(ABC):
         """Why peak memory cannot be measured, or None where it can."""
 
     @abstractmethod
-    def peak_solver_bytes(self, provider: "Provider", case: "Case", *, dtype: torch.dtype) -> int:
+    def peak_solver_bytes(
+        self, provider: "BroydenProvider", case: "Case", *, dtype: torch.dtype
+    ) -> int:
         """Growth of the memory in use from just before a solve to its peak, in bytes.
 
         Raises:

@@ -11,5 +11,7 @@ Their Jacobians are known, so neither the solve nor its adjoint needs autograd o
 from deq_kernels.cells.adjacency import Adjacency
 from deq_kernels.cells.dense import solve_dense
 from deq_kernels.cells.graph import solve_graph
+from deq_kernels.cells.normalized import normalized
+from deq_kernels.cells.propagate import propagate
 
-__all__ = ["Adjacency", "solve_dense", "solve_graph"]
+__all__ = ["Adjacency", "normalized", "propagate", "solve_dense", "solve_graph"]

@@ -44,7 +44,7 @@ class Adjacency:
         *,
         nodes: int,
         graph_ptr: Tensor | None = None,
-        symmetric: bool = False,
+        symmetric: bool | None = False,
     ) -> Adjacency:
         """From a list of entries, in any order.
 
@@ -57,7 +57,8 @@ class Adjacency:
             graph_ptr: [G + 1] int64 or int32: graph g has the nodes graph_ptr[g] up to, and
                 without, graph_ptr[g + 1]; a graph may be empty. None for one graph of all nodes.
             symmetric: A = Aᵀ, so that one copy serves both. Checked. Only for values that require
-                no gradient, as a change of one value would break the symmetry.
+                no gradient, as a change of one value would break the symmetry. None to look whether
+                it holds, and go by that.
 
         Raises:
             TypeError: a tensor has the wrong dtype or device, or an argument is no tensor.
@@ -69,7 +70,8 @@ class Adjacency:
             values = torch.ones(index.shape[1], device=index.device)
         _check_values(values, index)
         _check_nodes(nodes, index)
-        check_flag("symmetric", symmetric)
+        if symmetric is not None:
+            check_flag("symmetric", symmetric)
         ptr = _graph_ptr(graph_ptr, nodes, index.device)
         graphs = Graphs.of(ptr)
         source, target = index.long().unbind()
@@ -77,7 +79,13 @@ class Adjacency:
         rows, order = Compressed.of(target, source, nodes)
         columns, other = Compressed.of(source, target, nodes)
         if symmetric:
-            _check_symmetric(rows, columns, values, order, other)
+            _check_no_gradient(values)
+        if symmetric or (symmetric is None and not values.requires_grad):
+            holds = _is_symmetric(rows, columns, values[order], values[other])
+            if symmetric:
+                _check_symmetric(holds)
+            symmetric = holds
+        if symmetric:
             return cls(Pattern(rows, rows, None, None, graphs), order, values)
         # Values of A = values[other] = (values[order])[inverse of order][other].
         to_columns, to_rows = _inverse(order)[other], _inverse(other)[order]
@@ -85,7 +93,7 @@ class Adjacency:
 
     @classmethod
     def from_csr(
-        cls, matrix: Tensor, *, graph_ptr: Tensor | None = None, symmetric: bool = False
+        cls, matrix: Tensor, *, graph_ptr: Tensor | None = None, symmetric: bool | None = False
     ) -> Adjacency:
         """From A as a torch tensor in compressed rows (`torch.sparse_csr`).
 
@@ -192,6 +200,14 @@ class Adjacency:
     def row_values(self) -> Tensor:
         """The values in the order of `pattern.rows`, [nnz]. Differentiable."""
         return self.values.index_select(0, self._order)
+
+    def check_differentiable(self) -> None:
+        """Raise ValueError if it is symmetric and its values require a gradient all the same."""
+        if self.symmetric and self.values.requires_grad:
+            raise ValueError(
+                "A symmetric adjacency must have values that require no gradient; got values with "
+                "requires_grad=True. Build it without symmetric=True."
+            )
 
     def with_values(self, values: Tensor) -> Adjacency:
         """The same places with other values; nothing is sorted again.
@@ -306,17 +322,23 @@ def _check_same_graph(source: Tensor, target: Tensor, graphs: Graphs) -> None:
         )
 
 
-def _check_symmetric(
-    rows: Compressed, columns: Compressed, values: Tensor, order: Tensor, other: Tensor
-) -> None:
+def _check_no_gradient(values: Tensor) -> None:
     if values.requires_grad:
         raise ValueError(
             "symmetric=True needs values that require no gradient, as the gradient of one entry "
             "has to know Aᵀ apart from A; got values with requires_grad=True. Leave symmetric out."
         )
+
+
+def _is_symmetric(rows: Compressed, columns: Compressed, values: Tensor, others: Tensor) -> bool:
+    """Whether Aᵀ (its rows, and values in their order) is A (columns, others), up to rounding."""
     close = 16.0 * torch.finfo(values.dtype).eps
     same = torch.equal(rows.crow, columns.crow) and torch.equal(rows.col, columns.col)
-    if not same or not torch.allclose(values[order], values[other], rtol=close, atol=0.0):
+    return same and torch.allclose(values, others, rtol=close, atol=0.0)
+
+
+def _check_symmetric(holds: bool) -> None:
+    if not holds:
         raise ValueError(
             "symmetric=True needs A[i, j] = A[j, i] for all entries, up to rounding; got an A for "
             "which that does not hold. Leave symmetric out, or give every edge in both directions, "

@@ -10,12 +10,21 @@ from torch import Tensor
 
 from deq_kernels.cells.iteration import LinearMap, Stopping, iterate, steps_alone
 from deq_kernels.cells.linear import LinearSystem
-from deq_kernels.gradients import Gradient, Implicit, JacobianFree, Neumann
+from deq_kernels.gradients import Gradient, Implicit, JacobianFree, Neumann, Unrolled
 from deq_kernels.gradients.second_derivatives import refuse_derivative
 from deq_kernels.solvers import FixedPoint, Solution
 
 Adjoint = Callable[[Tensor, LinearMap], Tensor]
 """w from ℓ [N, n] and the map w ↦ Jᵀ w. Differentiable, or refuses to be."""
+
+
+Estimator = Adjoint | Unrolled
+"""How the gradient passes a solve: by a w, or by steps that autograd records (`cells.unrolled`)."""
+
+
+def estimator_of(gradient: Gradient | None, stopping: Stopping) -> Estimator:
+    """What a structured cell makes of a gradient. Arguments and errors: see `adjoint_of`."""
+    return gradient if isinstance(gradient, Unrolled) else adjoint_of(gradient, stopping)
 
 
 def adjoint_of(gradient: Gradient | None, stopping: Stopping) -> Adjoint:
@@ -42,8 +51,9 @@ def adjoint_of(gradient: Gradient | None, stopping: Stopping) -> Adjoint:
     if isinstance(gradient, JacobianFree) and not gradient.refine:
         return _jacobian_free
     raise ValueError(
-        "A structured cell has the gradients Implicit, Neumann and JacobianFree(refine=0); got "
-        f"{gradient!r}. Take one of these, or deq_kernels.DEQ on the cell written in PyTorch."
+        "A structured cell has the gradients Implicit, Neumann, Unrolled and "
+        f"JacobianFree(refine=0); got {gradient!r}. Take one of these, or deq_kernels.DEQ on the "
+        "cell written in PyTorch."
     )
 
 
@@ -126,6 +136,7 @@ def _own_stopping(gradient: Implicit, stopping: Stopping) -> Stopping:
         divergence_factor=solver.divergence_factor,
         norm=stopping.norm,
         damping=solver.damping,
+        accelerate=False,
     )
 
 

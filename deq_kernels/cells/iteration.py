@@ -36,8 +36,10 @@ class Stopping:
         divergence_factor: growth of the residual that is refused.
         norm: "l2" or "max", over all elements of a sample.
         damping: λ.
+        accelerate: whether steps look back on the iterate before.
 
     Raises:
+        TypeError: accelerate is no bool.
         ValueError: an option is out of its range.
     """
 
@@ -48,6 +50,7 @@ class Stopping:
     divergence_factor: float
     norm: str
     damping: float
+    accelerate: bool
 
     def __post_init__(self) -> None:
         check_count("max_steps", self.max_steps)
@@ -58,6 +61,8 @@ class Stopping:
         check_number("divergence_factor", self.divergence_factor, lambda x: x > 1, "above 1")
         check_choice("norm", self.norm, NORMS)
         check_damping(self.damping)
+        if not isinstance(self.accelerate, bool):
+            raise TypeError(f"accelerate must be True or False; got {self.accelerate!r}.")
 
 
 def steps_alone(steps: int, damping: float) -> Stopping:
@@ -70,6 +75,7 @@ def steps_alone(steps: int, damping: float) -> Stopping:
         divergence_factor=float("inf"),
         norm="l2",
         damping=damping,
+        accelerate=False,
     )
 
 
@@ -142,5 +148,6 @@ def iterate(
             stall_steps=stopping.stall_steps or 0,
             divergence_factor=stopping.divergence_factor,
             fixed_steps=fixed_steps,
+            accelerate=stopping.accelerate,
         )
     return Solution(z, tables, 0)

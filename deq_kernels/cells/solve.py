@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from deq_kernels.cells.activations import slope
-from deq_kernels.cells.estimators import Adjoint, hand_out
+from deq_kernels.cells.estimators import Estimator, hand_out
 from deq_kernels.cells.iteration import LinearMap, Stopping, iterate, without_autocast
 from deq_kernels.cells.pattern import Pattern
 from deq_kernels.cells.products import affine, values_product, weight_product
-from deq_kernels.gradients import refuse_tangents, refuse_transforms
+from deq_kernels.cells.unrolled import unroll
+from deq_kernels.gradients import Unrolled, refuse_tangents, refuse_transforms
 from deq_kernels.gradients.transforms import refuse_batched
 from deq_kernels.ops.cells import Activation
 from deq_kernels.ops.dtypes import check_state_dtype
@@ -31,7 +32,7 @@ class Problem:
         activation: φ.
         stopping: when a sample stops.
         start: z0, [N, n]; None for zeros.
-        adjoint: finds w in the backward pass.
+        estimator: finds w in the backward pass, or says what autograd records.
         on_solve: told of the solution.
     """
 
@@ -39,7 +40,7 @@ class Problem:
     activation: Activation
     stopping: Stopping
     start: Tensor | None
-    adjoint: Adjoint
+    estimator: Estimator
     on_solve: Callable[[Solution], None] | None
 
     def solve(self, bias: Tensor, weight: Tensor, values: Tensor | None) -> Tensor:
@@ -47,6 +48,15 @@ class Problem:
         refuse_transforms()
         refuse_tangents(tuple(x for x in (bias, weight, values) if x is not None))
         check_callback("on_solve", self.on_solve)
+        if isinstance(self.estimator, Unrolled):
+            with torch.no_grad():
+                z_star: Tensor = _Solve.apply(bias, weight, values, self)
+            if not torch.is_grad_enabled():
+                return z_star
+            with without_autocast(z_star):
+                return unroll(
+                    self.estimator, self.activation, z_star, weight, self.pattern, values, bias
+                )
         z: Tensor = _Solve.apply(bias, weight, values, self)
         # A copy, so that the caller may change the output in place.
         return z.clone() if z.requires_grad else z
@@ -76,7 +86,7 @@ class _Solve(torch.autograd.Function):
         assert isinstance(z, Tensor)
         # The start is not needed again, and may be large.
         ctx.pattern, ctx.activation = problem.pattern, problem.activation
-        ctx.adjoint = problem.adjoint
+        ctx.adjoint = problem.estimator
         ctx.save_for_backward(z, bias, weight, values)
         return z
 

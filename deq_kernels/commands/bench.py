@@ -1,55 +1,51 @@
-"""``deq-kernels bench``: time whole Broyden solves against the solvers people use today."""
+"""``deq-kernels bench``: time solves against what people use today."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from deq_kernels.benchmarks.cases import (
-    CASES,
-    GPU_CASES,
-    GPU_QUICK_CASES,
-    MEMORY_CASE,
-    QUICK_CASES,
-    Case,
-    parse_case,
-)
+from deq_kernels.benchmarks.broyden.cases import MEMORY_CASE
 from deq_kernels.benchmarks.device import DEVICES, find_device
-from deq_kernels.benchmarks.providers import (
-    PROVIDERS,
+from deq_kernels.benchmarks.provider import (
     Provider,
     ProviderAbsentError,
     find_provider,
     providers_on,
 )
+from deq_kernels.benchmarks.suite import Settings, Suite
+from deq_kernels.benchmarks.suites import DEFAULT, SUITES
 from deq_kernels.commands.errors import fail
 from deq_kernels.commands.numbers import positive_int
 from deq_kernels.optional import require_packages
 
 if TYPE_CHECKING:
-    from deq_kernels.benchmarks.captured import ForceRegime
     from deq_kernels.benchmarks.report import Report
+    from deq_kernels.benchmarks.suite import ForceRegime
 
 _ROUNDS = 9
 _QUICK_ROUNDS = 3
 _DTYPES = ("float32", "float64")
 _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
-_SUMMARY = "time whole Broyden solves against torchdeq and plain PyTorch"
+_SUMMARY = "time solves against other packages and plain PyTorch"
 _DESCRIPTION = """\
-Time whole Broyden solves against torchdeq and plain PyTorch.
+Time whole solves against other packages and plain PyTorch. A suite is what is solved, and who is
+compared on it:
 
-All providers solve the same problem from the same start with the same number of evaluations of a
-cheap map, so that the solver is what is measured. Before anything is timed, every provider's
-evaluations are counted and its iterates are compared with float64 ones; a provider that did other
-work is refused, and the command exits with 1. Timed rounds are interleaved, and the memory
-bandwidth that shares refer to is measured in the same rounds. On a GPU the step is also recorded
-in a CUDA graph and timed without the map.
+{suites}
+
+All providers of a suite solve the same problem from the same start. Before anything is timed, each
+one's answers are compared with float64 ones; a provider that did other work is refused, and the
+command exits with 1. Timed rounds are interleaved. For Broyden solves the evaluations of the map
+are counted too, and the memory bandwidth that shares refer to is measured in the same rounds; on a
+GPU the step is also recorded in a CUDA graph and timed without the map.
 """
 _EPILOG = """\
 examples:
   deq-kernels bench --quick
+  deq-kernels bench cells --threads 2 --json cells.json
   deq-kernels bench --cases 8x61440x18 --providers ours,torchdeq --threads 1
   deq-kernels bench --memory --json result.json --plot result.png
   deq-kernels bench --device cuda --regimes --memory --json gpu.json
@@ -65,7 +61,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "bench",
         help=_SUMMARY,
-        description=_DESCRIPTION,
+        description=_description(),
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -75,7 +71,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark as a program of its own, with the options of the subcommand."""
     parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
+        description=_description(),
         epilog=_EPILOG.replace("deq-kernels bench", "python benchmarks/run.py"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -92,44 +88,42 @@ def run(args: argparse.Namespace) -> int:
                 f"{', '.join(given)}; leave them out"
             )
         if args.list:
-            _print_list()
+            _print_list(SUITES.values() if args.suite is None else [SUITES[args.suite]])
             return 0
-        return _render(args.render)
+        return _render(args)
 
-    from deq_kernels.benchmarks.harness import run_benchmark
-    from deq_kernels.benchmarks.table import format_table
-
+    suite = SUITES[args.suite or DEFAULT]
     device_name = args.device or DEVICES[0]
-    cases = args.cases or _default_cases(device_name, quick=args.quick)
-    rounds = args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS)
     try:
+        _check_options(args, suite)
+        cases = _cases(args, suite, device_name)
+        providers = _providers(args, suite, device_name)
         device = find_device(device_name)
         if args.plot is not None:
             require_packages("matplotlib", extra="bench")
         _prepare_outputs(args.json, args.plot)
-        report = run_benchmark(
-            cases,
-            args.providers or providers_on(device_name),
+        settings = Settings(
             device=device,
             dtype=args.dtype or _DTYPES[0],
-            rounds=rounds,
+            rounds=args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS),
             threads=args.threads,
-            memory_case=args.memory,
-            force_regime=_force_regime(device_name) if args.regimes else None,
             commit=args.commit,
             tests=args.tests,
             save=None if args.json is None else partial(_save_json, path=args.json),
             say=_say,
+            memory=args.memory,
+            force_regime=_force_regime(device_name) if args.regimes else None,
         )
-        print(format_table(report))
-        _save(report, json_path=args.json, plot_path=args.plot)
+        report = suite.measure(cases, providers, settings)
+        print(suite.format_table(report))
+        _save(suite, report, json_path=args.json, plot_path=args.plot)
     except (ImportError, OSError, ValueError) as error:
         return fail(str(error))
     return 1 if report.refusals else 0
 
 
 def quick(out_dir: Path) -> "Report":
-    """Measure one small and one large case in well under 30 s.
+    """Measure a small and a large case of Broyden solves in well under 30 s.
 
     Prints the table and writes ``bench.json`` and ``bench.png`` (needs matplotlib) into
     ``out_dir``.
@@ -137,23 +131,60 @@ def quick(out_dir: Path) -> "Report":
     Returns:
         The report; its ``refusals`` name the providers that did not do the same work.
     """
-    from deq_kernels.benchmarks.harness import run_benchmark
-    from deq_kernels.benchmarks.table import format_table
-
-    report = run_benchmark(QUICK_CASES, providers_on("cpu"), rounds=_QUICK_ROUNDS, say=_say)
-    print(format_table(report))
-    _save(report, json_path=out_dir / "bench.json", plot_path=out_dir / "bench.png")
+    suite = SUITES[DEFAULT]
+    settings = Settings(
+        device=find_device("cpu"),
+        dtype=_DTYPES[0],
+        rounds=_QUICK_ROUNDS,
+        threads=None,
+        commit=None,
+        tests=None,
+        save=None,
+        say=_say,
+    )
+    report = suite.measure(
+        suite.cases("cpu", quick=True), providers_on("cpu", suite.providers), settings
+    )
+    print(suite.format_table(report))
+    _save(suite, report, json_path=out_dir / "bench.json", plot_path=out_dir / "bench.png")
     return report
 
 
+def _description() -> str:
+    return _DESCRIPTION.format(suites=_for_each_suite("  {name:<8}  {summary}", sep="\n"))
+
+
+def _for_each_suite(template: str, *, sep: str = "; ") -> str:
+    return sep.join(
+        template.format(
+            name=suite.name,
+            summary=suite.summary,
+            format=suite.case_format,
+            cases=_names(suite.cases("cpu")),
+            gpu_cases=_names(suite.cases("cuda")),
+            quick_cases=_names(suite.cases("cpu", quick=True)),
+            gpu_quick_cases=_names(suite.cases("cuda", quick=True)),
+            providers=_names(providers_on("cpu", suite.providers)),
+            gpu_providers=_names(providers_on("cuda", suite.providers)),
+        )
+        for suite in SUITES.values()
+    )
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "suite",
+        nargs="?",
+        choices=tuple(SUITES),
+        metavar="SUITE",
+        help=f"{' or '.join(SUITES)} (default: {DEFAULT}; with --list: all)",
+    )
     selection = parser.add_mutually_exclusive_group()
     selection.add_argument(
         "--cases",
-        type=_parse_cases,
         metavar="CASE,...",
-        help="cases as BATCHxDIMxSTEPS, separated by commas; any sizes are allowed "
-        f"(default: {_names(CASES)}; on a GPU: {_names(GPU_CASES)})",
+        help="cases, separated by commas; "
+        + _for_each_suite("of {name}: {format} (default: {cases}; on a GPU: {gpu_cases})"),
     )
     parser.add_argument(
         "--device",
@@ -163,10 +194,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--providers",
-        type=_parse_providers,
         metavar="NAME,...",
-        help="providers, separated by commas "
-        f"(default: {_names(providers_on('cpu'))}; on a GPU: {_names(providers_on('cuda'))})",
+        help="providers, separated by commas; "
+        + _for_each_suite("of {name} (default: {providers}; on a GPU: {gpu_providers})"),
     )
     parser.add_argument(
         "--rounds",
@@ -188,19 +218,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory",
-        type=_case,
         nargs="?",
-        const=MEMORY_CASE,
+        const=MEMORY_CASE.name,
         metavar="CASE",
-        help="also measure the peak memory of a solve: on the CPU (Linux only) each provider in a "
-        f"process of its own, on a GPU what torch hands out (case: {MEMORY_CASE.name} if none is "
-        "given)",
+        help=f"of {_with_option('memory')}: also measure the peak memory of a solve: on the CPU "
+        "(Linux only) each provider in a process of its own, on a GPU what torch hands out (case: "
+        f"{MEMORY_CASE.name} if none is given)",
     )
     parser.add_argument(
         "--regimes",
         action="store_true",
-        help="on a GPU: also time the recorded step of ours in each regime of its kernels, where "
-        "the sizes allow it",
+        help=f"of {_with_option('regimes')}, on a GPU: also time the recorded step of ours in each "
+        "regime of its kernels, where the sizes allow it",
     )
     parser.add_argument(
         "--tests",
@@ -227,8 +256,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     selection.add_argument(
         "--quick",
         action="store_true",
-        help=f"few rounds of two cases, {_names(QUICK_CASES)} (on a GPU: "
-        f"{_names(GPU_QUICK_CASES)}): under 30 s",
+        help="few rounds of few cases, under 30 s; "
+        + _for_each_suite("of {name}: {quick_cases} (on a GPU: {gpu_quick_cases})"),
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -238,8 +267,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--render",
         type=Path,
         metavar="JSON",
-        help="print the Markdown table of an earlier result, and measure nothing",
+        help="print the Markdown table of an earlier result of any suite, and measure nothing",
     )
+
+
+def _with_option(option: str) -> str:
+    return " and ".join(suite.name for suite in SUITES.values() if option in suite.options)
 
 
 def _options_of_a_measurement(args: argparse.Namespace) -> list[str]:
@@ -249,6 +282,28 @@ def _options_of_a_measurement(args: argparse.Namespace) -> list[str]:
         *("regimes", "tests", "commit", "json", "plot"),
     )
     return [f"--{name}" for name in names if getattr(args, name) not in (None, False)]
+
+
+def _check_options(args: argparse.Namespace, suite: Suite) -> None:
+    """Raise ValueError where an option is given that the suite does not have."""
+    for option in sorted(frozenset().union(*(each.options for each in SUITES.values()))):
+        if getattr(args, option) not in (None, False) and option not in suite.options:
+            raise ValueError(
+                f"--{option} is an option of the suite {_with_option(option)}, but got it with "
+                f"{suite.name}; leave it out"
+            )
+
+
+def _cases(args: argparse.Namespace, suite: Suite, device: str) -> Sequence[Any]:
+    if args.cases is None:
+        return suite.cases(device, quick=args.quick)
+    return [suite.find_case(text) for text in args.cases.split(",")]
+
+
+def _providers(args: argparse.Namespace, suite: Suite, device: str) -> Sequence[Provider[Any]]:
+    if args.providers is None:
+        return providers_on(device, suite.providers)
+    return [find_provider(name.strip(), suite.providers) for name in args.providers.split(",")]
 
 
 def _prepare_outputs(*paths: Path | None) -> None:
@@ -265,14 +320,8 @@ def _prepare_outputs(*paths: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _names(named: "Sequence[Case | Provider]") -> str:
+def _names(named: Iterable[Any]) -> str:
     return ", ".join(item.name for item in named)
-
-
-def _default_cases(device: str, *, quick: bool) -> tuple[Case, ...]:
-    if device == "cuda":
-        return GPU_QUICK_CASES if quick else GPU_CASES
-    return QUICK_CASES if quick else CASES
 
 
 def _force_regime(device: str) -> "ForceRegime":
@@ -288,20 +337,22 @@ def _force_regime(device: str) -> "ForceRegime":
     return force_regime
 
 
-def _print_list() -> None:
-    for title, cases in (("cpu", CASES), ("cuda", GPU_CASES)):
-        print(f"cases on --device {title} (BATCHxDIMxSTEPS):")
-        for case in cases:
-            print(f"  {case.name}")
-    print("providers, and where they are measured unless asked for elsewhere:")
-    for provider in PROVIDERS:
-        print(f"  {provider.name}: {provider.description} ({', '.join(provider.devices)})")
-        for device in provider.devices:
-            if absent := _why_absent(provider, device):
-                print(f"    absent on {device}: {absent}")
+def _print_list(suites: Iterable[Suite]) -> None:
+    for suite in suites:
+        print(f"{suite.name}: {suite.summary}")
+        for device in DEVICES:
+            print(f"cases on --device {device} ({suite.case_format}):")
+            for case in suite.cases(device):
+                print(f"  {case.name}")
+        print("providers, and where they are measured unless asked for elsewhere:")
+        for provider in suite.providers:
+            print(f"  {provider.name}: {provider.description} ({', '.join(provider.devices)})")
+            for device in provider.devices:
+                if absent := _why_absent(provider, device):
+                    print(f"    absent on {device}: {absent}")
 
 
-def _why_absent(provider: Provider, device: str) -> str | None:
+def _why_absent(provider: Provider[Any], device: str) -> str | None:
     try:
         find_device(device)
         provider.load(device)
@@ -310,14 +361,16 @@ def _why_absent(provider: Provider, device: str) -> str | None:
     return None
 
 
-def _render(path: Path) -> int:
-    from deq_kernels.benchmarks.report import load_report
-    from deq_kernels.benchmarks.table import format_markdown
+def _render(args: argparse.Namespace) -> int:
+    from deq_kernels.benchmarks.suites import format_markdown, load_report
 
+    path: Path = args.render
     try:
         report = load_report(path)
     except (OSError, ValueError) as error:
         return fail(f"cannot render {path}: {error}")
+    if args.suite not in (None, report.suite):
+        return fail(f"{path} is a report of {report.suite}, but got {args.suite}; leave it out")
     print(format_markdown(report, _link(path)))
     return 0
 
@@ -333,38 +386,20 @@ def _link(path: Path) -> str:
 
 
 def _save_json(report: "Report", path: Path) -> None:
-    from deq_kernels.benchmarks.report import save_report
+    from deq_kernels.benchmarks.stored import save_report
 
     save_report(report, path)
 
 
-def _save(report: "Report", *, json_path: Path | None, plot_path: Path | None) -> None:
-    from deq_kernels.benchmarks.plot import save_plot
-
+def _save(
+    suite: Suite, report: "Report", *, json_path: Path | None, plot_path: Path | None
+) -> None:
     if json_path is not None:
         _save_json(report, json_path)
         _say(f"wrote {json_path}")
     if plot_path is not None:
-        save_plot(report, plot_path)
+        suite.save_plot(report, plot_path)
         _say(f"wrote {plot_path}")
-
-
-def _case(text: str) -> Case:
-    try:
-        return parse_case(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _parse_cases(text: str) -> tuple[Case, ...]:
-    return tuple(_case(part) for part in text.split(","))
-
-
-def _parse_providers(text: str) -> tuple[Provider, ...]:
-    try:
-        return tuple(find_provider(name.strip()) for name in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _plot_path(text: str) -> Path:

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deq_kernels.commands.errors import fail
-from deq_kernels.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from deq_kernels.training.compare import GradientTiming
 
-CONFIG = TrainingConfig(gradient="shine")
+SETTINGS: dict[str, object] = {"equilibrium.gradient": "shine"}
 REQUIRED_ACCURACY = 0.95
 FAILED = 1
 DEFAULT_OUT = Path("deq-kernels-demo")
 BENCHMARK_PLOT = "bench.png"
-TIMING_BATCH = 64
 PACKAGES = ("matplotlib", "safetensors", "sklearn", "tqdm")
 
 
@@ -28,7 +26,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="a tour of a minute: kernels, a short training, all gradients compared",
         description="Print what the installation runs on, time the solver kernels against other "
         "solvers, train a small MDEQ on handwritten digits with SHINE, and compare the cost of all "
-        "five gradients on it. Takes about a minute on two idle cores. The exit status is 1 if "
+        "gradients on it. Takes about a minute on two idle cores. The exit status is 1 if "
         f"the model classifies fewer than {REQUIRED_ACCURACY:.0%} of the held-out digits "
         "correctly.".replace("%", "%%"),
     )
@@ -44,12 +42,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Give the tour; return the exit status."""
+    import torch
+
     from deq_kernels import backend_info
     from deq_kernels.commands import bench
     from deq_kernels.commands.train import train_with_progress
     from deq_kernels.optional import require_packages
-    from deq_kernels.training.choices import load_data
     from deq_kernels.training.compare import compare_gradients
+    from deq_kernels.training.registry import run_config
     from deq_kernels.training.run import PLOT, RunFolderError, check_folder
 
     started = time.perf_counter()
@@ -57,30 +57,30 @@ def run(args: argparse.Namespace) -> int:
     try:
         check_folder(out)
         require_packages(*PACKAGES, extra="train")
-        data = load_data(CONFIG)
+        config = run_config("mdeq", settings=SETTINGS)
         print(f"1. This installation\n\n{backend_info()}\n")
         print("2. The solver kernels against other solvers\n")
         out.mkdir(parents=True, exist_ok=True)
         refusals = bench.quick(out).refusals
         print("\n3. Training a small MDEQ on handwritten digits with SHINE\n")
-        trainer = train_with_progress(CONFIG, out)
+        trainer = train_with_progress(config, out)
     except RunFolderError as error:
         return fail(f"{error}; choose another --out")
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         return fail(str(error))
-    print(f"\n4. All gradients on that model, on a batch of {TIMING_BATCH} images\n")
-    batch = next(data.train.batches(TIMING_BATCH))
-    print(format_timings(compare_gradients(trainer.model, CONFIG, batch)))
-    validation = trainer.history[-1].validation
+    print(f"\n4. All gradients on that model, on a batch of {config.training.batch_size} images\n")
+    batch = next(trainer.task.batches(torch.Generator().manual_seed(0)))
+    print(format_timings(compare_gradients(trainer.task, config, batch)))
+    test = trainer.evaluate("test")
     print(
-        f"\naccuracy on {len(data.validation)} held-out digits: {validation.accuracy:.2%}\n"
-        f"mean solver steps per image: {validation.solver_steps:.1f}\n"
+        f"\naccuracy on digits held out for the test: {test.headline:.2%}\n"
+        f"mean solver steps per image: {test.solver_steps:.1f}\n"
         f"plots: {out / BENCHMARK_PLOT}, {out / PLOT}\n"
         f"total time: {time.perf_counter() - started:.0f} s"
     )
     if refusals:
         return fail("the benchmark refused a solver, see its table above", FAILED)
-    if validation.accuracy < REQUIRED_ACCURACY:
+    if test.headline < REQUIRED_ACCURACY:
         return fail(
             f"the accuracy is below {REQUIRED_ACCURACY:.0%}, which this training must reach: "
             "something is wrong with this installation",

@@ -1,50 +1,72 @@
 """`deq-kernels train`: train a reference model."""
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deq_kernels.commands.errors import fail
-from deq_kernels.commands.numbers import (
-    non_negative_float,
-    non_negative_int,
-    positive_float,
-    positive_int,
-)
-from deq_kernels.models.mdeq.config import PRESETS
-from deq_kernels.training.config import DATASETS, GRADIENTS, SOLVERS, TrainingConfig
+from deq_kernels.commands.lazy_parser import LazyParser
+from deq_kernels.commands.numbers import positive_int
+from deq_kernels.training.equilibrium import GRADIENTS, SOLVERS
+from deq_kernels.training.machine import DTYPES
+from deq_kernels.training.registry import MODELS, find_task, run_config
+from deq_kernels.training.settings import parse_settings, settings_of
 
 if TYPE_CHECKING:
+    from deq_kernels.training.headline import Headline
     from deq_kernels.training.loop import Trainer
     from deq_kernels.training.metrics import EpochMetrics
+    from deq_kernels.training.presets import RunConfig
 
-MODELS = ("mdeq",)
-DEFAULTS = TrainingConfig()
+OPTIONS = {
+    "gradient": "equilibrium.gradient",
+    "solver": "equilibrium.solver",
+    "epochs": "training.epochs",
+    "seed": "training.seed",
+    "device": "machine.device",
+    "dtype": "machine.dtype",
+    "compile": "machine.compile",
+}
+"""Settings that have an option of their own."""
+
 EPILOG = """\
-written to --out: config.json (the options), metrics.jsonl (one line per epoch),
-checkpoint.safetensors (everything needed to resume) and training.png.
+written to --out: config.json (every setting), metrics.jsonl (one line per epoch),
+checkpoint.safetensors (everything needed to resume and to evaluate) and training.png.
 
 examples:
-  deq-kernels train mdeq --out runs/shine
-  deq-kernels train mdeq --gradient implicit --epochs 20 --seed 1 --out runs/implicit
-  deq-kernels train mdeq --out runs/shine --resume
+  deq-kernels train {name} --out runs/first
+  deq-kernels train {name} --gradient implicit --epochs 20 --seed 1 --out runs/implicit
+  deq-kernels train {name} --set training.learning_rate=1e-3 --out runs/slow
+  deq-kernels train {name} --out runs/first --resume
+  torchrun --nproc-per-node 2 -m deq_kernels.cli train {name} --out runs/two
+
+settings for --set, with their values in the preset {preset}:
+{settings}
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "train",
         help="train a reference model",
-        description="Train a deep equilibrium model: first unrolled, then at its equilibrium.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train a deep equilibrium model: first unrolled, where its recipe says so, "
+        "then at its equilibrium. Each model has its own --help.",
     )
-    parser.add_argument("model", choices=MODELS, help="the model")
-    _add_problem(parser.add_argument_group("problem"))
-    _add_equilibrium(parser.add_argument_group("equilibrium"))
-    _add_optimisation(parser.add_argument_group("optimisation"))
-    _add_output(parser.add_argument_group("output"))
+    models = parser.add_subparsers(
+        dest="model", metavar="MODEL", required=True, parser_class=LazyParser
+    )
+    for name, entry in MODELS.items():
+        models.add_parser(
+            name,
+            help=entry.summary,
+            description=f"Train a model: {entry.summary}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            fill=_fill(name),
+        )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,26 +74,12 @@ def run(args: argparse.Namespace) -> int:
     from deq_kernels.training.run import RunFolderError
 
     try:
-        config = TrainingConfig(
-            data=args.data,
-            preset=args.preset,
-            gradient=args.gradient,
-            solver=args.solver,
-            solver_steps=args.steps,
-            rtol=args.rtol,
-            gradient_steps=args.gradient_steps,
-            damping=args.damping,
-            pretrain_epochs=args.pretrain_epochs,
-            pretrain_steps=args.pretrain_steps,
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            learning_rate=args.lr,
-            weight_decay=args.weight_decay,
-            seed=args.seed,
-            threads=args.threads,
-        )
         train_with_progress(
-            config, args.out, resume=args.resume, checkpoint_every=args.checkpoint_every
+            config_of(args),
+            args.out,
+            resume=args.resume,
+            checkpoint_every=args.checkpoint_every,
+            data_root=args.data_root,
         )
     except RunFolderError as error:
         return fail(f"{error}; continue it with --resume, or choose another --out")
@@ -80,9 +88,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def config_of(args: argparse.Namespace) -> RunConfig:
+    """The config that the parsed options ask for.
+
+    Raises:
+        ValueError: a setting is unknown, refused, or given twice.
+    """
+    settings: dict[str, Any] = dict(parse_settings(args.settings))
+    for option, name in OPTIONS.items():
+        value = getattr(args, option)
+        if value is None:
+            continue
+        if name in settings:
+            raise ValueError(f"--{option} and --set {name} are the same; give one of them.")
+        settings[name] = value
+    return run_config(args.model, preset=args.preset, data=args.data, settings=settings)
+
+
 def train_with_progress(
-    config: TrainingConfig, out: Path, *, resume: bool = False, checkpoint_every: int = 1
-) -> "Trainer":
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    checkpoint_every: int = 1,
+    data_root: str | None = None,
+) -> Trainer:
     """Train with a progress bar on a terminal, and one printed line per epoch.
 
     Raises:
@@ -90,44 +120,59 @@ def train_with_progress(
         ValueError: see `run_training`.
     """
     from deq_kernels.optional import optional_import
+    from deq_kernels.training.processes import launched_processes
     from deq_kernels.training.run import PLOT, run_training
 
     with optional_import(extra="train"):
         from tqdm import tqdm
 
-    # disable=None: no bar where standard error is not a terminal.
-    with tqdm(unit="step", disable=None, dynamic_ncols=True) as bar:
+    headline = find_task(config.task).headline
+    with launched_processes(config.machine.device) as processes:
+        speaks = processes.rank == 0
+        # disable=None: no bar where standard error is not a terminal.
+        with tqdm(unit="step", disable=None if speaks else True, dynamic_ncols=True) as bar:
 
-        def start(trainer: "Trainer") -> None:
-            parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-            tqdm.write(
-                f"MDEQ {config.preset} on {config.data}: {parameters:,} parameters, state of "
-                f"{trainer.model.config.state_dim:,} numbers per image, gradient "
-                f"{config.gradient}, solver {config.solver}; writing to {out}"
+            def start(trainer: Trainer) -> None:
+                if speaks:
+                    tqdm.write(describe_run(trainer, out))
+                bar.reset(total=trainer.total_steps)
+                bar.update(trainer.step)
+
+            trainer = run_training(
+                config,
+                out,
+                resume=resume,
+                checkpoint_every=checkpoint_every,
+                data_root=data_root,
+                processes=processes,
+                on_start=start,
+                on_step=bar.update,
+                on_epoch=lambda metrics: tqdm.write(
+                    format_epoch(metrics, config.training.epochs, headline)
+                ),
             )
-            bar.reset(total=trainer.total_steps)
-            bar.update(trainer.step)
-
-        trainer = run_training(
-            config,
-            out,
-            resume=resume,
-            checkpoint_every=checkpoint_every,
-            on_start=start,
-            on_step=bar.update,
-            on_epoch=lambda metrics: tqdm.write(format_epoch(metrics, config)),
-        )
-    print(f"done: {out / PLOT}")
+    if speaks:
+        print(f"done: {out / PLOT}")
     return trainer
 
 
-def format_epoch(metrics: "EpochMetrics", config: TrainingConfig) -> str:
+def describe_run(trainer: Trainer, out: Path) -> str:
+    """One line about what is about to be trained."""
+    config, count = trainer.config, trainer.processes.count
+    return (
+        f"{config.task} {config.preset} on {config.data}: {trainer.task.describe()}, "
+        f"gradient {config.equilibrium.gradient}, solver {config.equilibrium.solver}"
+        f"{f', {count} processes' if count > 1 else ''}; writing to {out}"
+    )
+
+
+def format_epoch(metrics: EpochMetrics, epochs: int, headline: Headline) -> str:
     """One line about one epoch."""
     validation = metrics.validation
     line = (
-        f"epoch {metrics.epoch:3d}/{config.total_epochs} {metrics.phase:<11s}  "
+        f"epoch {metrics.epoch:3d}/{epochs} {metrics.phase:<11s}  "
         f"loss {metrics.train.loss:.4f}  validation loss {validation.loss:.4f}  "
-        f"accuracy {100 * validation.accuracy:5.2f} %"
+        f"{headline.format(validation.headline)}"
     )
     if validation.solver_steps is not None and validation.converged is not None:
         line += (
@@ -137,125 +182,97 @@ def format_epoch(metrics: "EpochMetrics", config: TrainingConfig) -> str:
     return f"{line}  {metrics.seconds:.1f} s"
 
 
-def _add_problem(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
-        "--data",
-        choices=DATASETS,
-        default=DEFAULTS.data,
-        help="dataset; digits: 1797 images of 8x8 pixels that come with scikit-learn, 20 %% of "
-        "them held out (default: %(default)s)",
-    )
+def _fill(name: str) -> Callable[[argparse.ArgumentParser], None]:
+    def fill(parser: argparse.ArgumentParser) -> None:
+        default = run_config(name)
+        width = max(map(len, settings_of(default)))
+        settings = "\n".join(
+            f"  {key:<{width}}  {_text(value)}"
+            for key, value in settings_of(default).items()
+            if "." in key
+        )
+        parser.epilog = EPILOG.format(name=name, preset=default.preset, settings=settings)
+        add_problem(parser.add_argument_group("problem"), name)
+        _add_settings(parser.add_argument_group("settings"), default)
+        _add_output(parser.add_argument_group("output"))
+
+    return fill
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def add_problem(group: argparse._ArgumentGroup, name: str) -> None:
+    """Add the options that say what is trained on what."""
+    task = find_task(name)
+    datasets = "; ".join(f"{data}: {text}" for data, text in task.datasets.items())
     group.add_argument(
         "--preset",
-        choices=tuple(PRESETS),
-        default=DEFAULTS.preset,
-        help="architecture, adapted to the image size of the data (default: %(default)s)",
+        choices=tuple(task.presets),
+        help="model and recipe to begin with (default: %(default)s)",
+        default=next(iter(task.presets)),
+    )
+    group.add_argument(
+        "--data",
+        choices=tuple(task.datasets),
+        help=f"dataset; {datasets.replace('%', '%%')} (default: the preset's)",
+    )
+    group.add_argument(
+        "--data-root", metavar="DIR", help="folder of a dataset that is read from disk"
     )
 
 
-def _add_equilibrium(group: "argparse._ArgumentGroup") -> None:
+def _add_settings(group: argparse._ArgumentGroup, default: RunConfig) -> None:
     group.add_argument(
         "--gradient",
         choices=GRADIENTS,
-        default=DEFAULTS.gradient,
-        help="gradient estimator; jfb is the Jacobian-free one (default: %(default)s)",
+        help="gradient estimator; jfb: Jacobian-free, neumann: NPG, unrolled: UPG (default: the "
+        f"preset's, {default.equilibrium.gradient} for {default.preset})",
     )
     group.add_argument(
         "--solver",
         choices=SOLVERS,
-        default=DEFAULTS.solver,
-        help="forward solver (default: %(default)s)",
+        help="forward solver (default: the preset's, "
+        f"{default.equilibrium.solver} for {default.preset})",
     )
-    group.add_argument(
-        "--steps",
-        type=positive_int,
-        metavar="N",
-        help="most evaluations of the cell per forward solve (default: the preset's, "
-        f"{PRESETS[DEFAULTS.preset].forward_steps} for {DEFAULTS.preset})",
-    )
-    group.add_argument(
-        "--rtol",
-        type=positive_float,
-        default=DEFAULTS.rtol,
-        metavar="TOL",
-        help="a solve stops where the residual is below TOL times the norm of the cell's output "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
-        "--gradient-steps",
-        type=positive_int,
-        metavar="K",
-        help="implicit: most steps of the backward solve (default: the preset's); neumann, "
-        "unrolled: number of steps (default: 5)",
-    )
-    group.add_argument(
-        "--damping",
-        type=positive_float,
-        metavar="LAMBDA",
-        help="neumann, unrolled: share of the new value in each step, up to 1 (default: 0.5)",
-    )
-
-
-def _add_optimisation(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--epochs",
-        type=non_negative_int,
-        default=DEFAULTS.epochs,
         metavar="N",
-        help="epochs of equilibrium training (default: %(default)s)",
+        help="passes over the training data (default: the preset's, "
+        f"{default.training.epochs} for {default.preset})",
     )
     group.add_argument(
-        "--pretrain-epochs",
-        type=non_negative_int,
-        default=DEFAULTS.pretrain_epochs,
-        metavar="N",
-        help="epochs of unrolled training before that (default: %(default)s)",
+        "--seed", metavar="N", help="of everything random, below 2^32 (default: the preset's)"
+    )
+    group.add_argument("--device", help=f"cpu, cuda or cuda:N (default: {default.machine.device})")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="number format; bfloat16 by autocast, with float32 parameters "
+        f"(default: {default.machine.dtype})",
     )
     group.add_argument(
-        "--pretrain-steps",
-        type=positive_int,
-        metavar="N",
-        help="applications of the cell in unrolled training (default: the preset's, "
-        f"{PRESETS[DEFAULTS.preset].pretrain_steps} for {DEFAULTS.preset})",
+        "--compile",
+        action="store_const",
+        const=True,
+        help="evaluate the cell through torch.compile",
     )
     group.add_argument(
-        "--batch-size",
-        type=positive_int,
-        default=DEFAULTS.batch_size,
-        metavar="N",
-        help="images per optimiser step (default: %(default)s)",
-    )
-    group.add_argument(
-        "--lr",
-        type=positive_float,
-        default=DEFAULTS.learning_rate,
-        metavar="RATE",
-        help="Adam's first learning rate; a cosine lowers it to 1e-6 (default: %(default)s)",
-    )
-    group.add_argument(
-        "--weight-decay",
-        type=non_negative_float,
-        default=DEFAULTS.weight_decay,
-        metavar="W",
-        help="Adam's weight decay (default: %(default)s)",
-    )
-    group.add_argument(
-        "--seed",
-        type=non_negative_int,
-        default=DEFAULTS.seed,
-        metavar="N",
-        help="seed of weights, split, batches and dropout, below 2^32 (default: %(default)s)",
-    )
-    group.add_argument(
-        "--threads",
-        type=positive_int,
-        default=DEFAULTS.threads,
-        metavar="N",
-        help="processor threads; more help larger presets only (default: %(default)s)",
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="NAME=VALUE",
+        help="change one setting, see below; may be given several times",
     )
 
 
-def _add_output(group: "argparse._ArgumentGroup") -> None:
+def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--out",
         type=Path,

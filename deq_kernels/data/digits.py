@@ -1,10 +1,8 @@
 """The 8x8 handwritten digits that come with scikit-learn: 1797 images, no download."""
 
-from dataclasses import dataclass
-
 import torch
 
-from deq_kernels.data.split import Split
+from deq_kernels.data.split import Split, Splits
 from deq_kernels.optional import optional_import
 
 IMAGE_CHANNELS = 1
@@ -13,42 +11,48 @@ CLASSES = 10
 LARGEST_GREY = 16.0
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Disjoint training and validation images."""
-
-    train: Split
-    validation: Split
-
-
-def load_digits(*, validation_fraction: float = 0.2, seed: int = 0) -> Digits:
+def load_digits(
+    *, validation_fraction: float = 0.1, test_fraction: float = 0.2, seed: int = 0
+) -> Splits:
     """Load the digits with grey values in [0, 1], split by class in equal proportions.
 
     Args:
-        validation_fraction: share of the images held out, between 0 and 1.
+        validation_fraction: share of the images to choose by, between 0 and 1.
+        test_fraction: share of the images to judge by, between 0 and 1.
         seed: draws the split; the same seed always gives the same one.
 
     Returns:
-        images [N, 1, 8, 8] float32 and labels [N] int64 for both parts.
+        images [N, 1, 8, 8] float32 and labels [N] int64 for each part.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: validation_fraction is not strictly between 0 and 1.
+        ValueError: a fraction, or both together, are not strictly between 0 and 1.
     """
-    if not 0.0 < validation_fraction < 1.0:
+    held_out = validation_fraction + test_fraction
+    if not (0.0 < validation_fraction < 1.0 and 0.0 < test_fraction < 1.0 and held_out < 1.0):
         raise ValueError(
-            f"validation_fraction must lie strictly between 0 and 1, got {validation_fraction}"
+            "validation_fraction, test_fraction and their sum must lie strictly between 0 and 1, "
+            f"got {validation_fraction} and {test_fraction}"
         )
     with optional_import(extra="train"):
         from sklearn import datasets
         from sklearn.model_selection import train_test_split
 
     bundle = datasets.load_digits()
-    indices = range(len(bundle.target))
-    parts = train_test_split(
-        indices, test_size=validation_fraction, stratify=bundle.target, random_state=seed
+    target = bundle.target
+    rest, test = train_test_split(
+        range(len(target)), test_size=test_fraction, stratify=target, random_state=seed
+    )
+    train, validation = train_test_split(
+        rest,
+        test_size=validation_fraction / (1.0 - test_fraction),
+        stratify=target[rest],
+        random_state=seed,
     )
     images = torch.from_numpy(bundle.images).float().unsqueeze(1) / LARGEST_GREY
-    labels = torch.from_numpy(bundle.target).long()
-    train, validation = (Split(images[part], labels[part]) for part in map(sorted, parts))
-    return Digits(train=train, validation=validation)
+    labels = torch.from_numpy(target).long()
+
+    def split(part: list[int]) -> Split:
+        return Split(images[sorted(part)], labels[sorted(part)])
+
+    return Splits(train=split(train), validation=split(validation), test=split(test))

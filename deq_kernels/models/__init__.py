@@ -1,5 +1,6 @@
-"""Reference models built on the DEQ layer."""
+"""Reference models built on the DEQ layer and the structured cells."""
 
+from deq_kernels.models.ignn import IGNN, IGNNConfig
 from deq_kernels.models.mdeq import MDEQ, MDEQConfig
 
-__all__ = ["MDEQ", "MDEQConfig"]
+__all__ = ["IGNN", "MDEQ", "IGNNConfig", "MDEQConfig"]

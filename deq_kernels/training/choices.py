@@ -1,97 +1,90 @@
-"""Names, as they appear on a command line, to datasets, solvers, gradients and models."""
+"""The solver, the gradient and the optimiser that a config names."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from deq_kernels.data import Digits, digits, load_digits
-from deq_kernels.gradients import Gradient, Implicit, JacobianFree, Neumann, Shine, Unrolled
-from deq_kernels.models.mdeq import MDEQ, MDEQConfig
-from deq_kernels.solvers import Broyden, FixedPoint, Solver
-from deq_kernels.training.config import DATASETS, GRADIENTS, SOLVERS, TrainingConfig
+import torch
+from torch import nn
+
+from deq_kernels.gradients import (
+    Adaptive,
+    Gradient,
+    Implicit,
+    JacobianFree,
+    Limited,
+    Neumann,
+    Shine,
+    Unrolled,
+)
+from deq_kernels.solvers import GMRES, AdjointBroyden, Anderson, Broyden, FixedPoint, Solver
+from deq_kernels.training.config import TrainingConfig
+from deq_kernels.training.equilibrium import EquilibriumConfig
 
 # SHINE, section 3: a sample whose SHINE direction is longer than 1.3 times the incoming gradient
 # takes the Jacobian-free direction instead.
 SHINE_FALLBACK = 1.3
-DAMPED_STEPS = 5
+GRADIENT_STEPS = 5
 DAMPING = 0.5
+TOLERANCE = 1e-3
+
+SOLVER_TYPES: Mapping[str, type[Solver]] = {
+    "broyden": Broyden,
+    "anderson": Anderson,
+    "fixed_point": FixedPoint,
+    "adjoint_broyden": AdjointBroyden,
+    "gmres": GMRES,
+}
 
 T = TypeVar("T")
 
 
-def load_data(config: TrainingConfig) -> Digits:
-    """The dataset the config names.
-
-    Raises:
-        ValueError: there is no such dataset.
-    """
-    _one_of("dataset", config.data, DATASETS)
-    return load_digits(seed=config.seed)
+def build_solver(config: EquilibriumConfig) -> Solver:
+    """The forward solver the config names."""
+    kind = SOLVER_TYPES[config.solver]
+    return kind(max_steps=config.forward_steps, rtol=config.rtol, atol=config.atol)
 
 
-def model_config(config: TrainingConfig) -> MDEQConfig:
-    """The preset the config names, for the image shape and the classes of its dataset."""
-    return replace(
-        MDEQConfig.preset(config.preset),
-        image_channels=digits.IMAGE_CHANNELS,
-        image_size=digits.IMAGE_SIZE,
-        classes=digits.CLASSES,
-    )
-
-
-def build_model(config: TrainingConfig) -> MDEQ:
-    """A newly initialised model with the solver and the gradient the config names."""
-    return MDEQ(model_config(config), solver=build_solver(config), gradient=build_gradient(config))
-
-
-def build_solver(config: TrainingConfig) -> Solver:
-    """The forward solver the config names.
-
-    Raises:
-        ValueError: there is no such solver.
-    """
-    _one_of("solver", config.solver, SOLVERS)
-    steps = _given(config.solver_steps, MDEQConfig.preset(config.preset).forward_steps)
-    if config.solver == "broyden":
-        return Broyden(max_steps=steps, rtol=config.rtol)
-    return FixedPoint(max_steps=steps, rtol=config.rtol)
-
-
-def build_gradient(config: TrainingConfig) -> Gradient:
-    """The gradient estimator the config names.
-
-    Raises:
-        ValueError: there is no such estimator, it does not take an option that is set, or it needs
-            another solver.
-    """
-    name = config.gradient
-    _one_of("gradient", name, GRADIENTS)
-    if config.damping is not None and name not in ("neumann", "unrolled"):
-        raise ValueError(f"damping applies to neumann and unrolled, but the gradient is {name}")
-    if config.gradient_steps is not None and name in ("jfb", "shine"):
-        raise ValueError(f"the gradient {name} takes no gradient_steps")
-    if name == "shine" and config.solver != "broyden":
-        raise ValueError(
-            "the gradient shine uses the inverse Jacobian that a Broyden solve leaves behind, but "
-            f"the solver is {config.solver}; choose broyden, or another gradient"
-        )
-    damped_steps = _given(config.gradient_steps, DAMPED_STEPS)
+def build_gradient(config: EquilibriumConfig) -> Gradient:
+    """The gradient estimator the config names."""
+    steps = _given(config.gradient_steps, GRADIENT_STEPS)
     damping = _given(config.damping, DAMPING)
-    backward_steps = _given(config.gradient_steps, MDEQConfig.preset(config.preset).backward_steps)
+    backward = config.backward_steps
     builders: Mapping[str, Callable[[], Gradient]] = {
-        "implicit": lambda: Implicit(solver=Broyden(max_steps=backward_steps, rtol=config.rtol)),
+        "implicit": lambda: Implicit(
+            solver=SOLVER_TYPES[config.backward_solver](
+                max_steps=backward, rtol=config.rtol, atol=config.atol
+            )
+        ),
         "jfb": JacobianFree,
         "shine": lambda: Shine(fallback=SHINE_FALLBACK),
-        "neumann": lambda: Neumann(steps=damped_steps, damping=damping),
-        "unrolled": lambda: Unrolled(steps=damped_steps, damping=damping),
+        "neumann": lambda: Neumann(steps=steps, damping=damping),
+        "unrolled": lambda: Unrolled(steps=steps, damping=damping),
+        "adaptive": lambda: Adaptive(
+            tolerance=_given(config.tolerance, TOLERANCE), max_steps=backward
+        ),
+        "limited": lambda: Limited(steps=steps),
     }
-    return builders[name]()
+    return builders[config.gradient]()
+
+
+def build_optimizer(
+    config: TrainingConfig, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimiser the config names."""
+    if config.optimizer == "adam":
+        return torch.optim.Adam(
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
 
 
 def _given(value: T | None, default: T) -> T:
     return default if value is None else value
-
-
-def _one_of(what: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise ValueError(f"no {what} is called {name!r}; there are: {', '.join(known)}")

@@ -1,18 +1,23 @@
 """Forward and backward time of one batch under each gradient estimator."""
 
+from __future__ import annotations
+
+import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deq_kernels.models.mdeq import MDEQ
 from deq_kernels.threads import use_threads
-from deq_kernels.training.choices import build_model
-from deq_kernels.training.config import GRADIENTS, TrainingConfig
+from deq_kernels.training.choices import build_gradient
+from deq_kernels.training.equilibrium import GRADIENTS
+from deq_kernels.training.presets import RunConfig
+from deq_kernels.training.task import Task
 
 ROUNDS = 7
 
@@ -34,11 +39,7 @@ class GradientTiming:
 
 
 def compare_gradients(
-    model: MDEQ,
-    config: TrainingConfig,
-    batch: tuple[Tensor, Tensor],
-    *,
-    rounds: int = ROUNDS,
+    task: Task, config: RunConfig, batch: Any, *, rounds: int = ROUNDS
 ) -> list[GradientTiming]:
     """Time every estimator on one batch, with the same weights and the same dropout masks.
 
@@ -46,22 +47,23 @@ def compare_gradients(
     untimed round warms up.
 
     Args:
-        model: the trained model; it is copied.
+        task: with a trained model, which is copied.
         config: that the model was trained with; its solver and threads are used for all.
-        batch: images [B, C, H, W] and labels [B].
+        batch: as the task's `run` takes it.
         rounds: timed passes per estimator.
 
     Raises:
-        ValueError: the config's solver leaves no inverse Jacobian, which one of them needs.
+        ValueError: the model has no DEQ layer, or the config's solver leaves no inverse Jacobian,
+            which some of them need.
     """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in GRADIENTS}
-    with torch.random.fork_rng(devices=[]), use_threads(config.threads):
-        models = {name: _copy(model, config, gradient=name) for name in GRADIENTS}
+    with torch.random.fork_rng(devices=[]), use_threads(config.machine.threads):
+        tasks = {name: _copy(task, config, gradient=name) for name in GRADIENTS}
         for _ in range(rounds + 1):
-            for name, copy in models.items():
-                torch.manual_seed(config.seed)
-                times[name].append(_time_batch(copy, batch))
-    gradients = {name: _flat_gradient(copy) for name, copy in models.items()}
+            for name, copied in tasks.items():
+                torch.manual_seed(config.training.seed)
+                times[name].append(_time_batch(copied, batch))
+    gradients = {name: _flat_gradient(copied) for name, copied in tasks.items()}
     return [
         GradientTiming(
             gradient=name,
@@ -73,18 +75,21 @@ def compare_gradients(
     ]
 
 
-def _copy(model: MDEQ, config: TrainingConfig, *, gradient: str) -> MDEQ:
+def _copy(task: Task, config: RunConfig, *, gradient: str) -> Task:
+    copied = copy.copy(task)
+    copied.model = copy.deepcopy(task.model).train()
+    layer = copied.layer
+    if layer is None:
+        raise ValueError("gradients are compared on a model with a DEQ layer; this one has none.")
     # What belongs to one estimator only goes back to its default.
-    copy = build_model(replace(config, gradient=gradient, gradient_steps=None, damping=None))
-    copy.load_state_dict(model.state_dict())
-    return copy.train()
+    layer.gradient = build_gradient(config.equilibrium.with_gradient(gradient))
+    return copied
 
 
-def _time_batch(model: MDEQ, batch: tuple[Tensor, Tensor]) -> tuple[float, float]:
-    images, labels = batch
-    model.zero_grad()
+def _time_batch(task: Task, batch: Any) -> tuple[float, float]:
+    task.model.zero_grad()
     start = time.perf_counter()
-    loss = F.cross_entropy(model(images), labels)
+    loss = task.run(batch, depth=None).loss
     middle = time.perf_counter()
     loss.backward()
     return middle - start, time.perf_counter() - middle
@@ -94,8 +99,8 @@ def _median(seconds: Sequence[float]) -> float:
     return median(seconds[1:])
 
 
-def _flat_gradient(model: MDEQ) -> Tensor:
-    gradients = [parameter.grad for parameter in model.parameters()]
+def _flat_gradient(task: Task) -> Tensor:
+    gradients = [parameter.grad for parameter in task.model.parameters()]
     return torch.cat(
         [gradient.flatten().double() for gradient in gradients if gradient is not None]
     )

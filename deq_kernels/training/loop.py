@@ -1,68 +1,70 @@
 """The training loop: unrolled pretraining, then equilibrium training."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from deq_kernels.data import Digits
-from deq_kernels.models.mdeq import MDEQ
 from deq_kernels.training.checkpoint import Checkpoint, CheckpointError, check_config
-from deq_kernels.training.config import TrainingConfig
+from deq_kernels.training.choices import build_optimizer
+from deq_kernels.training.clipping import clip_gradients
+from deq_kernels.training.compilation import compile_cell
+from deq_kernels.training.jacobian import JacobianRegularisation, Penalty
 from deq_kernels.training.metrics import EpochMetrics, PartMetrics
-from deq_kernels.training.schedule import cosine_learning_rate
+from deq_kernels.training.presets import RunConfig
+from deq_kernels.training.processes import ALONE, GradientAverage, Processes
+from deq_kernels.training.schedule import learning_rate
+from deq_kernels.training.tally import Tally
+from deq_kernels.training.task import Task
 
-EVALUATION_BATCH_SIZE = 256
+CHECK_EVERY = 100
+"""Steps between two looks at the loss on a GPU, where the host would have to wait for each."""
 
 
 class Trainer:
-    """Trains a model on a dataset, one epoch per call of `run_epoch`.
+    """Trains a task, one epoch per call of `run_epoch`.
 
-    Random numbers come from the trainer's own generator (order of the batches) and from PyTorch's
-    global CPU generator (dropout masks); `checkpoint` stores the states of both.
+    Random numbers come from the trainer's own generator (order of the batches, augmentation, when
+    to regularise) and from PyTorch's global ones (dropout masks, probes); `checkpoint` stores them.
 
     Args:
-        model: the model, updated in place.
-        data: training and validation images.
-        config: the options of the run.
+        task: its model is updated in place.
+        config: of the run.
+        processes: that train together; each has a trainer, and its own share of the batches.
 
     Raises:
-        ValueError: there are no training or no validation images.
+        ValueError: the config asks for what the model does not have.
 
     Attributes:
         epoch, step: finished epochs and optimiser steps.
         history: the metrics of the finished epochs.
     """
 
-    def __init__(self, model: MDEQ, data: Digits, config: TrainingConfig) -> None:
-        for name, split in (("training", data.train), ("validation", data.validation)):
-            if len(split) == 0:
-                raise ValueError(
-                    f"training needs at least one {name} image, got none; hold out another share"
-                )
-        self.model = model
-        self.data = data
+    def __init__(self, task: Task, config: RunConfig, *, processes: Processes = ALONE) -> None:
+        self.task = task
         self.config = config
+        self.processes = processes
         self.epoch = 0
         self.step = 0
         self.history: list[EpochMetrics] = []
-        self.optimizer = torch.optim.Adam(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self._order = torch.Generator().manual_seed(config.seed)
-        self.steps_per_epoch = -(-len(data.train) // config.batch_size)
+        self.device = config.machine.find_device()
+        if config.machine.compile:
+            compile_cell(task.layer)
+        self.optimizer = build_optimizer(config.training, task.model.parameters())
+        self._regularisation = JacobianRegularisation(task.layer, config.training)
+        self._average = GradientAverage(processes, task.model.parameters())
+        self._generator = torch.Generator().manual_seed(config.training.seed)
 
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return self.config.total_epochs * self.steps_per_epoch
+        return self.config.training.epochs * self.task.steps_per_epoch
 
     def run_epoch(self, *, on_step: Callable[[], object] | None = None) -> EpochMetrics:
-        """Train for one epoch, then validate; the first epochs are pretraining.
+        """Train for one epoch, then validate; the first steps are pretraining.
 
         Args:
             on_step: called after every step of the optimiser.
@@ -71,16 +73,14 @@ class Trainer:
             FloatingPointError: the training or the validation loss is not finite.
         """
         started = time.perf_counter()
-        pretraining = self.epoch < self.config.pretrain_epochs
-        depth = self._pretrain_depth() if pretraining else None
-        train = self._train(depth, on_step)
-        validation = self._validate(depth)
+        train = self._train(on_step)
+        validation = self.evaluate("validation")
         check_loss(validation.loss, f"the validation of epoch {self.epoch + 1}")
         self.epoch += 1
         metrics = EpochMetrics(
             epoch=self.epoch,
             step=self.step,
-            phase="pretrain" if pretraining else "equilibrium",
+            phase="equilibrium" if self._depth(self.step - 1) is None else "pretrain",
             learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - started,
             train=train,
@@ -89,15 +89,29 @@ class Trainer:
         self.history.append(metrics)
         return metrics
 
+    def evaluate(self, split: str) -> PartMetrics:
+        """Averages over "validation" or "test", as the model stands."""
+        self.task.model.eval()
+        self.task.start_evaluation(split)
+        tally, depth = Tally(self.device), self._depth(max(self.step - 1, 0))
+        with torch.no_grad():
+            for batch in self.task.evaluation_batches(split):
+                with self.config.machine.autocast():
+                    tally.add(self.task.run(batch, depth=depth))
+        return tally.averages(self.task.headline)
+
     def checkpoint(self) -> Checkpoint:
         """The state from which `restore` continues with the same bits; its tensors are live."""
+        rng = {"run": self._generator.get_state(), "global": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
         return Checkpoint(
             epoch=self.epoch,
             step=self.step,
-            config=asdict(self.config),
-            model=self.model.state_dict(),
+            config=self._identity(),
+            model=self.task.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
-            rng={"order": self._order.get_state(), "global": torch.get_rng_state()},
+            rng=rng,
         )
 
     def restore(self, checkpoint: Checkpoint, *, history: Iterable[EpochMetrics]) -> None:
@@ -112,7 +126,7 @@ class Trainer:
             CheckpointError: another config, tensors that do not fit the model, or metrics that are
                 not those of the epochs before the checkpoint.
         """
-        check_config(checkpoint, asdict(self.config))
+        check_config(checkpoint, self._identity())
         known = list(history)
         epochs = [metrics.epoch for metrics in known]
         if len(epochs) < checkpoint.epoch or epochs != list(range(1, len(epochs) + 1)):
@@ -120,52 +134,94 @@ class Trainer:
                 "a run is resumed with the metrics of its finished epochs, which must be 1 to "
                 f"{checkpoint.epoch} in order, got {epochs}; start the run anew in another folder"
             )
+        self.load_model(checkpoint)
         try:
-            self.model.load_state_dict(checkpoint.model)
             self.optimizer.load_state_dict(dict(checkpoint.optimizer))
-            self._order.set_state(checkpoint.rng["order"])
+            self._generator.set_state(checkpoint.rng["run"])
             torch.set_rng_state(checkpoint.rng["global"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(checkpoint.rng["cuda"], self.device)
         except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
+            raise CheckpointError(f"the checkpoint does not fit the run: {error}") from error
         self.epoch = checkpoint.epoch
-        self.step = checkpoint.step
         self.history = known[: self.epoch]
 
-    def _pretrain_depth(self) -> int:
-        chosen = self.config.pretrain_steps
-        return self.model.config.pretrain_steps if chosen is None else chosen
+    def load_model(self, checkpoint: Checkpoint) -> None:
+        """Take the parameters of a checkpoint, and how far they were trained.
 
-    def _train(self, depth: int | None, on_step: Callable[[], object] | None) -> PartMetrics:
-        self.model.train()
-        sums = _Sums()
-        for images, labels in self.data.train.batches(
-            self.config.batch_size, generator=self._order
-        ):
-            learning_rate = cosine_learning_rate(
-                self.step, total_steps=self.total_steps, initial=self.config.learning_rate
-            )
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            scores = self.model(images, pretrain_steps=depth)
-            loss = F.cross_entropy(scores, labels)
-            check_loss(loss.item(), f"epoch {self.epoch + 1}, step {self.step + 1}")
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.step += 1
-            sums.add(self.model, scores, labels, solved=depth is None)
+        Raises:
+            CheckpointError: they do not fit the model.
+        """
+        try:
+            self.task.model.load_state_dict(checkpoint.model)
+        except RuntimeError as error:
+            raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
+        self.step = checkpoint.step
+
+    def _identity(self) -> dict[str, object]:
+        return {**self.config.to_json(), "processes": self.processes.count}
+
+    def _depth(self, step: int) -> int | None:
+        """Applications of the cell in optimiser step `step`; None at the equilibrium."""
+        training = self.config.training
+        return training.pretraining_depth if step < training.pretraining_steps else None
+
+    def _train(self, on_step: Callable[[], object] | None) -> PartMetrics:
+        self.task.model.train()
+        self._draw_apart()
+        self.task.start_epoch()
+        tally = Tally(self.device)
+        check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
+        for batch in self.task.batches(self._generator):
+            self._take_step(batch, tally)
+            if self.step % check_every == 0:
+                check_loss(tally.loss(), f"epoch {self.epoch + 1}, step {self.step}")
             if on_step is not None:
                 on_step()
-        return sums.averages()
+        self.processes.average_buffers(self.task.model)
+        train = tally.averages(self.task.headline, self.processes)
+        check_loss(train.loss, f"epoch {self.epoch + 1}")
+        return train
 
-    def _validate(self, depth: int | None) -> PartMetrics:
-        self.model.eval()
-        sums = _Sums()
+    def _draw_apart(self) -> None:
+        """Let each of several processes draw masks of its own, the same when it is resumed."""
+        rank, count = self.processes.rank, self.processes.count
+        if count > 1:
+            seed = self.config.training.seed * self.config.training.epochs + self.epoch
+            torch.manual_seed(seed * count + rank)
+
+    def _take_step(self, batch: object, tally: Tally) -> None:
+        training, task = self.config.training, self.task
+        rate = learning_rate(
+            training,
+            self.step,
+            total_steps=self.total_steps,
+            steps_per_epoch=task.steps_per_epoch,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        with self._regularisation.one_step(self.step, self.epoch, self._generator) as regulariser:
+            items = 0 if batch is None else self._backward(batch, regulariser, tally)
+        self._average(items)
+        clip_gradients(task.model.parameters(), norm=training.clip_norm, each=training.clip_each)
+        self.optimizer.step()
         with torch.no_grad():
-            for images, labels in self.data.validation.batches(EVALUATION_BATCH_SIZE):
-                scores = self.model(images, pretrain_steps=depth)
-                sums.add(self.model, scores, labels, solved=depth is None)
-        return sums.averages()
+            task.after_step()
+        self.step += 1
+
+    def _backward(self, batch: object, regulariser: Penalty, tally: Tally) -> int:
+        """The gradients of one batch; how many items they are a mean of."""
+        with self.config.machine.autocast():
+            outcome = self.task.run(batch, depth=self._depth(self.step))
+            solution = outcome.solution
+            penalty = regulariser.value(None if solution is None else solution.z)
+        loss = outcome.loss
+        if penalty is not None:
+            loss = loss + regulariser.weight * penalty
+        loss.backward()
+        tally.add(outcome, penalty)
+        return outcome.items
 
 
 def check_loss(loss: float, where: str) -> None:
@@ -177,33 +233,4 @@ def check_loss(loss: float, where: str) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"the loss became {loss} in {where}; lower the learning rate, or pretrain for longer"
-        )
-
-
-@dataclass
-class _Sums:
-    images: int = 0
-    loss: float = 0.0
-    correct: int = 0
-    solved: int = 0
-    solver_steps: int = 0
-    converged: int = 0
-
-    def add(self, model: MDEQ, scores: Tensor, labels: Tensor, *, solved: bool) -> None:
-        self.images += len(labels)
-        self.loss += F.cross_entropy(scores.detach(), labels, reduction="sum").item()
-        self.correct += int((scores.argmax(dim=1) == labels).sum())
-        if solved:
-            solution = model.last_solution
-            assert solution is not None
-            self.solved += len(labels)
-            self.solver_steps += int(solution.steps.sum())
-            self.converged += int(solution.converged.sum())
-
-    def averages(self) -> PartMetrics:
-        return PartMetrics(
-            loss=self.loss / self.images,
-            accuracy=self.correct / self.images,
-            solver_steps=self.solver_steps / self.solved if self.solved else None,
-            converged=self.converged / self.solved if self.solved else None,
         )

@@ -10,20 +10,22 @@ from deq_kernels.files import write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class PartMetrics:
-    """Averages over the training or the validation images of one epoch.
+    """Averages over the training or the validation data of one epoch.
 
     Attributes:
-        loss: mean cross entropy.
-        accuracy: share of images classified correctly.
-        solver_steps: mean evaluations of the cell per image in the forward solve; None while
-            pretraining.
-        converged: share of images whose solve met the tolerance; None while pretraining.
+        loss: mean of the task's loss.
+        headline: the number that the task is judged by, such as its accuracy.
+        jacobian_penalty: mean of ‖∂f/∂z‖_F² / d in the steps that were regularised; None without.
+        solver_steps: mean evaluations of the cell per sample in the forward solve; None where
+            nothing was solved.
+        converged: share of samples whose solve met the tolerance; None where nothing was solved.
     """
 
     loss: float
-    accuracy: float
-    solver_steps: float | None
-    converged: float | None
+    headline: float
+    jacobian_penalty: float | None = None
+    solver_steps: float | None = None
+    converged: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +35,10 @@ class EpochMetrics:
     Attributes:
         epoch: counted from 1.
         step: optimiser steps done so far.
-        phase: "pretrain" or "equilibrium".
+        phase: "pretrain" or "equilibrium", at its end.
         learning_rate: of the last step of the epoch.
         seconds: wall-clock time of the epoch, validation included.
-        train, validation: averages over the images.
+        train, validation: averages over the data.
     """
 
     epoch: int

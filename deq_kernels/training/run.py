@@ -1,22 +1,26 @@
 """A training run and the folder it writes to."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from deq_kernels.data import Digits
 from deq_kernels.files import write_atomically
 from deq_kernels.optional import require_packages
 from deq_kernels.threads import use_threads
 from deq_kernels.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from deq_kernels.training.choices import build_model, load_data
-from deq_kernels.training.config import TrainingConfig
 from deq_kernels.training.loop import Trainer
 from deq_kernels.training.metrics import EpochMetrics, read_metrics, write_metrics
 from deq_kernels.training.plots import plot_training
+from deq_kernels.training.presets import RunConfig
+from deq_kernels.training.processes import ALONE, Processes
+from deq_kernels.training.registry import find_task
+from deq_kernels.training.task import Task
+from deq_kernels.training.tensorboard import FOLDER as TENSORBOARD
+from deq_kernels.training.tensorboard import TensorBoard
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
@@ -29,19 +33,21 @@ class RunFolderError(ValueError):
 
 
 def run_training(
-    config: TrainingConfig,
+    config: RunConfig,
     out: Path,
     *,
     resume: bool = False,
     checkpoint_every: int = 1,
-    data: Digits | None = None,
+    data_root: str | None = None,
+    processes: Processes = ALONE,
+    build: Callable[[RunConfig], Task] | None = None,
     on_start: Callable[[Trainer], object] | None = None,
     on_step: Callable[[], object] | None = None,
     on_epoch: Callable[[EpochMetrics], object] | None = None,
 ) -> Trainer:
     """Train as the config says, writing config, metrics, checkpoint and plot to one folder.
 
-    Seeds PyTorch's global generator with `config.seed`. A resumed run gives the same bits as an
+    Seeds PyTorch's global generator with the config's seed. A resumed run gives the same bits as an
     uninterrupted one with the same version of PyTorch, the same instruction set and the same
     number of threads. A folder whose run was stopped before its first checkpoint may be used again.
 
@@ -50,7 +56,10 @@ def run_training(
         out: the folder, created if needed; nothing is written elsewhere.
         resume: continue from the checkpoint in the folder instead of starting anew.
         checkpoint_every: epochs between two checkpoints; the last epoch always writes one.
-        data: images to use instead of the dataset that the config names.
+        data_root: folder of a dataset that is read from disk.
+        processes: that train together, each calling this with the same arguments but for its rank;
+            the first one writes the files. Validation is done by each of them.
+        build: makes the task; None: what is registered for the config.
         on_start: called once before the first epoch, after the checkpoint has been restored.
         on_step: called after every step of the optimiser.
         on_epoch: called after every epoch.
@@ -63,7 +72,7 @@ def run_training(
         RunFolderError: the folder holds the checkpoint of a run and `resume` is False.
         CheckpointError: the checkpoint is missing, damaged, or of another config, or the metrics of
             the epochs before it are not all there.
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, or the dataset cannot be read.
         FloatingPointError: the loss is not finite.
         ValueError: an option of the config is unknown or out of range.
     """
@@ -72,25 +81,51 @@ def run_training(
     require_packages("matplotlib", "safetensors", extra="train")
     if not resume:
         check_folder(out)
-    torch.manual_seed(config.seed)
-    trainer = Trainer(build_model(config), load_data(config) if data is None else data, config)
-    if resume:
-        trainer.restore(load_checkpoint(out / CHECKPOINT), history=_read_history(out / METRICS))
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / CONFIG, (json.dumps(asdict(config), indent=2) + "\n").encode())
-    if on_start is not None:
-        on_start(trainer)
-    with use_threads(config.threads):
-        while trainer.epoch < config.total_epochs:
+    training = config.training
+    with use_threads(config.machine.threads):
+        torch.manual_seed(training.seed)
+        if build is None:
+            task = find_task(config.task).build(config, data_root=data_root, processes=processes)
+        else:
+            task = build(config)
+        trainer = Trainer(task, config, processes=processes)
+        if resume:
+            trainer.restore(load_checkpoint(out / CHECKPOINT), history=_read_history(out / METRICS))
+        elif processes.rank == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(config.to_json(), indent=2) + "\n"
+            write_atomically(out / CONFIG, text.encode())
+        if on_start is not None:
+            on_start(trainer)
+        if processes.rank == 0:
+            _train_and_write(trainer, out, checkpoint_every, on_step, on_epoch)
+        else:
+            while trainer.epoch < training.epochs:
+                trainer.run_epoch()
+    return trainer
+
+
+def _train_and_write(
+    trainer: Trainer,
+    out: Path,
+    checkpoint_every: int,
+    on_step: Callable[[], object] | None,
+    on_epoch: Callable[[EpochMetrics], object] | None,
+) -> None:
+    epochs, headline = trainer.config.training.epochs, trainer.task.headline
+    board = TensorBoard(out / TENSORBOARD, headline=headline, step=trainer.step)
+    try:
+        while trainer.epoch < epochs:
             metrics = trainer.run_epoch(on_step=on_step)
             write_metrics(out / METRICS, trainer.history)
-            if trainer.epoch % checkpoint_every == 0 or trainer.epoch == config.total_epochs:
+            board.write(metrics)
+            if trainer.epoch % checkpoint_every == 0 or trainer.epoch == epochs:
                 save_checkpoint(out / CHECKPOINT, trainer.checkpoint())
             if on_epoch is not None:
                 on_epoch(metrics)
-    plot_training(trainer.history, out / PLOT)
-    return trainer
+    finally:
+        board.close()
+    plot_training(trainer.history, out / PLOT, headline=headline)
 
 
 def check_folder(out: Path) -> None:

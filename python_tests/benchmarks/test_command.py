@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from deq_kernels.benchmarks.cases import CASES, GPU_CASES, Case
-from deq_kernels.benchmarks.providers import PROVIDERS, find_provider, providers_on
-from deq_kernels.benchmarks.report import load_report
-from deq_kernels.benchmarks.table import format_markdown
+from deq_kernels.benchmarks.broyden.cases import CASES, GPU_CASES, Case
+from deq_kernels.benchmarks.broyden.providers import PROVIDERS
+from deq_kernels.benchmarks.broyden.suite import BroydenSuite
+from deq_kernels.benchmarks.provider import find_provider, providers_on
+from deq_kernels.benchmarks.suites import SUITES, format_markdown, load_report
 from deq_kernels.commands import bench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,8 +54,7 @@ def test_list_says_what_is_absent_without_a_gpu(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--cases", "8x61440"], "BATCHxDIMxSTEPS"),
-        (["--providers", "ours,jax"], "unknown provider 'jax'"),
+        (["eigenvalues"], "invalid choice: 'eigenvalues'"),
         (["--rounds", "0"], "must be at least 1, got 0"),
         (["--plot", "chart.txt"], "ends in .png, .svg, .pdf, but got 'chart.txt'"),
         (["--quick", "--cases", "2x300x8"], "not allowed with argument --quick"),
@@ -131,6 +131,24 @@ def test_nothing_else_beside_what_measures_nothing(
     captured = capsys.readouterr()
     assert f"take no other option, but got {option[0]}; leave them out" in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cases", "8x61440"], "BATCHxDIMxSTEPS"),
+        (["--cases", "2x300x8,"], "BATCHxDIMxSTEPS"),
+        (["--providers", "ours,jax"], "unknown provider 'jax'"),
+        (["--memory", "8x"], "BATCHxDIMxSTEPS"),
+    ],
+)
+def test_names_that_the_suite_does_not_have_are_errors_before_measuring(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "round" not in captured.err
 
 
 def test_a_provider_given_twice_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,13 +236,14 @@ def test_regimes_are_about_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_defaults_follow_the_device() -> None:
-    on_cpu = {provider.name for provider in providers_on("cpu")}
-    on_gpu = {provider.name for provider in providers_on("cuda")}
+    on_cpu = {provider.name for provider in providers_on("cpu", PROVIDERS)}
+    on_gpu = {provider.name for provider in providers_on("cuda", PROVIDERS)}
     assert on_cpu == {"ours", "ours-bf16", "reference", "plain", "plain-4k", "torchdeq"}
     assert on_gpu - on_cpu == {"ours-triton", "ours-graph", "plain-compiled"}
-    assert bench._default_cases("cpu", quick=False) == CASES
-    assert bench._default_cases("cuda", quick=False) == GPU_CASES
-    assert set(bench._default_cases("cuda", quick=True)) <= set(GPU_CASES)
+    suite = SUITES["broyden"]
+    assert suite.cases("cpu") == CASES
+    assert suite.cases("cuda") == GPU_CASES
+    assert {case.name for case in suite.cases("cuda", quick=True)} <= {c.name for c in GPU_CASES}
 
 
 def test_what_the_tests_said_and_the_commit_are_reported(
@@ -245,8 +264,8 @@ def test_what_the_tests_said_and_the_commit_are_reported(
 def test_quick_prints_the_table_and_writes_json_and_chart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "QUICK_CASES", (Case(2, 300, 8),))
-    monkeypatch.setattr(bench, "providers_on", lambda device: (find_provider("plain"),))
+    monkeypatch.setattr(BroydenSuite, "cases", lambda self, device, quick: (Case(2, 300, 8),))
+    monkeypatch.setattr(BroydenSuite, "providers", (find_provider("plain", PROVIDERS),))
     report = bench.quick(tmp_path)
     assert "2x300x8 float32" in capsys.readouterr().out
     assert load_report(tmp_path / "bench.json") == report

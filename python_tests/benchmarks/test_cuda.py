@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks import cuda, gpu_machine, plain_pytorch
-from deq_kernels.benchmarks.cases import Case
+from deq_kernels.benchmarks import cuda, gpu_machine
+from deq_kernels.benchmarks.broyden import plain_pytorch
+from deq_kernels.benchmarks.broyden.cases import Case
+from deq_kernels.benchmarks.broyden.problem import make_problem
+from deq_kernels.benchmarks.broyden.providers import PROVIDERS, BroydenProvider
 from deq_kernels.benchmarks.cuda import Cuda
 from deq_kernels.benchmarks.device import find_device
 from deq_kernels.benchmarks.device_copy import DeviceCopy
-from deq_kernels.benchmarks.problem import make_problem
-from deq_kernels.benchmarks.providers import Provider, ProviderAbsentError, find_provider
+from deq_kernels.benchmarks.provider import ProviderAbsentError, find_provider
 
 H200 = SimpleNamespace(
     name="NVIDIA H200",
@@ -137,7 +139,7 @@ def test_peak_memory_is_that_of_a_second_solve_over_what_was_there_before_the_fi
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: memory["now"])
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: memory["peak"])
-    provider = Provider("kept", "under test", lambda name: solve)
+    provider = BroydenProvider("kept", "under test", lambda name: solve)
     assert device.peak_solver_bytes(provider, case, dtype=torch.float32) == 1100
     assert solves == [3, 4, 4]  # a small problem first
 
@@ -148,7 +150,7 @@ def test_an_absent_provider_has_no_peak(device: Cuda) -> None:
 
     with pytest.raises(ProviderAbsentError, match="not on cuda"):
         device.peak_solver_bytes(
-            Provider("gone", "is not there", load), Case(2, 300, 4), dtype=torch.float32
+            BroydenProvider("gone", "is not there", load), Case(2, 300, 4), dtype=torch.float32
         )
 
 
@@ -220,16 +222,16 @@ def test_evaluations_are_counted_where_they_run() -> None:
 )
 def test_what_needs_a_gpu_is_absent_on_the_cpu(name: str, reason: str) -> None:
     with pytest.raises(ProviderAbsentError) as error_info:
-        find_provider(name).load("cpu")
+        find_provider(name, PROVIDERS).load("cpu")
     assert str(error_info.value) == reason
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_ours_says_why_it_is_absent_on_a_gpu() -> None:
     with pytest.raises(ProviderAbsentError, match="no native kernels: the torch in use"):
-        find_provider("ours").load("cuda")
+        find_provider("ours", PROVIDERS).load("cuda")
     with pytest.raises(ProviderAbsentError, match=r"[Tt]riton"):
-        find_provider("ours-triton").load("cuda")
+        find_provider("ours-triton", PROVIDERS).load("cuda")
 
 
 def test_the_backend_is_entered_around_a_solve(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +244,9 @@ def test_the_backend_is_entered_around_a_solve(monkeypatch: pytest.MonkeyPatch) 
         entered.append("left")
 
     monkeypatch.setattr("deq_kernels.use_backend", use_backend)
-    plain = Provider("plain", "of another package", lambda device: plain_pytorch.solve_textbook)
+    plain = BroydenProvider(
+        "plain", "of another package", lambda device: plain_pytorch.solve_textbook
+    )
     with plain.context():
         assert entered == []
     with replace(plain, backend="triton").context():

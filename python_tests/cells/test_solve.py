@@ -76,6 +76,7 @@ def test_steps_statuses_and_traces_are_those_of_the_fixed_point_solver(
         batch.weight,
         batch.adjacency,
         activation="tanh",
+        accelerate=False,
         on_solve=seen.append,
         **options,
     )

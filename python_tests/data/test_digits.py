@@ -22,9 +22,10 @@ def _split(count: int) -> Split:
 @needs_sklearn
 def test_shapes_and_values() -> None:
     digits = load_digits()
-    assert len(digits.train) == 1437
-    assert len(digits.validation) == 360
-    for split in (digits.train, digits.validation):
+    assert [len(split) for split in (digits.train, digits.validation, digits.test)] == [
+        *(1257, 180, 360)
+    ]
+    for split in (digits.train, digits.validation, digits.test):
         assert split.images.shape == (len(split), 1, 8, 8)
         assert split.images.dtype == torch.float32
         assert split.labels.dtype == torch.int64
@@ -36,8 +37,9 @@ def test_shapes_and_values() -> None:
 def test_parts_are_disjoint_and_complete() -> None:
     from sklearn import datasets
 
-    digits = load_digits(validation_fraction=0.3, seed=5)
-    images = torch.cat([digits.train.images, digits.validation.images]).flatten(1)
+    digits = load_digits(validation_fraction=0.3, test_fraction=0.1, seed=5)
+    splits = (digits.train, digits.validation, digits.test)
+    images = torch.cat([split.images for split in splits]).flatten(1)
     expected = torch.from_numpy(datasets.load_digits().data).float() / 16
     # Every image of the bundle is there exactly as often as in the bundle.
     assert sorted(images.tolist()) == sorted(expected.tolist())
@@ -46,9 +48,12 @@ def test_parts_are_disjoint_and_complete() -> None:
 @needs_sklearn
 def test_every_class_is_held_out_in_proportion() -> None:
     digits = load_digits()
-    held_out = digits.validation.labels.bincount(minlength=10)
-    everything = held_out + digits.train.labels.bincount(minlength=10)
-    assert ((held_out - 0.2 * everything).abs() <= 1).all()
+    counts = [
+        split.labels.bincount(minlength=10)
+        for split in (digits.train, digits.validation, digits.test)
+    ]
+    for count, share in zip(counts, (0.7, 0.1, 0.2), strict=True):
+        assert ((count - share * sum(counts)).abs() <= 2).all()
 
 
 @needs_sklearn
@@ -58,10 +63,10 @@ def test_the_seed_decides_the_split() -> None:
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5])
-def test_fraction_out_of_range(fraction: float) -> None:
+@pytest.mark.parametrize(("validation", "test"), [(0.0, 0.2), (1.0, 0.2), (0.2, -0.5), (0.5, 0.5)])
+def test_fraction_out_of_range(validation: float, test: float) -> None:
     with pytest.raises(ValueError, match="strictly between 0 and 1"):
-        load_digits(validation_fraction=fraction)
+        load_digits(validation_fraction=validation, test_fraction=test)
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,3 +118,11 @@ def test_labels_of_another_length() -> None:
 def test_batch_size_below_one() -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         next(_split(3).batches(0))
+
+
+def test_a_share_of_every_batch() -> None:
+    def odd(indices: torch.Tensor) -> torch.Tensor:
+        return indices[1::2]
+
+    labels = [labels.tolist() for _, labels in _split(7).batches(4, share=odd)]
+    assert labels == [[1, 3], [5]]

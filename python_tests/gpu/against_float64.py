@@ -443,6 +443,7 @@ def check_cell(
     norm: NormKind = NormKind.TWO,
     damping: float = 0.9,
     fixed_steps: bool = False,
+    accelerate: bool = False,
 ) -> CellState:
     """Solve a structured cell; returns what is left, on the CPU.
 
@@ -451,7 +452,7 @@ def check_cell(
     """
     options: dict[str, Any] = {"activation": activation, "damping": damping, "norm": norm}
     options |= {"rtol": 0.0, "atol": 1e-4, "stall_steps": 0, "divergence_factor": 1e6}
-    options["fixed_steps"] = fixed_steps
+    options |= {"fixed_steps": fixed_steps, "accelerate": accelerate}
     after = copy_to(start, engine.device)
     after.iterate(**options)
     after = copy_to(after, CPU)

@@ -152,7 +152,8 @@ def run(inputs: Inputs) -> list[Tensor]:
     other = inputs.damped_step
     damped.step_(*(other.f_z, other.z, other.best_z, other.tables, other.scratch()), **options)
     for cell in (inputs.graph_cell, inputs.row_cell):
-        cell.iterate(**STOPPING, damping=0.9, activation=Activation.TANH, norm=NormKind.TWO)
+        kind = {"activation": Activation.TANH, "norm": NormKind.TWO, "accelerate": True}
+        cell.iterate(**STOPPING, **kind, damping=0.9)
     outputs = []
     for transpose in (False, True):
         outputs.append(

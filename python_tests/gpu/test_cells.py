@@ -67,6 +67,14 @@ def test_rows(engine: Engine, dim: int, dtype: torch.dtype, *, fixed_steps: bool
         check_cell(engine, state, norm=norm, fixed_steps=fixed_steps)
 
 
+@pytest.mark.parametrize("norm", list(NormKind))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [1, 64, 300])
+def test_accelerated_steps(engine: Engine, dim: int, dtype: torch.dtype, norm: NormKind) -> None:
+    for rows in (40, 130, None):
+        check_cell(engine, cell_state(6, rows, dim, dtype), norm=norm, accelerate=True)
+
+
 @pytest.mark.parametrize("activation", list(Activation))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_activations(engine: Engine, dtype: torch.dtype, activation: Activation) -> None:

@@ -52,7 +52,7 @@ def test_every_op(engine: Engine, dtypes: tuple[torch.dtype, torch.dtype]) -> No
         if history_dtype == dtype:  # what knows no history is checked once
             check_damped_step(engine, damped_state(dim, dtype))
             check_neumann_step(engine, x, s, y)
-    for fixed_steps in (False, True):
-        if history_dtype == dtype:
-            check_cell(engine, cell_state(3, 70, 37, dtype), fixed_steps=fixed_steps)
-            check_cell(engine, cell_state(6, None, 37, dtype), fixed_steps=fixed_steps)
+    if history_dtype == dtype:
+        for options in ({"fixed_steps": True}, {"accelerate": False}, {"accelerate": True}):
+            check_cell(engine, cell_state(3, 70, 37, dtype), **options)
+            check_cell(engine, cell_state(6, None, 37, dtype), **options)

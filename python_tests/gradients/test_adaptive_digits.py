@@ -13,9 +13,9 @@ import deq_kernels as dk
 from deq_kernels.gradients import AdjointGradient
 from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.models.mdeq import MDEQ
-from deq_kernels.training.choices import build_model, load_data
-from deq_kernels.training.config import TrainingConfig
 from deq_kernels.training.loop import Trainer
+from deq_kernels.training.registry import run_config
+from deq_kernels.training.tasks.mdeq import MDEQTask
 
 TOLERANCE = 1e-3
 IMAGES = 48
@@ -52,14 +52,16 @@ def test_adaptive_takes_two_thirds_of_the_products() -> None:
     The more the forward solve has learned of J the more is saved, so it is a precise one here.
     """
     pytest.importorskip("sklearn")
-    config = TrainingConfig(pretrain_epochs=2, epochs=2)
-    torch.manual_seed(config.seed)
-    data = load_data(config)
-    trainer = Trainer(build_model(config), data, config)
-    while trainer.epoch < config.total_epochs:
+    settings = {"training.epochs": 4, "training.pretraining_steps": 40}
+    config = run_config("mdeq", preset="digits", settings=settings)
+    torch.manual_seed(config.training.seed)
+    task = MDEQTask.build(config)
+    trainer = Trainer(task, config)
+    while trainer.epoch < config.training.epochs:
         trainer.run_epoch()
-    assert trainer.history[-1].validation.accuracy > 0.9
-    model = trainer.model.train()
+    assert trainer.history[-1].validation.headline > 0.9
+    model = task.model.train()
+    data = task.data.splits
     model.deq.solver = dk.Broyden(max_steps=150, rtol=1e-6, stall_steps=None)
     images, labels = data.validation.images[:IMAGES], data.validation.labels[:IMAGES]
 

@@ -159,10 +159,10 @@ def test_evaluation_uses_its_own_solver() -> None:
         assert solution.steps.tolist() == [steps] * 6
 
 
-def test_default_solvers_have_the_published_budgets() -> None:
-    model = MDEQ(replace(TINY, forward_steps=7, backward_steps=9))
-    assert model.deq.solver == Broyden(max_steps=7, rtol=1e-3)
-    assert model.deq.gradient == Implicit(solver=Broyden(max_steps=9, rtol=1e-3))
+def test_default_solvers_are_the_published_ones() -> None:
+    model = MDEQ(TINY)
+    assert model.deq.solver == Broyden(max_steps=30, rtol=1e-3)
+    assert model.deq.gradient == Implicit(solver=Broyden(max_steps=30, rtol=1e-3))
 
 
 def test_one_branch() -> None:

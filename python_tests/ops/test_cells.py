@@ -535,15 +535,16 @@ def test_used_up_tables_are_refused() -> None:
         iterate(weight, bias, tables=tables, **arguments)
 
 
+@pytest.mark.parametrize("accelerate", [True, False])
 @pytest.mark.parametrize("with_graph", [True, False])
-def test_opcheck(with_graph: bool) -> None:
+def test_opcheck(with_graph: bool, accelerate: bool) -> None:
     weight, bias, arguments = problem()
     names = ("crow", "col", "values", "sample_ptr")
     graph = [arguments[name] if with_graph else None for name in names]
     tables = Tables.new(6 if with_graph else 11, 5, bias.device)
     record = tables.record.zero_()
     state = (torch.zeros_like(bias), record, tables.counters, tables.active)
-    options = (2, 0.0, 1e-4, 1.0, 0, 0, 1e6, False)
+    options = (2, 0.0, 1e-4, 1.0, 0, 0, 1e6, False, accelerate)
     torch.library.opcheck(
         OPS["cells_iterate_"].overload,
         (weight, *graph, bias, torch.ones_like(bias), *state, *options),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,27 +12,34 @@ import pytest
 
 from deq_kernels.cli import COMMANDS, main
 from deq_kernels.commands import bench, demo
-from deq_kernels.data import Digits, load_digits
-from deq_kernels.training.config import TrainingConfig
+from deq_kernels.data import Splits, load_digits
+from deq_kernels.training.equilibrium import GRADIENTS
 from deq_kernels.training.metrics import read_metrics
+from deq_kernels.training.registry import MODELS
 
 pytestmark = pytest.mark.skipif(
     not all(map(find_spec, ("sklearn", "safetensors", "matplotlib", "tqdm"))),
     reason="training needs the packages of the extra train",
 )
 
-FAST = ["--epochs", "1", "--pretrain-epochs", "1", "--pretrain-steps", "2", "--steps", "4"]
+FAST = [
+    *("--epochs", "2", "--set", "training.pretraining_steps=2"),
+    *("--set", "training.pretraining_depth=2", "--set", "equilibrium.forward_steps=4"),
+]
 
 
-def _few_digits(config: TrainingConfig) -> Digits:
-    digits = load_digits(seed=config.seed)
-    return Digits(train=digits.train.head(96), validation=digits.validation.head(32))
+def _few_digits(*, seed: int) -> Splits:
+    digits = load_digits(seed=seed)
+    return Splits(
+        train=digits.train.head(96),
+        validation=digits.validation.head(32),
+        test=digits.test.head(32),
+    )
 
 
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deq_kernels.training.run.load_data", _few_digits)
-    monkeypatch.setattr("deq_kernels.training.choices.load_data", _few_digits)
+    monkeypatch.setattr("deq_kernels.data.digits.load_digits", _few_digits)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -52,17 +58,17 @@ def test_help_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command in out for command in COMMANDS)
 
 
-def test_train_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
+@pytest.mark.parametrize("name", MODELS)
+def test_train_help_states_every_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["train", name, "--help"])
+    assert raised.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
-    for text in (
-        "(default: shine)",
-        "(default: 64)",
-        "the preset's, 30 for digits",
-        "training.png",
-    ):
-        assert text in out
+    assert out.startswith(f"usage: deq-kernels train {name} [-h] [--preset")
+    assert "training.png" in out
+    assert "equilibrium.gradient_steps" in out
+    assert "training.nesterov false" in out
+    assert "machine.threads 1" in out
 
 
 @pytest.mark.usefixtures("few_digits")
@@ -84,20 +90,17 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(command) == 2
     assert "already holds a run; continue it with --resume" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
-    assert main([*command, "--resume", "--lr", "0.1"]) == 2
-    assert "learning_rate: 0.003 in the checkpoint, 0.1 now" in capsys.readouterr().err
+    assert main([*command, "--resume", "--set", "training.learning_rate=0.1"]) == 2
+    assert "training.learning_rate: 0.003 in the checkpoint, 0.1 now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data", "cifar10"], "argument --data: invalid choice: 'cifar10'"),
+        (["--data", "mnist"], "argument --data: invalid choice: 'mnist'"),
+        (["--preset", "huge"], "argument --preset: invalid choice: 'huge'"),
         (["--gradient", "exact"], "argument --gradient: invalid choice: 'exact'"),
-        (["--epochs", "-1"], "must be a whole number, at least 0, got '-1'"),
-        (["--batch-size", "0"], "must be at least 1, got 0"),
-        (["--lr", "0"], "must be above 0, got 0"),
-        (["--rtol", "nan"], "must be finite and at least 0, got 'nan'"),
-        (["--weight-decay", "much"], "must be a number, got 'much'"),
+        (["--checkpoint-every", "0"], "must be at least 1, got 0"),
     ],
 )
 def test_options_that_cannot_be(
@@ -113,12 +116,14 @@ def test_options_that_cannot_be(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--damping", "0.5"], "error: damping applies to neumann and unrolled"),
-        (["--seed", "4294967296"], "error: seed must be at most 4294967295, got 4294967296"),
-        (["--pretrain-epochs", "0", "--pretrain-steps", "2"], "error: pretrain_steps applies to"),
-        (["--epochs", "0", "--steps", "4"], "error: solver_steps applies to equilibrium training"),
-        (["--lr", "1e-7"], "error: learning_rate must be at least 1e-06"),
-        (["--preset", "imagenet_small"], "error: both sides of image_size must be multiples of 32"),
+        (["--set", "equilibrium.damping=0.5"], "error: damping applies to neumann, unrolled"),
+        (["--seed", "4294967296"], "error: seed must be at most 4294967295; got 4294967296"),
+        (["--epochs", "few"], "error: training.epochs must be a whole number; got 'few'"),
+        (["--epochs", "3", "--set", "training.epochs=3"], "--set training.epochs are the same"),
+        (["--set", "training.lr=1"], "no setting is called 'training.lr'; there are: task"),
+        (["--set", "training.epochs"], "a setting is NAME=VALUE"),
+        (["--set", "model.dropout=much"], "error: model.dropout must be a number; got 'much'"),
+        (["--solver", "anderson"], "but the solver is anderson; choose broyden"),
         (["--resume"], "to resume from; leave out --resume to start a run"),
     ],
 )
@@ -165,15 +170,19 @@ def test_demo(
 ) -> None:
     monkeypatch.setattr(bench, "quick", _quick(refusals))
     monkeypatch.setattr(demo, "REQUIRED_ACCURACY", required)
-    short = replace(demo.CONFIG, pretrain_epochs=0, epochs=1, solver_steps=4)
-    monkeypatch.setattr(demo, "CONFIG", short)
+    short = {
+        "training.pretraining_steps": 0,
+        "training.epochs": 1,
+        "equilibrium.forward_steps": 4,
+    }
+    monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, **short})
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out)]) == status
     captured = capsys.readouterr()
     assert message in captured.err
-    for gradient in ("implicit", "jfb", "shine", "neumann", "unrolled"):
+    for gradient in GRADIENTS:
         assert f"\n{gradient} " in captured.out
-    assert "accuracy on 32 held-out digits" in captured.out
+    assert "accuracy on digits held out for the test" in captured.out
     assert "mean solver steps per image: 4.0" in captured.out
     assert str(out / "training.png") in captured.out
     assert (out / "training.png").exists()

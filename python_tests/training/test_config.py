@@ -7,32 +7,28 @@ from typing import Any
 import pytest
 
 from deq_kernels.training.config import TrainingConfig
+from deq_kernels.training.machine import MachineConfig
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0, "pretrain_epochs": 0}, "total_epochs must be at least 1, got 0"),
-        ({"epochs": -1}, "epochs must be at least 0, got -1"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
-        ({"learning_rate": 1e-7}, "learning_rate must be at least 1e-06, got 1e-07"),
-        ({"learning_rate": float("nan")}, "learning_rate must be a finite number, got nan"),
-        ({"learning_rate": float("inf")}, "learning_rate must be a finite number, got inf"),
-        ({"weight_decay": -0.1}, "weight_decay must be at least 0.0, got -0.1"),
-        ({"weight_decay": float("inf")}, "weight_decay must be a finite number, got inf"),
-        ({"rtol": 0.0}, "rtol must be above 0, got 0.0"),
-        ({"rtol": float("nan")}, "rtol must be a finite number, got nan"),
-        ({"damping": -0.5}, "damping must be above 0, got -0.5"),
-        ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
-        ({"epochs": None}, "epochs must be a whole number, got None"),
-        ({"rtol": None}, "rtol must be a finite number, got None"),
-        ({"batch_size": True}, "batch_size must be a whole number, got True"),
-        ({"pretrain_steps": 0}, "pretrain_steps must be at least 1, got 0"),
-        ({"solver_steps": 0}, "solver_steps must be at least 1, got 0"),
-        ({"gradient_steps": 0}, "gradient_steps must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"seed": 2**32}, "seed must be at most 4294967295, got 4294967296"),
+        ({"epochs": 0}, "epochs must be a whole number, at least 1; got 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number, at least 1; got 1.5"),
+        ({"batch_size": True}, "batch_size must be a whole number, at least 1; got True"),
+        ({"pretraining_steps": -1}, "pretraining_steps must be a whole number, at least 0; got -1"),
+        ({"pretraining_depth": 0}, "pretraining_depth must be a whole number, at least 1; got 0"),
+        ({"learning_rate": 1e-7}, "learning_rate must be finite and at least 1e-06; got 1e-07"),
+        ({"learning_rate": float("nan")}, "learning_rate must be .*; got nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be .*; got inf"),
+        ({"weight_decay": -0.1}, "weight_decay must be .* at least 0; got -0.1"),
+        ({"optimizer": "lion"}, "optimizer must be one of 'adam', 'sgd'; got 'lion'"),
+        ({"schedule": "poly"}, "schedule must be one of 'cosine', 'step', 'constant'; got 'poly'"),
+        ({"clip_norm": 0.0}, "clip_norm must be .*or None; got 0.0"),
+        ({"jacobian_frequency": 0.0}, "jacobian_frequency must be .*above 0, up to 1; got 0.0"),
+        ({"step_jitter": (1, -1)}, r"step_jitter must be \(smallest, largest\); got \(1, -1\)"),
+        ({"seed": -1}, "seed must be a whole number, at least 0; got -1"),
+        ({"seed": 2**32}, "seed must be at most 4294967295; got 4294967296"),
     ],
 )
 def test_numbers_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -43,10 +39,17 @@ def test_numbers_out_of_range(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pretrain_epochs": 0, "pretrain_steps": 3}, "pretrain_steps applies to pretraining"),
-        ({"epochs": 0, "solver_steps": 3}, "solver_steps applies to equilibrium training"),
-        ({"epochs": 0, "gradient_steps": 3}, "gradient_steps applies to equilibrium training"),
-        ({"epochs": 0, "damping": 0.3}, "damping applies to equilibrium training"),
+        ({"momentum": 0.9}, "momentum applies to sgd"),
+        ({"nesterov": True, "optimizer": "sgd"}, "nesterov needs a momentum"),
+        ({"decay_epochs": (3,)}, "decay_epochs and the schedule step go together"),
+        ({"schedule": "step"}, "decay_epochs and the schedule step go together"),
+        ({"pretraining_jacobian_weight": 0.1}, "but pretraining_steps is 0"),
+        ({"jacobian_growth": 0.1}, "jacobian_growth_steps go together"),
+        ({"step_jitter": (-2, 0)}, "step_jitter and jittered go together"),
+        (
+            {"step_jitter": (-2, 0), "jittered": "regularised"},
+            "jittered=regularised needs a jacobian_weight",
+        ),
     ],
 )
 def test_options_without_effect(options: dict[str, Any], message: str) -> None:
@@ -54,7 +57,22 @@ def test_options_without_effect(options: dict[str, Any], message: str) -> None:
         TrainingConfig(**options)
 
 
-def test_the_ends_of_the_ranges_are_allowed() -> None:
-    assert TrainingConfig(seed=2**32 - 1).seed == 2**32 - 1
-    assert TrainingConfig(epochs=0, pretrain_steps=1).total_epochs == 3
-    assert TrainingConfig(pretrain_epochs=0, solver_steps=1).total_epochs == 12
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "device must be cpu or cuda.*; got 'gpu'"),
+        ({"device": "mps"}, "device must be cpu or cuda.*; got 'mps'"),
+        ({"dtype": "float16"}, "dtype must be one of 'float32', 'float64', 'bfloat16'"),
+        ({"compile": 1}, "compile must be a bool; got 1"),
+        ({"threads": 0}, "threads must be a whole number, at least 1; got 0"),
+    ],
+)
+def test_machines_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MachineConfig(**options)
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch sees none; use device=cpu"):
+        MachineConfig(device="cuda").find_device()

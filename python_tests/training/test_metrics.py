@@ -16,10 +16,12 @@ PRETRAIN = EpochMetrics(
     phase="pretrain",
     learning_rate=1e-3,
     seconds=0.5,
-    train=PartMetrics(loss=1.0 / 3.0, accuracy=0.5, solver_steps=None, converged=None),
-    validation=PartMetrics(loss=0.1, accuracy=0.75, solver_steps=None, converged=None),
+    train=PartMetrics(loss=1.0 / 3.0, headline=0.5),
+    validation=PartMetrics(loss=0.1, headline=0.75),
 )
-SOLVED = PartMetrics(loss=0.01, accuracy=1.0, solver_steps=12.5, converged=0.9)
+SOLVED = PartMetrics(
+    loss=0.01, headline=1.0, jacobian_penalty=0.5, solver_steps=12.5, converged=0.9
+)
 EQUILIBRIUM = replace(
     PRETRAIN, epoch=2, step=46, phase="equilibrium", train=SOLVED, validation=SOLVED
 )

@@ -4,44 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-from deq_kernels.data import Digits, Split
 from deq_kernels.training.checkpoint import CheckpointError, load_checkpoint
-from deq_kernels.training.config import TrainingConfig
 from deq_kernels.training.loop import Trainer
 from deq_kernels.training.metrics import EpochMetrics, read_metrics
+from deq_kernels.training.presets import RunConfig
 from deq_kernels.training.run import RunFolderError, run_training
+from python_tests.training.runs import EQUILIBRIUM_ONLY, builder, images, small_config, with_changes
 
 pytestmark = pytest.mark.skipif(
     find_spec("safetensors") is None or find_spec("matplotlib") is None,
     reason="a run writes safetensors and a matplotlib plot",
 )
 
-CONFIG = TrainingConfig(
-    solver_steps=4, pretrain_epochs=1, pretrain_steps=2, epochs=3, batch_size=8, seed=3
-)
-EQUILIBRIUM_ONLY = replace(CONFIG, pretrain_epochs=0, pretrain_steps=None, epochs=1)
+CONFIG = small_config()
+SHORT = with_changes(EQUILIBRIUM_ONLY)
 
 
 class InterruptedRunError(Exception):
     """Stands for whatever ends a run early."""
 
 
-def _data() -> Digits:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(28, 1, 8, 8, generator=generator)
-    labels = torch.arange(28) % 10
-    return Digits(train=Split(images[:20], labels[:20]), validation=Split(images[20:], labels[20:]))
-
-
-def _run(config: TrainingConfig, out: Path, *, resume: bool = False, every: int = 1) -> Trainer:
-    return run_training(config, out, resume=resume, checkpoint_every=every, data=_data())
+def _run(config: RunConfig, out: Path, *, resume: bool = False, every: int = 1) -> Trainer:
+    return run_training(config, out, resume=resume, checkpoint_every=every, build=builder())
 
 
 def _without_time(path: Path) -> list[EpochMetrics]:
@@ -57,7 +48,7 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
         "metrics.jsonl",
         "training.png",
     ]
-    assert json.loads((out / "config.json").read_text(encoding="utf-8")) == asdict(CONFIG)
+    assert json.loads((out / "config.json").read_text(encoding="utf-8")) == CONFIG.to_json()
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
     epochs = read_metrics(out / "metrics.jsonl")
     assert epochs == trainer.history
@@ -69,11 +60,11 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
         for part in (metrics.train, metrics.validation):
             assert part.solver_steps is not None
             assert 1 <= part.solver_steps <= 4
-            assert 0 <= part.accuracy <= 1
+            assert 0 <= part.headline <= 1
 
 
 def test_learning_lowers_the_loss(tmp_path: Path) -> None:
-    trainer = _run(replace(CONFIG, epochs=6, solver_steps=8), tmp_path / "run")
+    trainer = _run(small_config(training__epochs=7, equilibrium__forward_steps=8), tmp_path / "run")
     losses = [metrics.train.loss for metrics in trainer.history]
     assert losses[-1] < 0.85 * losses[0]
 
@@ -88,14 +79,14 @@ def test_a_resumed_run_gives_the_same_bits(tmp_path: Path, every: int, stop_afte
             raise InterruptedRunError
 
     with pytest.raises(InterruptedRunError):
-        run_training(CONFIG, parts, checkpoint_every=every, data=_data(), on_epoch=stop)
+        run_training(CONFIG, parts, checkpoint_every=every, build=builder(), on_epoch=stop)
     torch.rand(17)
     resumed_at = []
     trainer = run_training(
         CONFIG,
         parts,
         resume=True,
-        data=_data(),
+        build=builder(),
         on_start=lambda trainer: resumed_at.append(trainer.epoch),
     )
     assert resumed_at == [stop_after // every * every]
@@ -109,7 +100,7 @@ def test_the_seed_decides_the_result(tmp_path: Path) -> None:
     weights = []
     for number, seed in enumerate((1, 1, 2)):
         out = tmp_path / str(number)
-        _run(replace(CONFIG, epochs=1, seed=seed), out)
+        _run(small_config(training__epochs=2, training__seed=seed), out)
         weights.append(load_checkpoint(out / "checkpoint.safetensors").model)
     first, again, other = (torch.cat([v.flatten() for v in w.values()]) for w in weights)
     assert torch.equal(first, again)
@@ -117,7 +108,7 @@ def test_the_seed_decides_the_result(tmp_path: Path) -> None:
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
-    config = EQUILIBRIUM_ONLY
+    config = SHORT
     _run(config, tmp_path)
     before = {entry: entry.read_bytes() for entry in tmp_path.iterdir()}
     with pytest.raises(RunFolderError, match="already holds a run"):
@@ -126,14 +117,14 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_resuming_with_other_options(tmp_path: Path) -> None:
-    config = EQUILIBRIUM_ONLY
+    config = SHORT
     _run(config, tmp_path)
-    with pytest.raises(CheckpointError, match="epochs: 1 in the checkpoint, 2 now"):
-        _run(replace(config, epochs=2), tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"training\.epochs: 1 in the checkpoint, 2 now"):
+        _run(with_changes(EQUILIBRIUM_ONLY, training__epochs=2), tmp_path, resume=True)
 
 
 def test_resuming_into_a_model_of_another_shape(tmp_path: Path) -> None:
-    trainer = _run(EQUILIBRIUM_ONLY, tmp_path)
+    trainer = _run(SHORT, tmp_path)
     checkpoint = trainer.checkpoint()
     weights = {**checkpoint.model, "head.classifier.bias": torch.zeros(11)}
     with pytest.raises(CheckpointError, match=r"(?s)does not fit the model.*classifier\.bias"):
@@ -156,14 +147,12 @@ def test_a_run_stopped_before_its_first_checkpoint_may_be_started_again(tmp_path
             CONFIG,
             tmp_path,
             checkpoint_every=2,
-            data=_data(),
+            build=builder(),
             on_epoch=_stop_after_first_epoch,
         )
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["config.json", "metrics.jsonl"]
-    _run(EQUILIBRIUM_ONLY, tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == asdict(
-        EQUILIBRIUM_ONLY
-    )
+    _run(SHORT, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == SHORT.to_json()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
 
 
@@ -178,7 +167,7 @@ def test_a_run_stopped_before_its_first_checkpoint_may_be_started_again(tmp_path
     ],
 )
 def test_resuming_without_all_metrics(tmp_path: Path, keep: list[int] | None, message: str) -> None:
-    config = replace(EQUILIBRIUM_ONLY, epochs=3)
+    config = with_changes(EQUILIBRIUM_ONLY, training__epochs=3)
     _run(config, tmp_path)
     path = tmp_path / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -191,10 +180,10 @@ def test_resuming_without_all_metrics(tmp_path: Path, keep: list[int] | None, me
 
 
 def test_resuming_with_a_damaged_line_of_metrics(tmp_path: Path) -> None:
-    _run(EQUILIBRIUM_ONLY, tmp_path)
+    _run(SHORT, tmp_path)
     (tmp_path / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl:1 does not hold .*start the run"):
-        _run(EQUILIBRIUM_ONLY, tmp_path, resume=True)
+        _run(SHORT, tmp_path, resume=True)
 
 
 def test_threads_are_set_for_the_run_only(
@@ -203,9 +192,9 @@ def test_threads_are_set_for_the_run_only(
     set_threads(1)
     seen = []
     run_training(
-        replace(CONFIG, epochs=1, threads=2),
+        small_config(training__epochs=2, machine__threads=2),
         tmp_path,
-        data=_data(),
+        build=builder(),
         on_step=lambda: seen.append(torch.get_num_threads()),
     )
     assert set(seen) == {2}
@@ -218,25 +207,24 @@ def test_checkpoints_at_least_every_epoch(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    data = _data()
+    data = images()
     data.train.images[3] = float("nan")
-    config = replace(CONFIG, pretrain_epochs=1)
     with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1, step"):
-        run_training(config, tmp_path, data=data)
+        run_training(CONFIG, tmp_path, build=builder(data))
 
 
 def test_a_validation_loss_that_is_not_finite(tmp_path: Path) -> None:
-    data = _data()
+    data = images()
     data.validation.images[3] = float("nan")
     message = "the loss became nan in the validation of epoch 1; lower the learning rate"
     with pytest.raises(FloatingPointError, match=message):
-        run_training(CONFIG, tmp_path, data=data)
+        run_training(CONFIG, tmp_path, build=builder(data))
 
 
-@pytest.mark.parametrize(("part", "name"), [("train", "training"), ("validation", "validation")])
-def test_an_empty_split(tmp_path: Path, part: str, name: str) -> None:
-    data = _data()
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_an_empty_split(tmp_path: Path, part: str) -> None:
+    data = images()
     data = replace(data, **{part: getattr(data, part).head(0)})
-    with pytest.raises(ValueError, match=f"at least one {name} image, got none"):
-        run_training(CONFIG, tmp_path / "run", data=data)
+    with pytest.raises(ValueError, match=f"at least one image in the split {part}, got none"):
+        run_training(CONFIG, tmp_path / "run", build=builder(data))
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ POST_GROUPS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class MDEQConfig:
-    """Architecture of an MDEQ classifier and the solver budgets it was published with.
+    """Architecture of an MDEQ classifier.
 
     Branch i (counted from 0) holds `channels[i]` feature maps of the input resolution divided by
     2^(stem_downsamplings + i). The state is the concatenation of all branches.
@@ -26,9 +26,6 @@ class MDEQConfig:
         post_affine: whether that last GroupNorm has a scale and a shift. The counted parameters
             include them.
         dropout: probability of the variational dropout in the branch blocks.
-        pretrain_steps: depth of the weight-tied unrolled network used for pretraining.
-        forward_steps: evaluations of the cell in a forward solve.
-        backward_steps: vector-Jacobian products in an implicit backward solve.
 
     Raises:
         ValueError: inconsistent lengths, numbers out of their range, or sizes that the groups or
@@ -46,9 +43,6 @@ class MDEQConfig:
     groups: int = 8
     post_affine: bool = True
     dropout: float = 0.0
-    pretrain_steps: int = 10
-    forward_steps: int = 18
-    backward_steps: int = 20
 
     def __post_init__(self) -> None:
         if not self.channels or len(self.channels) != len(self.head_channels):
@@ -118,9 +112,6 @@ _POSITIVE = (
     "final_channels",
     "expansion",
     "groups",
-    "pretrain_steps",
-    "forward_steps",
-    "backward_steps",
 )
 
 PRESETS: dict[str, MDEQConfig] = {
@@ -133,9 +124,6 @@ PRESETS: dict[str, MDEQConfig] = {
         final_channels=64,
         expansion=2,
         dropout=0.1,
-        pretrain_steps=5,
-        forward_steps=30,
-        backward_steps=30,
     ),
     "cifar10_tiny": MDEQConfig(
         image_channels=3,
@@ -145,9 +133,6 @@ PRESETS: dict[str, MDEQConfig] = {
         head_channels=(8, 16),
         final_channels=200,
         dropout=0.25,
-        pretrain_steps=10,
-        forward_steps=22,
-        backward_steps=24,
     ),
     "cifar10_large": MDEQConfig(
         image_channels=3,
@@ -157,9 +142,6 @@ PRESETS: dict[str, MDEQConfig] = {
         head_channels=(14, 28, 56, 112),
         final_channels=1680,
         dropout=0.3,
-        pretrain_steps=10,
-        forward_steps=18,
-        backward_steps=20,
     ),
     "imagenet_small": MDEQConfig(
         image_channels=3,
@@ -169,8 +151,5 @@ PRESETS: dict[str, MDEQConfig] = {
         head_channels=(24, 48, 96, 192),
         final_channels=2048,
         stem_downsamplings=2,
-        pretrain_steps=5,
-        forward_steps=26,
-        backward_steps=27,
     ),
 }

@@ -20,7 +20,8 @@ _ITERATE = registry.define(
     "cells_iterate_(Tensor weight, Tensor? crow, Tensor? col, Tensor? values, "
     "Tensor? sample_ptr, Tensor bias, Tensor? scale, Tensor(a!) z, Tensor(b!) record, "
     "Tensor(c!) counters, Tensor(d!) active, int activation, float rtol, float atol, "
-    "float damping, int norm, int stall_steps, float divergence_factor, bool fixed_steps) -> ()",
+    "float damping, int norm, int stall_steps, float divergence_factor, bool fixed_steps, "
+    "bool accelerate) -> ()",
     reference=reference.iterate_,
     fake=registry.in_place_fake,
 )
@@ -52,6 +53,7 @@ def iterate_(
     stall_steps: int,
     divergence_factor: float,
     fixed_steps: bool = False,
+    accelerate: bool = False,
 ) -> None:
     """Iterate z ← z + λ (φ(S (c ⊙ z) Vᵀ + b) − z) until every sample has stopped, by itself.
 
@@ -83,6 +85,10 @@ def iterate_(
         fixed_steps: take exactly as many steps as the tables have room for, and leave in z the
             last iterate, which is not evaluated. Status and residual are then those of the one
             before: `CONVERGED`, `MAX_STEPS`, or `DIVERGED` where it is not finite.
+        accelerate: look back on the iterate before, z', f': with r = f(z) − z and g = z + λ r the
+            next is g − γ (g − g'), γ = ⟨r − r', r⟩ / ‖r − r'‖² over the sample (Anderson's method
+            with one earlier iterate). A step that does not lower the residual is taken back and
+            replaced by the damped one, g'. Not together with `fixed_steps`.
 
     weight, bias, scale and values have the dtype of z.
 
@@ -110,6 +116,7 @@ def iterate_(
         stall_steps,
         divergence_factor,
         fixed_steps,
+        accelerate,
     )
 
 

@@ -5,12 +5,23 @@ Source: docs/algebra.md, section 3.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from deq_kernels.ops.cells.activations import Activation, value
 from deq_kernels.ops.dtypes import accumulate_dtype
-from deq_kernels.ops.termination import Counter, Norm, Status, Tables, judge_, squared_norm
+from deq_kernels.ops.termination import (
+    Counter,
+    Norm,
+    Status,
+    Tables,
+    Trial,
+    Verdict,
+    judge_,
+    squared_norm,
+)
 
 
 def iterate_(
@@ -33,6 +44,7 @@ def iterate_(
     stall_steps: int,
     divergence_factor: float,
     fixed_steps: bool,
+    accelerate: bool,
 ) -> None:
     """z ← z + λ (f(z) − z) until all samples have stopped; see `deq_kernels.ops.cells.iterate_`."""
     tables = Tables(record, counters, active)
@@ -43,6 +55,7 @@ def iterate_(
     sample_of_row = _owners(sample_ptr, len(z), z.device)
     row_of_entry = _owners(crow, 0 if col is None else len(col), z.device)
     best = iterate.clone()
+    last = _Last.none(samples, iterate)
     status = counters[:, Counter.STATUS]
     started = status == Status.RUNNING
     while bool((status == Status.RUNNING).any()):
@@ -51,9 +64,10 @@ def iterate_(
             entries = values.to(accum)[:, None] * mixed.index_select(0, col)
             mixed = torch.zeros_like(mixed).index_add_(0, row_of_entry, entries)
         f = value(Activation(activation), mixed @ weight_t + b)
-        residual = _sample_norm(f - iterate, sample_of_row, samples, norm)
+        r = f - iterate
+        residual = _sample_norm(r, sample_of_row, samples, norm)
         f_norm = _sample_norm(f, sample_of_row, samples, norm)
-        moved = f if damping == 1.0 else iterate + damping * (f - iterate)
+        moved = f if damping == 1.0 else iterate + damping * r
         if fixed_steps:
             advance = status == Status.RUNNING
             _record(tables, residual, f_norm, rtol, atol)
@@ -69,12 +83,49 @@ def iterate_(
                 stall_steps=stall_steps,
                 divergence_factor=divergence_factor,
                 max_rejections=0,
+                trial=Trial(last.extrapolated, last.residual),
             )
-            advance = verdict.advance
+            advance = verdict.advance | verdict.backtrack
             best = torch.where(verdict.improved[sample_of_row, None], iterate, best)
+            if accelerate:
+                moved, last = _extrapolate(moved, r, residual, last, verdict, sample_of_row)
         iterate = torch.where(advance[sample_of_row, None], moved, iterate)
     result = iterate if fixed_steps else best
     z.copy_(torch.where(started[sample_of_row, None], result.to(z.dtype), z))
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The iterate before: g = z + λ r and r, [N, n], and per sample, [G], what is known of it."""
+
+    g: Tensor
+    r: Tensor
+    residual: Tensor
+    known: Tensor
+    extrapolated: Tensor
+
+    @classmethod
+    def none(cls, samples: int, like: Tensor) -> _Last:
+        zero = torch.zeros_like(like)
+        no = torch.zeros(samples, dtype=torch.bool, device=like.device)
+        return cls(zero, zero, no.double(), no, no)
+
+
+def _extrapolate(
+    g: Tensor, r: Tensor, residual: Tensor, last: _Last, verdict: Verdict, sample_of_row: Tensor
+) -> tuple[Tensor, _Last]:
+    """g − γ (g − g') of each sample, or g' where the step from the iterate before is taken back."""
+    change = (r - last.r).double()
+    totals = torch.zeros(len(residual), 2, dtype=torch.float64, device=g.device)
+    products = torch.stack((change.square().sum(1), (change * r.double()).sum(1)), 1)
+    totals.index_add_(0, sample_of_row, products)
+    gamma = totals[:, 1] / totals[:, 0]
+    gamma = torch.where(last.known & gamma.isfinite(), gamma, 0.0)
+    back = verdict.backtrack
+    of_row = gamma[sample_of_row, None].to(g.dtype)
+    onwards = torch.where(of_row == 0.0, g, g - of_row * (g - last.g))
+    moved = torch.where(back[sample_of_row, None], last.g, onwards)
+    return moved, _Last(g, r, residual, ~back, ~back & (gamma != 0.0))
 
 
 def _owners(starts: Tensor | None, length: int, device: torch.device) -> Tensor:

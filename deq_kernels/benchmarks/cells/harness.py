@@ -1,0 +1,145 @@
+"""A whole run: check the answers, time in interleaved rounds, put the numbers together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from deq_kernels.threads import use_threads
+
+from ..contention import OtherLoad
+from ..provider import OURS, Provider, load_all
+from ..run import DTYPES, Say, check_settings, origin, prefixed
+from ..suite import Settings
+from ..timing import Timed, spread, time_interleaved
+from .cases import CellCase
+from .checks import Work, check_answer
+from .problem import TOLERANCE, Direction, make_problem
+from .providers import Bind, Solve
+from .report import NAME, SCHEMA, CaseResult, CellReport, Row
+
+
+def run_benchmark(
+    cases: Sequence[CellCase], providers: Sequence[Provider[Bind]], settings: Settings
+) -> CellReport:
+    """Measure all providers on all cases.
+
+    Raises:
+        ValueError: an unknown dtype, no case or provider, a provider given twice, fewer than one
+            round or thread.
+    """
+    check_settings(cases, providers, dtype=settings.dtype, rounds=settings.rounds)
+    with use_threads(settings.threads), torch.no_grad():
+        binds, absent = load_all(providers, settings.device.name)
+        report = CellReport(
+            suite=NAME,
+            schema=SCHEMA,
+            tolerance=TOLERANCE,
+            cases=(),
+            **origin(
+                providers,
+                settings.device,
+                dtype=settings.dtype,
+                rounds=settings.rounds,
+                commit=settings.commit,
+                tests=settings.tests,
+            ),
+        )
+        for index, case in enumerate(cases):
+            say = prefixed(settings.say, f"[{index + 1}/{len(cases)}] {case.name}: ")
+            result = _run_case(case, providers, binds, absent, settings, say)
+            report = replace(report, cases=(*report.cases, result))
+            if settings.save is not None:
+                settings.save(report)
+        return report
+
+
+def _run_case(
+    case: CellCase,
+    providers: Sequence[Provider[Bind]],
+    binds: Mapping[str, Bind],
+    absent: Mapping[str, str],
+    settings: Settings,
+    say: Say,
+) -> CaseResult:
+    say("checking that everybody finds the answers of float64")
+    problem, anchors = make_problem(case)
+    rounded = problem.to(DTYPES[settings.dtype], settings.device.torch_device)
+    work: dict[tuple[str, Direction], Work] = {}
+    calls: dict[str, Timed] = {}
+    for provider in providers:
+        if provider.name in absent:
+            continue
+        for direction in Direction:
+            try:
+                with provider.context():
+                    solve = binds[provider.name](rounded, direction)
+                    answer = solve()
+                found = check_answer(answer, solve.steps, direction, problem, anchors[direction])
+            except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+                found = Work.of_failure(error)
+            work[provider.name, direction] = found
+            if found.refusal is None:
+                calls[_label(provider.name, direction)] = _timed(solve, provider, settings)
+    other_load = OtherLoad()
+    seconds = time_interleaved(calls, rounds=settings.rounds, say=say) if calls else {}
+    other_load_cores = other_load.cores()
+    rows = {
+        direction: tuple(
+            Row(provider.name, "absent", absent[provider.name])
+            if provider.name in absent
+            else _row(provider.name, direction, work[provider.name, direction], seconds)
+            for provider in providers
+        )
+        for direction in Direction
+    }
+    return CaseResult(
+        name=case.name,
+        graphs=case.graphs,
+        nodes=problem.nodes,
+        features=case.features,
+        entries=len(problem.values),
+        other_load_cores=other_load_cores,
+        **{direction.value: found for direction, found in rows.items()},
+    )
+
+
+def _label(provider: str, direction: Direction) -> str:
+    return f"{provider} {direction.value}"
+
+
+def _timed(solve: Solve, provider: Provider[Any], settings: Settings) -> Timed:
+    return Timed(solve, settings.device.solve_clock, provider.context)
+
+
+def _row(
+    name: str, direction: Direction, work: Work, seconds: Mapping[str, tuple[float, ...]]
+) -> Row:
+    row = Row(
+        provider=name,
+        status="timed" if work.refusal is None else "refused",
+        reason=work.refusal,
+        steps=work.steps,
+        difference=_finite_or_none(work.difference),
+        residual=_finite_or_none(work.residual),
+    )
+    if work.refusal is not None:
+        return row
+    samples = seconds[_label(name, direction)]
+    ours = seconds.get(_label(OURS, direction))
+    return replace(
+        row,
+        milliseconds=spread([s * 1e3 for s in samples]),
+        time_over_ours=(
+            None if ours is None else spread([s / o for s, o in zip(samples, ours, strict=True)])
+        ),
+    )
+
+
+def _finite_or_none(value: float) -> float | None:
+    # JSON has no NaN; the reason of the refusal keeps it.
+    return value if math.isfinite(value) else None

@@ -1,0 +1,136 @@
+"""The result of a run as data: what the JSON holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..report import Report, Status, check_machine, check_rows
+from ..stored import build
+from ..timing import Spread
+from .problem import Direction
+from .providers import PLAIN
+
+NAME = "cells"
+"""The name of the suite."""
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider on one equation. What was not measured is None.
+
+    Attributes:
+        provider: its name.
+        status: ``timed``; ``refused`` because its answer is another; or ``absent``.
+        reason: why it was refused or is absent.
+        steps: of the graph that took most.
+        difference: largest difference of an entry to the answer in float64.
+        residual: largest entry of f(x) - x, in float64.
+        milliseconds: time of one solve.
+        time_over_ours: time divided by that of ``ours`` in the same round.
+    """
+
+    provider: str
+    status: Status
+    reason: str | None
+    steps: int | None = None
+    difference: float | None = None
+    residual: float | None = None
+    milliseconds: Spread | None = None
+    time_over_ours: Spread | None = None
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case with the rows of both equations.
+
+    Attributes:
+        name: of the case.
+        graphs: how many.
+        nodes: of all graphs.
+        features: of a node.
+        entries: of A.
+        other_load_cores: cores that other processes used during the rounds, on average; None
+            where the system does not say.
+        solve: rows of X = φ(W X A + B).
+        adjoint: rows of its adjoint.
+    """
+
+    name: str
+    graphs: int
+    nodes: int
+    features: int
+    entries: int
+    other_load_cores: float | None
+    solve: tuple[Row, ...]
+    adjoint: tuple[Row, ...]
+
+    @property
+    def rows(self) -> dict[Direction, tuple[Row, ...]]:
+        """Those of both equations."""
+        return {Direction.SOLVE: self.solve, Direction.ADJOINT: self.adjoint}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellReport(Report):
+    """One run.
+
+    Attributes:
+        tolerance: the largest change of an entry at which an iteration ends.
+    """
+
+    tolerance: float
+    cases: tuple[CaseResult, ...]
+
+    @property
+    def measured(self) -> Sequence[CaseResult]:
+        """The cases."""
+        return self.cases
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """One line for everything that was refused."""
+        return tuple(
+            f"{case.name} {direction.value}: {row.provider} {row.reason}"
+            for case in self.cases
+            for direction, rows in case.rows.items()
+            for row in rows
+            if row.status == "refused"
+        )
+
+
+def best_plain(rows: Sequence[Row]) -> Row | None:
+    """The fastest formulation in plain PyTorch; None where none was timed."""
+    timed = [row for row in rows if row.provider.startswith(PLAIN) and row.milliseconds]
+    return min(timed, key=_median, default=None)
+
+
+def _median(row: Row) -> float:
+    assert row.milliseconds is not None, "only rows that were timed are compared"
+    return row.milliseconds.median
+
+
+def read_report(data: Mapping[str, Any], path: Path) -> CellReport:
+    """A report from the contents of its JSON.
+
+    Args:
+        data: what the JSON holds.
+        path: where it lies, for messages.
+
+    Raises:
+        ValueError: it is no such report; the message names what is missing or strange.
+    """
+    if data.get("schema") != SCHEMA:
+        raise ValueError(
+            f"a report of structured cells has schema {SCHEMA}, but {path} has "
+            f"{data.get('schema')!r}; measure again with this version"
+        )
+    report = build(CellReport, data, "the report")
+    check_machine(report)
+    for case in report.cases:
+        for direction, rows in case.rows.items():
+            check_rows(report, f"{case.name} {direction.value}", [row.provider for row in rows])
+    return report

@@ -1,0 +1,7 @@
+"""IGNN, the implicit graph neural network."""
+
+from deq_kernels.models.ignn.config import IGNNConfig
+from deq_kernels.models.ignn.layer import ImplicitGraphLayer
+from deq_kernels.models.ignn.model import IGNN, radius_of
+
+__all__ = ["IGNN", "IGNNConfig", "ImplicitGraphLayer", "radius_of"]

@@ -1,0 +1,150 @@
+"""Nested frozen dataclasses with settings by dotted names: from text, and from JSON values."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+C = TypeVar("C")
+
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def settings_of(config: Any, prefix: str = "") -> dict[str, Any]:
+    """All settings of a config with their values, by dotted name such as training.epochs."""
+    found: dict[str, Any] = {}
+    for field in fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        found.update(settings_of(value, name + ".") if is_dataclass(value) else {name: value})
+    return found
+
+
+def with_settings(config: C, settings: Mapping[str, Any]) -> C:
+    """A config with other values; those of one section are set together, then checked.
+
+    Args:
+        config: nested frozen dataclasses.
+        settings: by dotted name; a string is read as the setting's type, another value is taken as
+            what JSON makes of that type.
+
+    Raises:
+        ValueError: there is no such setting, the value is not of its type, or the config's own
+            checks refuse it.
+    """
+    known = settings_of(config)
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"no setting is called {name!r}; there are: {', '.join(known)}.")
+    return _with(config, settings, "")
+
+
+def parse_settings(texts: list[str]) -> dict[str, str]:
+    """NAME=VALUE, as on a command line, to a mapping.
+
+    Raises:
+        ValueError: there is no "=", or a name comes twice.
+    """
+    settings: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise ValueError(f"a setting is NAME=VALUE, such as training.epochs=3; got {text!r}.")
+        if name in settings:
+            raise ValueError(f"the setting {name} comes twice; give it once.")
+        settings[name] = value
+    return settings
+
+
+def _with(config: Any, settings: Mapping[str, Any], prefix: str) -> Any:
+    hints = get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for field in fields(config):
+        name, old = prefix + field.name, getattr(config, field.name)
+        if is_dataclass(old):
+            inner = {key: value for key, value in settings.items() if key.startswith(name + ".")}
+            if inner:
+                changes[field.name] = _with(old, inner, name + ".")
+        elif name in settings:
+            changes[field.name] = _convert(name, hints[field.name], settings[name])
+    return replace(config, **changes)
+
+
+def _convert(name: str, hint: Any, value: Any) -> Any:
+    try:
+        return _read(hint, value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be {_describe(hint)}; got {value!r}.") from error
+
+
+def _read(hint: Any, value: Any) -> Any:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None or (value == "none" and type(None) in inner):
+            if type(None) not in inner:
+                raise ValueError
+            return None
+        (only,) = (part for part in inner if part is not type(None))
+        return _read(only, value)
+    if origin is tuple:
+        parts = value if not isinstance(value, str) else [p for p in value.split(",") if p.strip()]
+        kinds = [inner[0]] * len(parts) if inner[-1] is Ellipsis else inner
+        return tuple(_read(kind, part) for kind, part in zip(kinds, parts, strict=True))
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError
+        return value
+    return _SCALARS[hint](value)
+
+
+def _read_bool(value: Any) -> bool:
+    if isinstance(value, str) and value.lower() in TRUTH:
+        return TRUTH[value.lower()]
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _read_int(value: Any) -> int:
+    if isinstance(value, str):
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _read_float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _read_str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+_SCALARS: dict[Any, Callable[[Any], Any]] = {
+    bool: _read_bool,
+    int: _read_int,
+    float: _read_float,
+    str: _read_str,
+}
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _describe(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        (only,) = (part for part in inner if part is not type(None))
+        return f"{_describe(only)}, or none"
+    if origin is tuple:
+        if inner[-1] is Ellipsis:
+            return "values separated by commas, each " + _describe(inner[0])
+        return f"{len(inner)} values separated by commas, each " + _describe(inner[0])
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    return _NAMES[hint]

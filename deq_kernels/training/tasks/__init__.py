@@ -1,0 +1,1 @@
+"""One model on its datasets per module, as the training loop sees it."""
