@@ -53,11 +53,12 @@ struct CellDecision {
 // lower the residual is taken back: the next iterate is the damped step from the iterate before,
 // g'. So is one that left the finite numbers, as long as there are steps.
 DEQ_HOST_DEVICE inline CellDecision decide_cell_step(const double* sums, bool accelerate,
-                                                     const Limits& limits, double* record,
-                                                     int64_t* counters, Secant* last) {
+                                                     const Limits& limits, double* norms,
+                                                     double* traced, int64_t* counters,
+                                                     Secant* last) {
   const double residual = std::sqrt(sums[kResidualNorm]);
-  const Verdict verdict = judge(sums[kResidualNorm], sums[kValueNorm], limits, record, counters,
-                                {last->extrapolated, last->residual});
+  const Verdict verdict = judge(sums[kResidualNorm], sums[kValueNorm], limits, norms, traced,
+                                counters, {last->extrapolated, last->residual});
   if (verdict.action == Action::kBacktrack) {
     *last = Secant();
     return {CellAction::kGoBack, false, 0.0};

@@ -62,8 +62,7 @@ struct Verdict {
 };
 
 // Judges the evaluation f(z) of one running sample from ||f(z) - z||^2 and ||f(z)||^2, and records
-// it: `record` holds kNormColumns norms and then the trace [max_steps], counters
-// [kCounterColumns].
+// it in its norms [kNormColumns], its element of the trace and its counters [kCounterColumns].
 //
 // Converged when ||f(z) - z|| <= atol + rtol ||f(z)||. A residual that is not finite, or has grown
 // by divergence_factor, is rejected: back to the best iterate while rejections are left, else
@@ -71,16 +70,14 @@ struct Verdict {
 // can be shortened is, instead of rejected or accepted with too large a residual, where an
 // evaluation is left for that.
 DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limits& limits,
-                                     double* record, int64_t* counters,
+                                     double* norms, double* traced, int64_t* counters,
                                      const Trial& trial = {false, 0.0}) {
-  double* const norms = record;
-  double* const trace = record + kNormColumns;
   const double residual = std::sqrt(residual_sq);
   const double infinity = HUGE_VAL;
   const bool finite = residual_sq < infinity && f_sq < infinity;
   const int64_t step = counters[kSteps]++;
   const bool first = step == 0;
-  trace[step] = residual;
+  *traced = residual;
   if (first) {
     norms[kFirstResidual] = residual;
     norms[kBestResidual] = infinity;
@@ -119,6 +116,14 @@ DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limi
     return {Action::kStop, improved, rejected};
   }
   return {backtrack ? Action::kBacktrack : Action::kAdvance, improved, rejected};
+}
+
+// The same where a `record` holds the norms and then the trace [max_steps].
+DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limits& limits,
+                                     double* record, int64_t* counters,
+                                     const Trial& trial = {false, 0.0}) {
+  return judge(residual_sq, f_sq, limits, record, record + kNormColumns + counters[kSteps],
+               counters, trial);
 }
 
 }  // namespace deq

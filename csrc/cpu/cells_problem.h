@@ -1,11 +1,11 @@
 // What a structured cell's iteration works on, in the layout of cells_tiles.h, and its judgement.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <new>
 
+#include "algebra/cell_verdict.h"
 #include "algebra/termination.h"
 #include "cpu/cells_tiles.h"
 #include "cpu/samples.h"
@@ -120,30 +120,8 @@ struct CellProblem {
   CellDecision decide(int64_t sample, const double* sums, Secant* last) const {
     double* record = sample_record(records, sample, limits.max_steps);
     int64_t* counter = counters + sample * kCounterColumns;
-    if (fixed_steps) {
-      const bool more = record_fixed_step(sums, record, counter);
-      return {more ? CellAction::kExtrapolate : CellAction::kStop, false, 0.0};
-    }
-    return decide_cell_step(sums, accelerate, limits, record, counter, last);
-  }
-
- private:
-  // One of a fixed number of evaluations: nothing stops before the last, whose residual decides.
-  bool record_fixed_step(const double* sums, double* record, int64_t* counter) const {
-    const double residual = std::sqrt(sums[kResidualNorm]);
-    const int64_t step = counter[kSteps]++;
-    record[kNormColumns + step] = residual;
-    if (step == 0) {
-      record[kFirstResidual] = residual;
-    }
-    record[kBestResidual] = record[kProgressResidual] = residual;
-    if (step + 1 < limits.max_steps) {
-      return true;
-    }
-    const bool finite = sums[kResidualNorm] < HUGE_VAL && sums[kValueNorm] < HUGE_VAL;
-    const bool met = residual <= limits.atol + limits.rtol * std::sqrt(sums[kValueNorm]);
-    counter[kStatus] = !finite ? kDiverged : met ? kConverged : kMaxSteps;
-    return false;
+    return decide_cell(sums, limits, fixed_steps, accelerate, record,
+                       record + kNormColumns + counter[kSteps], counter, last);
   }
 };
 

@@ -21,6 +21,7 @@ struct DeviceBlock {
   __device__ __forceinline__ int lane() const { return thread() % kGpuWarp; }
   __device__ __forceinline__ int warp() const { return thread() / kGpuWarp; }
   __device__ __forceinline__ int64_t index() const { return blockIdx.x; }
+  __device__ __forceinline__ int64_t blocks() const { return gridDim.x; }
   __device__ __forceinline__ char* shared() const { return dynamic_shared; }
 
   __device__ __forceinline__ void sync() const { __syncthreads(); }
@@ -63,6 +64,9 @@ struct DeviceBlock {
   }
 #endif
   __device__ __forceinline__ int64_t problem() const { return index() / ranks(); }
+
+  // Of a grid that was launched as a whole: what was written before is seen by all of it.
+  __device__ __forceinline__ void sync_grid() const { cooperative_groups::this_grid().sync(); }
 
   // 16 bytes, past the registers; both ends aligned.
   __device__ __forceinline__ void copy_async(const void* from, void* to) const {

@@ -104,29 +104,46 @@ void allow_large_launches(Kernel kernel, const Place& place, const GpuDevice& de
 }
 
 template <typename... Parameters, typename... Arguments>
-void launch_kernel(void (*kernel)(Parameters...), const Place& place, int64_t blocks,
-                   int64_t cluster, int64_t shared_bytes, const Arguments&... arguments) {
+void launch_with(cudaLaunchAttribute* attribute, void (*kernel)(Parameters...), const Place& place,
+                 int64_t blocks, int64_t shared_bytes, const Arguments&... arguments) {
   STD_TORCH_CHECK(blocks <= INT32_MAX, "a launch has at most 2^31 - 1 blocks, but this one needs ",
                   blocks, "; split the batch");
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = 1;
-  attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(kGpuThreads);
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = place.stream();
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1 ? 1 : 0;
+  config.attrs = attribute;
+  config.numAttrs = attribute != nullptr ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), "launching a kernel");
 }
 
-// The facts about a device that the planner asks for. The largest cluster is what the hardware has
-// room for, which a part of a partitioned GPU may not.
-template <typename Op>
-GpuDevice device_facts(const Place& place) {
+template <typename... Parameters, typename... Arguments>
+void launch_kernel(void (*kernel)(Parameters...), const Place& place, int64_t blocks,
+                   int64_t cluster, int64_t shared_bytes, const Arguments&... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  launch_with(cluster > 1 ? &attribute : nullptr, kernel, place, blocks, shared_bytes,
+              arguments...);
+}
+
+// For a kernel whose blocks meet at barriers of the whole grid.
+template <typename... Parameters, typename... Arguments>
+void launch_together(void (*kernel)(Parameters...), const Place& place, int64_t blocks,
+                     int64_t shared_bytes, const Arguments&... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  launch_with(&attribute, kernel, place, blocks, shared_bytes, arguments...);
+}
+
+// The facts about a device that the planner asks for. The largest cluster of the kernel's blocks is
+// what the hardware has room for, which a part of a partitioned GPU may not.
+template <typename Kernel>
+GpuDevice device_facts(Kernel kernel, const Place& place) {
   static std::atomic<int> largest_cluster[64] = {};
   GpuDevice device = {place.attribute(cudaDevAttrMultiProcessorCount),
                       place.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), 1};
@@ -136,12 +153,12 @@ GpuDevice device_facts(const Place& place) {
     cluster = 1;
     if (place.attribute(cudaDevAttrClusterLaunch)) {
       device.max_cluster = 16;
-      allow_large_launches(&fused_kernel<Op>, place, device);
+      allow_large_launches(kernel, place, device);
       cudaLaunchConfig_t config = {};
       config.gridDim = dim3(16);
       config.blockDim = dim3(kGpuThreads);
       config.dynamicSmemBytes = static_cast<size_t>(device.shared_bytes);
-      check_cuda(cudaOccupancyMaxPotentialClusterSize(&cluster, fused_kernel<Op>, &config),
+      check_cuda(cudaOccupancyMaxPotentialClusterSize(&cluster, kernel, &config),
                  "asking for the largest cluster");
     }
     cached.store(cluster, std::memory_order_release);
@@ -157,7 +174,7 @@ void launch(const Op& op, const Place& place, const GpuDemand& demand, const Scr
   if (demand.problems == 0) {
     return;
   }
-  const GpuDevice device = device_facts<Op>(place);
+  const GpuDevice device = device_facts(&fused_kernel<Op>, place);
   const GpuPlan plan = plan_gpu(demand, device, forced_regime());
   if (plan.regime != GpuRegime::kGrid) {
     allow_large_launches(&fused_kernel<Op>, place, device);

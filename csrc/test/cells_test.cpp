@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "test/activation_value.h"
 #include "test/check.h"
 
 namespace {
@@ -14,6 +15,7 @@ using deq::Activation;
 using deq::CellFinish;
 using deq::CellTiles;
 using deq::NormKind;
+using deq_test::activation_value;
 
 constexpr int64_t kDims[] = {1, 3, 8, 16, 17, 33, 63, 64, 100};
 constexpr int64_t kRowCounts[] = {1, 2, 5, 6, 7, 8, 11, 13, 23};
@@ -33,25 +35,6 @@ std::vector<accum_t> random_rows(int64_t rows, int64_t dim, int64_t stride, unsi
         static_cast<accum_t>(random[static_cast<size_t>(i)]);
   }
   return out;
-}
-
-double activation_value(Activation activation, double x) {
-  switch (activation) {
-    case Activation::kIdentity:
-      return x;
-    case Activation::kRelu:
-      return x > 0.0 ? x : 0.0;
-    case Activation::kTanh:
-      return std::tanh(x);
-    case Activation::kSigmoid:
-      return 1.0 / (1.0 + std::exp(-x));
-    case Activation::kElu:
-      return x > 0.0 ? x : std::expm1(x);
-    case Activation::kSoftplus:
-      return x > 0.0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
-    default:
-      return 0.5 * x * std::erfc(-x * std::sqrt(0.5));
-  }
 }
 
 template <typename accum_t>

@@ -23,7 +23,8 @@
 
 namespace deq_test {
 
-enum class Order { kForwards, kBackwards, kInterleaved };
+// With kBlockByBlock a block goes on until it waits for the others of its cluster.
+enum class Order { kForwards, kBackwards, kInterleaved, kBlockByBlock };
 
 class Emulator {
  public:
@@ -62,6 +63,8 @@ class Emulator {
   static constexpr size_t kStackBytes = 64 << 10;
 
   void run_cluster();
+  // Every thread of [first, first + count) that can go on, once; whether any could.
+  bool run_once(int first, int count);
   void prepare(int thread);
   void resume(int thread);
   void wait(int thread, State state);
@@ -72,6 +75,7 @@ class Emulator {
   Order order_;
   const Body* body_ = nullptr;
   int64_t cluster_ = 0;
+  int64_t clusters_ = 0;
   int ranks_ = 0;
   std::vector<Fiber> fibers_;
   std::vector<Exchange> exchanges_;
@@ -92,11 +96,17 @@ class Emulator::Block {
   int ranks() const { return emulator_->ranks_; }
   int64_t problem() const { return emulator_->cluster_; }
   int64_t index() const { return emulator_->cluster_ * ranks() + rank(); }
+  int64_t blocks() const { return emulator_->clusters_ * ranks(); }
   char* shared() const { return shared_of(rank()); }
 
   void sync() const { emulator_->wait(fiber_, State::kAtBlock); }
   void sync_warp() const { emulator_->wait(fiber_, State::kAtWarp); }
   void sync_cluster() const { emulator_->wait(fiber_, State::kAtCluster); }
+  // A grid that meets at a barrier runs as one cluster.
+  void sync_grid() const {
+    check(emulator_->clusters_ == 1, "blocks of different clusters never meet here");
+    sync_cluster();
+  }
 
   template <typename T>
   T shuffle_xor(T value, int mask) const {
@@ -151,6 +161,7 @@ class Emulator::Block {
 
 inline void Emulator::run(int64_t clusters, int ranks, int64_t shared_bytes, const Body& body) {
   body_ = &body;
+  clusters_ = clusters;
   ranks_ = ranks;
   const size_t threads = static_cast<size_t>(ranks) * deq::kGpuThreads;
   fibers_.resize(threads);
@@ -193,21 +204,14 @@ inline void Emulator::run_cluster() {
   bool done = false;
   while (!done && failure_.empty()) {
     bool moved = false;
-    for (int i = 0; i < threads; ++i) {
-      // Interleaved: 37 has no factor in common with a number of threads, so all have their turn.
-      const int thread = order_ == Order::kForwards    ? i
-                         : order_ == Order::kBackwards ? threads - 1 - i
-                                                       : i * 37 % threads;
-      if (fibers_[static_cast<size_t>(thread)].state == State::kReady) {
-        resume(thread);
-        moved = true;
+    if (order_ == Order::kBlockByBlock) {
+      for (int block = 0; block < threads; block += deq::kGpuThreads) {
+        while (failure_.empty() && run_once(block, deq::kGpuThreads)) {
+          moved = true;
+        }
       }
-    }
-    for (int warp = 0; warp < threads; warp += deq::kGpuWarp) {
-      moved |= release(warp, deq::kGpuWarp, State::kAtWarp);
-    }
-    for (int block = 0; block < threads; block += deq::kGpuThreads) {
-      moved |= release(block, deq::kGpuThreads, State::kAtBlock);
+    } else {
+      moved = run_once(0, threads);
     }
     moved |= release(0, threads, State::kAtCluster);
     done = true;
@@ -218,6 +222,27 @@ inline void Emulator::run_cluster() {
       throw std::runtime_error("some threads wait at a barrier that the others never reach");
     }
   }
+}
+
+inline bool Emulator::run_once(int first, int count) {
+  bool moved = false;
+  for (int i = 0; i < count; ++i) {
+    // Interleaved: 37 has no factor in common with a number of threads, so all have their turn.
+    const int thread = first + (order_ == Order::kBackwards     ? count - 1 - i
+                                : order_ == Order::kInterleaved ? i * 37 % count
+                                                                : i);
+    if (fibers_[static_cast<size_t>(thread)].state == State::kReady) {
+      resume(thread);
+      moved = true;
+    }
+  }
+  for (int warp = first; warp < first + count; warp += deq::kGpuWarp) {
+    moved |= release(warp, deq::kGpuWarp, State::kAtWarp);
+  }
+  for (int block = first; block < first + count; block += deq::kGpuThreads) {
+    moved |= release(block, deq::kGpuThreads, State::kAtBlock);
+  }
+  return moved;
 }
 
 inline void Emulator::resume(int thread) {

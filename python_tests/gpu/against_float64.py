@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import deq_kernels as dk
 from deq_kernels.ops import OPS, anderson, broyden, damped, low_rank
+from deq_kernels.ops.cells import Activation, NormKind
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.termination import Counter, Norm, Status
 from python_tests.gpu.engines import CPU, Engine
@@ -17,6 +19,7 @@ from python_tests.gpu.states import (
     DIVERGENCE_FACTOR,
     RTOL,
     STALL_STEPS,
+    CellState,
     StepState,
     copy_to,
     in_float64,
@@ -430,6 +433,62 @@ def check_low_rank_append(
             for j in new:
                 assert_close(now[sample, j].cpu(), expected[sample, j], dtype)
     return own_u.cpu(), own_v.cpu()
+
+
+def check_cell(
+    engine: Engine,
+    start: CellState,
+    *,
+    activation: Activation = Activation.TANH,
+    norm: NormKind = NormKind.TWO,
+    damping: float = 0.9,
+    fixed_steps: bool = False,
+    accelerate: bool = False,
+) -> CellState:
+    """Solve a structured cell; returns what is left, on the CPU.
+
+    Either steps of a fixed number, all held against those of the reference, or a solve to a
+    tolerance, whose solution is.
+    """
+    options: dict[str, Any] = {"activation": activation, "damping": damping, "norm": norm}
+    options |= {"rtol": 0.0, "atol": 1e-4, "stall_steps": 0, "divergence_factor": 1e6}
+    options |= {"fixed_steps": fixed_steps, "accelerate": accelerate}
+    after = copy_to(start, engine.device)
+    after.iterate(**options)
+    after = copy_to(after, CPU)
+    names = ("weight", "values", "bias", "scale", "z")
+    wide = {name: t.double() for name in names if (t := getattr(start, name)) is not None}
+    expected = replace(copy_to(start, CPU), **wide)
+    if not fixed_steps:
+        options["atol"] = 1e-6
+    with dk.use_backend("reference"):
+        expected.iterate(**options)
+    status, wanted = (state.counters[:, Counter.STATUS] for state in (after, expected))
+    assert torch.equal(status, wanted)
+    assert torch.equal(after.active, expected.active)
+    frozen = start.counters[:, Counter.STATUS] != Status.RUNNING
+    for name in ("z", "record", "counters"):
+        assert same_bits(getattr(after, name)[frozen], getattr(start, name)[frozen])
+    accum = accumulate_dtype(start.z.dtype)
+    if fixed_steps:
+        steps = (Counter.STATUS, Counter.STEPS)
+        assert torch.equal(after.counters[:, steps], expected.counters[:, steps])
+        torch.testing.assert_close(
+            *(after.record, expected.record),
+            rtol=RELATIVE[accum],
+            atol=10 * RELATIVE[accum],
+            equal_nan=True,
+        )
+        whole = (status != Status.DIVERGED) & ~frozen
+        assert_close(after.z[whole], expected.z[whole], start.z.dtype)
+    else:
+        # A residual of 1e-4 leaves an error that is little larger where f contracts by 0.2.
+        solved = status == Status.CONVERGED
+        error = (after.z[solved].double() - expected.z[solved]).abs().max()
+        assert error <= 2e-4 + RELATIVE[start.z.dtype] * expected.z[solved].abs().max()
+        broken = status == Status.DIVERGED
+        assert same_bits(after.z[broken], start.z[broken])
+    return after
 
 
 def check_neumann_step(

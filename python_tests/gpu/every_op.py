@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops import anderson, broyden, damped, low_rank
+from deq_kernels.ops.cells import Activation, NormKind
 from python_tests.gpu.against_float64 import STOPPING
 from python_tests.gpu.states import (
+    CellState,
     StepState,
     anderson_state,
     broyden_state,
+    cell_state,
     damped_state,
     factors,
     product_history,
@@ -29,6 +32,8 @@ class Inputs:
         broyden_step: before a Broyden step.
         anderson_step: before an Anderson step.
         damped_step: before a damped step.
+        graph_cell: before the solve of a cell over graphs.
+        row_cell: before the solve of a cell whose rows are samples.
         directions: of an inverse in product form, as are `algebra` and `rank`.
         algebra: its table.
         rank: its factors per sample.
@@ -44,6 +49,8 @@ class Inputs:
     broyden_step: StepState
     anderson_step: StepState
     damped_step: StepState
+    graph_cell: CellState
+    row_cell: CellState
     directions: Tensor
     algebra: Tensor
     rank: Tensor
@@ -66,6 +73,9 @@ class Inputs:
             broyden_state(dim, dtype, history_dtype),
             anderson_state(dim, dtype, history_dtype),
             damped_state(dim, dtype),
+            # Part of a tile of rows; a few tiles; so many that blocks share them.
+            cell_state(batch, {7: 7, 2049: 100}.get(dim, 300), 24, dtype),
+            cell_state(batch, None, min(dim, 150), dtype),
             *(directions, algebra, rank, u, v, factor_rank),
             torch.randn(batch, 2, dim).to(dtype),
             s.to(dtype),
@@ -97,7 +107,8 @@ class Inputs:
             return tensor.clone() if tensor.shape == (1,) else tensor[index].clone()
 
         taken = self._map(take)
-        for step in (taken.broyden_step, taken.anderson_step, taken.damped_step):
+        steps = (taken.broyden_step, taken.anderson_step, taken.damped_step)
+        for step in (*steps, taken.graph_cell, taken.row_cell):
             step.active.fill_(int((step.counters[:, 0] == 0).sum()))
         return taken
 
@@ -140,6 +151,9 @@ def run(inputs: Inputs) -> list[Tensor]:
     )
     other = inputs.damped_step
     damped.step_(*(other.f_z, other.z, other.best_z, other.tables, other.scratch()), **options)
+    for cell in (inputs.graph_cell, inputs.row_cell):
+        kind = {"activation": Activation.TANH, "norm": NormKind.TWO, "accelerate": True}
+        cell.iterate(**STOPPING, **kind, damping=0.9)
     outputs = []
     for transpose in (False, True):
         outputs.append(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from deq_kernels.ops import anderson, broyden, damped
+from deq_kernels.ops import anderson, broyden, cells, damped
 from deq_kernels.ops.termination import Counter, Norm, Status, Tables
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -19,6 +19,8 @@ HISTORY_DTYPES = tuple(
     for history in dict.fromkeys((state, torch.float32, torch.bfloat16))
 )
 MAX_STEPS = 12
+# Enough for the cells below to meet any tolerance of the tests.
+CELL_STEPS = 20
 T = TypeVar("T")
 
 
@@ -83,6 +85,96 @@ class StepState:
     def scratch(self) -> Tensor:
         """New scratch of a damped step."""
         return damped.new_scratch(self.z)
+
+
+@dataclass(frozen=True)
+class CellState:
+    """A structured cell before its solve; every sample has the same number of rows.
+
+    Attributes:
+        weight: V, [samples, n, n], the same for each.
+        neighbours: columns of the entries of S within their sample, `DEGREE` for each row,
+            [samples, rows, DEGREE]; None: no S, and each row is a sample.
+        values: the entries of S, [samples, rows, DEGREE], or None.
+        bias: b, [samples, rows, n], or [samples, n].
+        scale: c, as b.
+        z: the start, as b.
+        record: as in `Tables`.
+        counters: as in `Tables`.
+        active: as in `Tables`.
+    """
+
+    weight: Tensor
+    neighbours: Tensor | None
+    values: Tensor | None
+    bias: Tensor
+    scale: Tensor
+    z: Tensor
+    record: Tensor
+    counters: Tensor
+    active: Tensor
+
+    @property
+    def tables(self) -> Tables:
+        return Tables(self.record, self.counters, self.active)
+
+    def arguments(self) -> dict[str, Tensor]:
+        """S as the op takes it, and the scale."""
+        flat = {"scale": self.scale.flatten(0, -2)}
+        if self.neighbours is None or self.values is None:
+            return flat
+        samples, rows, degree = self.neighbours.shape
+        options = {"device": self.z.device, "dtype": torch.int64}
+        starts = torch.arange(samples + 1, **options) * rows
+        return flat | {
+            "crow": torch.arange(samples * rows + 1, **options) * degree,
+            "col": (self.neighbours + starts[:-1, None, None]).flatten(),
+            "values": self.values.flatten(),
+            "sample_ptr": starts,
+        }
+
+    def iterate(self, arguments: dict[str, Tensor] | None = None, **options: Any) -> None:
+        """Solve, in place; `arguments` spares making them."""
+        cells.iterate_(
+            self.z.flatten(0, -2),
+            self.tables,
+            self.weight[0],
+            self.bias.flatten(0, -2),
+            **(self.arguments() if arguments is None else arguments),
+            **options,
+        )
+
+
+DEGREE = 3
+
+
+def cell_state(samples: int, rows: int | None, dim: int, dtype: torch.dtype) -> CellState:
+    """Samples of `rows` nodes, or of one row without S; one is not finite and one does not run.
+
+    f contracts by 0.2 where it is finite, if φ has slopes up to 1.
+    """
+    shape = (samples, dim) if rows is None else (samples, rows, dim)
+    weight = torch.randn(dim, dim)
+    weight *= 0.2 / weight.abs().sum(1, keepdim=True)
+    neighbours = values = None
+    if rows is not None:
+        neighbours = torch.randint(max(rows, 1), (samples, rows, DEGREE))
+        values = (torch.rand(samples, rows, DEGREE) * 2 - 1).div(DEGREE).to(dtype)
+    bias = torch.randn(shape)
+    bias[1:2] = torch.nan
+    tables = Tables.new(samples, CELL_STEPS, bias.device)
+    if samples > 2:
+        tables.counters[2, Counter.STATUS] = Status.STALLED
+        tables.active.sub_(1)
+    return CellState(
+        weight.to(dtype).repeat(samples, 1, 1),
+        neighbours,
+        values,
+        bias.to(dtype),
+        torch.rand(shape).to(dtype),
+        torch.randn(shape).to(dtype),
+        *(tables.record, tables.counters, tables.active),
+    )
 
 
 def copy_to(state: T, device: torch.device) -> T:

@@ -30,6 +30,19 @@ with _native.force_regime("{regime}"):
 """
 
 
+COLUMN_BEYOND_THE_SAMPLE = """
+import torch
+from deq_kernels import _native
+from python_tests.gpu.states import cell_state, copy_to
+from python_tests.gpu.test_cells import OPTIONS
+cell = copy_to(cell_state(3, {rows}, 8, torch.float32), torch.device("cuda"))
+cell.neighbours[0, 1, 1] = {rows}
+with _native.force_regime("{regime}"):
+    cell.iterate(**OPTIONS)
+    torch.cuda.synchronize()
+"""
+
+
 @pytest.mark.parametrize("engine", ["cuda"], indirect=True)
 def test_a_tensor_of_another_device_is_named(engine: Engine) -> None:
     state = copy_to(broyden_state(40, torch.float32, torch.float32), engine.device)
@@ -67,7 +80,18 @@ def test_a_rank_beyond_the_rows_stops_the_device(regime: str, dim: int) -> None:
     """Nothing waits for a look at the ranks, and nothing is read where they point either."""
     if (absent := why_absent("cuda")) is not None:
         pytest.skip(absent)
-    program = RANK_BEYOND_THE_ROWS.format(dim=dim, regime=regime)
+    _expect_a_stopped_device(RANK_BEYOND_THE_ROWS.format(dim=dim, regime=regime))
+
+
+@pytest.mark.parametrize("rows", [10, 200])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_an_entry_that_leads_out_of_its_graph_stops_the_device(regime: str, rows: int) -> None:
+    if (absent := why_absent("cuda")) is not None:
+        pytest.skip(absent)
+    _expect_a_stopped_device(COLUMN_BEYOND_THE_SAMPLE.format(rows=rows, regime=regime))
+
+
+def _expect_a_stopped_device(program: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True
     )

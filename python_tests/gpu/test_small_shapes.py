@@ -13,6 +13,7 @@ from python_tests.gpu.against_float64 import (
     check_anderson_step,
     check_broyden_product,
     check_broyden_step,
+    check_cell,
     check_damped_step,
     check_low_rank_append,
     check_low_rank_halves,
@@ -24,6 +25,7 @@ from python_tests.gpu.states import (
     HISTORY_DTYPES,
     anderson_state,
     broyden_state,
+    cell_state,
     damped_state,
     factors,
     product_history,
@@ -50,3 +52,7 @@ def test_every_op(engine: Engine, dtypes: tuple[torch.dtype, torch.dtype]) -> No
         if history_dtype == dtype:  # what knows no history is checked once
             check_damped_step(engine, damped_state(dim, dtype))
             check_neumann_step(engine, x, s, y)
+    if history_dtype == dtype:
+        for options in ({"fixed_steps": True}, {"accelerate": False}, {"accelerate": True}):
+            check_cell(engine, cell_state(3, 70, 37, dtype), **options)
+            check_cell(engine, cell_state(6, None, 37, dtype), **options)

@@ -43,7 +43,8 @@ def _is_slow(item: pytest.Item) -> bool:
 
 
 @contextmanager
-def _running(name: str) -> Iterator[str]:
+def running(name: str) -> Iterator[str]:
+    """Run every op on a backend inside the block; skips the test where it is absent."""
     if name == "cuda" and _native.load_cuda().path is None:
         pytest.skip(f"no CUDA library: {_native.load_cuda().absent}")
     if name == "triton" and backends.triton_version() is None:
@@ -58,21 +59,21 @@ def _running(name: str) -> Iterator[str]:
 @pytest.fixture(params=(*FUSED, "reference"))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the backend that the test runs on; "cuda" is the compiled one on the GPU."""
-    with _running(request.param) as name:
+    with running(request.param) as name:
         yield name
 
 
 @pytest.fixture(params=FUSED)
 def fused_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend but the reference."""
-    with _running(request.param) as name:
+    with running(request.param) as name:
         yield name
 
 
 @pytest.fixture(params=COMPILED)
 def compiled_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The compiled libraries."""
-    with _running(request.param) as name:
+    with running(request.param) as name:
         yield name
 
 

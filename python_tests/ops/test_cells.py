@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import deq_kernels as dk
 from deq_kernels.ops import OPS, cells
 from deq_kernels.ops.cells import Activation, NormKind
 from deq_kernels.ops.termination import Counter, Norm, Status, Tables
+from python_tests.ops.conftest import COMPILED, running
 from python_tests.tolerances import assert_close
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -41,10 +41,10 @@ GRAPHS: tuple[tuple[int, list[tuple[int, int, float]]], ...] = (
 )
 
 
-@pytest.fixture(params=("native", "reference"))
+@pytest.fixture(params=(*COMPILED, "reference"))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with dk.use_backend(request.param):
-        yield request.param
+    with running(request.param) as name:
+        yield name
 
 
 @dataclass

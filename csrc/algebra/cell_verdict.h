@@ -1,0 +1,39 @@
+// What follows from one evaluation of a structured cell, for one sample.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "algebra/macros.h"
+#include "algebra/secant.h"
+#include "algebra/termination.h"
+
+namespace deq {
+
+// Records the evaluation whose `sums` (CellSum) are given in the sample's norms [kNormColumns], its
+// element of the trace and its counters [kCounterColumns], and says where to go from it. With
+// `fixed_steps` nothing stops before the last evaluation, whose residual decides, and no iterate is
+// kept.
+DEQ_HOST_DEVICE inline CellDecision decide_cell(const double* sums, const Limits& limits,
+                                                bool fixed_steps, bool accelerate, double* norms,
+                                                double* traced, int64_t* counters, Secant* last) {
+  if (!fixed_steps) {
+    return decide_cell_step(sums, accelerate, limits, norms, traced, counters, last);
+  }
+  const double residual = std::sqrt(sums[kResidualNorm]);
+  const int64_t step = counters[kSteps]++;
+  *traced = residual;
+  if (step == 0) {
+    norms[kFirstResidual] = residual;
+  }
+  norms[kBestResidual] = norms[kProgressResidual] = residual;
+  if (step + 1 < limits.max_steps) {
+    return {CellAction::kExtrapolate, false, 0.0};
+  }
+  const bool finite = sums[kResidualNorm] < HUGE_VAL && sums[kValueNorm] < HUGE_VAL;
+  const bool met = residual <= limits.atol + limits.rtol * std::sqrt(sums[kValueNorm]);
+  counters[kStatus] = !finite ? kDiverged : met ? kConverged : kMaxSteps;
+  return {CellAction::kStop, false, 0.0};
+}
+
+}  // namespace deq

@@ -1,0 +1,188 @@
+// The iteration where each row is a sample: a block takes a tile of rows until all have stopped.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/cells_pass.h"
+
+namespace deq {
+
+// Warps with a thread for each row of the largest tile.
+constexpr int kRowWarps = 64 / kGpuWarp;
+
+// What a block knows of each row of its tile, in shared memory.
+struct CellRowState {
+  int16_t slots[kAllCellSlots];  // where what is kept of the row (CellSlot) lies
+  // Where an accelerated step goes from the iterate at hand: g - secant (g - other).
+  int16_t g;
+  int16_t other;
+  bool runs;
+  bool stored;  // whether the best one is to be stored
+  double secant;
+  double unit;
+  Secant last;
+};
+static_assert(sizeof(CellRowState) <= kRowStateBytes, "has its place in the layout");
+
+template <typename state_t>
+struct RowPass {
+  using accum_t = accumulate_t<state_t>;
+
+  const CellArguments<state_t>& a;
+  const CellPlan& plan;
+  accum_t* iterates;  // the tile's rows in slot 0
+  int64_t slot_stride;
+  const CellRowState* states;  // [pass_rows]
+  int64_t begin;               // first row of the tile
+
+  DEQ_DEVICE bool runs(int row) const { return states[row].runs; }
+  DEQ_DEVICE int64_t global(int row) const { return begin + row; }
+  DEQ_DEVICE accum_t* at(int slot, int row) const {
+    return iterates + slot * slot_stride + row * plan.row_stride;
+  }
+  DEQ_DEVICE accum_t* z(int row) const { return at(states[row].slots[kZ], row); }
+  DEQ_DEVICE accum_t* g(int row) const { return at(states[row].slots[kG], row); }
+  DEQ_DEVICE accum_t* residual(int row) const { return at(states[row].slots[kResidual], row); }
+  DEQ_DEVICE accum_t unit(int row) const { return static_cast<accum_t>(states[row].unit); }
+
+  DEQ_DEVICE void mix(int row, int64_t k, Pack<accum_t, kCellItem>& sums) const {
+    if (runs(row)) {
+      sums = scaled_items(a, z(row), global(row), k);
+    }
+  }
+};
+
+// Whether any row of the tile runs: what the thread of each row knows, for all threads after the
+// next barrier.
+template <typename Block>
+DEQ_DEVICE void put_running(const Block& block, bool runs, int* running) {
+  if (block.warp() < kRowWarps) {
+    int any = runs ? 1 : 0;
+    DEQ_UNROLL
+    for (int mask = kGpuWarp / 2; mask > 0; mask /= 2) {
+      any |= block.shuffle_xor(any, mask);
+    }
+    if (block.lane() == 0) {
+      running[block.warp()] = any;
+    }
+  }
+}
+
+// Records the evaluation of one row. Returns whether it goes on.
+template <typename state_t, typename Block>
+DEQ_DEVICE bool judge_row(const Block& block, const CellArguments<state_t>& a, int64_t sample,
+                          double* sums, double* norms, int64_t* counters, CellRowState* state) {
+  square_norms(a, sums);
+  const CellDecision decision =
+      decide_cell(sums, a.limits, a.fixed_steps, a.accelerate, norms,
+                  traced(a, sample, counters[kSteps]), counters, &state->last);
+  auto swap = [&](int i, int j) {
+    const int16_t other = state->slots[i];
+    state->slots[i] = state->slots[j];
+    state->slots[j] = other;
+  };
+  if (decision.improved) {
+    swap(kZ, kBest);
+    state->stored = true;
+  }
+  if (decision.action == CellAction::kStop) {
+    state->runs = false;
+    store_tables(block, a, sample, norms, counters);
+    return false;
+  }
+  if (!a.accelerate) {
+    swap(kZ, kG);
+    return true;
+  }
+  const bool back = decision.action == CellAction::kGoBack;
+  state->g = state->slots[back ? kLastG : kG];
+  state->other = decision.secant == 0.0 ? state->g : state->slots[kLastG];
+  state->secant = decision.secant;
+  state->unit = static_cast<double>(state->last.template unit<accumulate_t<state_t>>());
+  if (!back) {
+    swap(kG, kLastG);
+  }
+  return true;
+}
+
+// The body of the kernel.
+template <typename state_t, typename Block>
+DEQ_DEVICE void solve_rows(const Block& block, const CellArguments<state_t>& a,
+                           const CellPlan& plan) {
+  using accum_t = accumulate_t<state_t>;
+  stage_resident(block, a, plan);
+  char* const shared = block.shared();
+  const int64_t begin = block.index() * plan.pass_rows;
+  const int64_t rest = a.rows - begin;
+  const int rows = static_cast<int>(rest < plan.pass_rows ? rest : plan.pass_rows);
+  double* const row_sums = reinterpret_cast<double*>(shared + plan.shared.row_sums);
+  double* const norms = reinterpret_cast<double*>(shared + plan.shared.norms);
+  int64_t* const counters = reinterpret_cast<int64_t*>(shared + plan.shared.counters);
+  CellRowState* const states = reinterpret_cast<CellRowState*>(shared + plan.shared.state);
+  int* const running = reinterpret_cast<int*>(shared + plan.shared.totals);
+  const bool on_chip = plan.kept_rows > 0;
+  const RowPass<state_t> pass = {a,
+                                 plan,
+                                 on_chip ? reinterpret_cast<accum_t*>(shared + plan.shared.kept)
+                                         : a.row_scratch + begin * plan.row_stride,
+                                 (on_chip ? plan.kept_rows : a.rows) * plan.row_stride,
+                                 states,
+                                 begin};
+  const int thread = block.thread();
+  if (thread < rows) {
+    CellRowState& state = states[thread];
+    for (int slot = 0; slot < kAllCellSlots; ++slot) {
+      state.slots[slot] = static_cast<int16_t>(slot);
+    }
+    state.runs = is_running(block, a, begin + thread);
+    state.stored = false;
+    state.unit = 1.0;
+    state.last = Secant();
+    if (state.runs) {
+      load_tables(a, begin + thread, norms + thread * kNormColumns,
+                  counters + thread * kCounterColumns);
+    }
+  }
+  const int dim = static_cast<int>(a.dim);
+  for (int i = thread; i < rows * dim; i += kGpuThreads) {
+    pass.iterates[i / dim * plan.row_stride + i % dim] = widen(a.z[begin * a.dim + i]);
+  }
+  // Which rows were running before the first step is still to be seen after the last.
+  const bool started = thread < rows && states[thread].runs;
+  put_running(block, started, running);
+  block.sync();
+  while ((running[0] | running[1]) != 0) {
+    evaluate_rows(block, a, plan, pass, rows);
+    const bool goes_on = thread < rows && states[thread].runs &&
+                         judge_row(block, a, begin + thread, row_sums + kCellSums * thread,
+                                   norms + thread * kNormColumns,
+                                   counters + thread * kCounterColumns, states + thread);
+    put_running(block, goes_on, running);
+    block.sync();
+    if (a.accelerate) {
+      for (int i = thread; i < rows * dim; i += kGpuThreads) {
+        const int row = i / dim;
+        const CellRowState& state = states[row];
+        if (state.runs) {
+          pass.z(row)[i % dim] =
+              extrapolated(pass.at(state.g, row)[i % dim], pass.at(state.other, row)[i % dim],
+                           static_cast<accum_t>(state.secant));
+        }
+      }
+      block.sync();
+    }
+  }
+  if (started && a.fixed_steps) {
+    // Nothing was kept; the last iterate is in the place of the next one.
+    states[thread].slots[kBest] = states[thread].slots[kG];
+    states[thread].stored = true;
+  }
+  block.sync();
+  for (int i = thread; i < rows * dim; i += kGpuThreads) {
+    if (states[i / dim].stored) {
+      narrow(pass.at(states[i / dim].slots[kBest], i / dim)[i % dim], &a.z[begin * a.dim + i]);
+    }
+  }
+}
+
+}  // namespace deq
