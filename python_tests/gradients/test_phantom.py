@@ -35,6 +35,7 @@ def weight_gradient(cell: TanhCell, x: Tensor, cotangent: Tensor, gradient: dk.G
         activation="tanh",
         max_steps=SOLVER.max_steps,
         rtol=SOLVER.rtol,
+        accelerate=False,  # the steps of SOLVER
         gradient=gradient,
         on_solve=solutions.append,
     )
