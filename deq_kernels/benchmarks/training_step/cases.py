@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deq_kernels.training.equilibrium import GRADIENTS
@@ -30,6 +31,12 @@ class StepCase:
     stop: str = TOLERANCE
 
     @property
+    def settings(self) -> Mapping[str, object]:
+        """What it changes of the preset, beside the gradient and the stopping rule."""
+        # Its masks are drawn after the solve, in which torchdeq draws random numbers of its own.
+        return {"model.dropout": 0.0} if self.model == "ignn" else {}
+
+    @property
     def name(self) -> str:
         """The name on the command line: ``MODEL/PRESET/GRADIENT``, with ``/fixed`` for those."""
         suffix = f"/{FIXED}" if self.stop == FIXED else ""
@@ -39,6 +46,8 @@ class StepCase:
 CASES = (
     *(StepCase("mdeq", "digits", gradient) for gradient in GRADIENTS),
     *(StepCase("mdeq", "digits", gradient, FIXED) for gradient in ("implicit", "jfb", "unrolled")),
+    *(StepCase("transformer", "pydoc", gradient) for gradient in ("implicit", "jfb", "unrolled")),
+    *(StepCase("ignn", "chains", gradient) for gradient in ("implicit", "jfb", "unrolled")),
 )
 QUICK_CASES = (StepCase("mdeq", "digits", "implicit"), StepCase("mdeq", "digits", "unrolled"))
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 
-from deq_kernels.layer import DEQ
-from deq_kernels.training.choices import build_gradient, build_optimizer, build_solver
+from deq_kernels.training.choices import build_optimizer
 from deq_kernels.training.presets import RunConfig
 from deq_kernels.training.registry import find_task, run_config
 from deq_kernels.training.task import Task
@@ -29,21 +27,21 @@ class StepProblem:
     """One case, ready to be bound.
 
     Attributes:
-        task: with the trained model, in training mode.
-        config: with the case's gradient and stopping rule.
+        task: with the trained model, the case's gradient and stopping rule, in training mode.
+        config: what the task was built for.
+        settings: what the config changes of the preset.
         batches: taken in turn.
     """
 
     task: Task
     config: RunConfig
+    settings: Mapping[str, object]
     batches: tuple[Any, ...]
 
-    def copy(self, *, warm_start: bool = False) -> Task:
-        """The task with a model of its own."""
-        task = copy.copy(self.task)
-        task.model = copy.deepcopy(self.task.model)
-        layer = layer_of(task)
-        layer.warm_start, layer.last_solution = warm_start, None
+    def copy(self, changes: Mapping[str, object] | None = None) -> Task:
+        """The task with a model of its own and some further settings."""
+        task, _ = _build(self.config.task, self.config.preset, {**self.settings, **(changes or {})})
+        task.model.load_state_dict(self.task.model.state_dict())
         return task
 
 
@@ -52,36 +50,28 @@ def make_problem(case: StepCase, *, dtype: str, device: str) -> StepProblem:
 
     Raises:
         ImportError: a package that the data needs is not installed.
-        ValueError: the preset is unknown or its data is not bundled, the gradient does not go with
-            its solver, or the model has no DEQ layer.
+        ValueError: the preset is unknown or its data is not bundled, or the gradient does not go
+            with its solver.
     """
-    settings = {"machine.dtype": dtype, "machine.device": device}
-    begun = run_config(case.model, preset=case.preset, settings=settings)
-    torch.manual_seed(0)
-    task = find_task(case.model).build(begun)
-    layer = layer_of(task)
-    batches = _forever(task)
-    _train(task, begun, batches)
+    settings: dict[str, object] = {"machine.dtype": dtype, "machine.device": device}
+    settings |= case.settings
+    begun, begun_config = _build(case.model, case.preset, settings)
+    batches = _forever(begun)
+    _train(begun, begun_config, batches)
     settings["equilibrium.gradient"] = case.gradient
     if case.stop == FIXED:
         settings |= {"equilibrium.rtol": "0", "equilibrium.atol": "0"}
-    config = run_config(case.model, preset=case.preset, settings=settings)
-    layer.solver = layer.eval_solver = build_solver(config.equilibrium)
-    layer.gradient = build_gradient(config.equilibrium)
-    return StepProblem(task, config, tuple(islice(batches, BATCHES)))
+    task, config = _build(case.model, case.preset, settings)
+    task.model.load_state_dict(begun.model.state_dict())
+    return StepProblem(task, config, settings, tuple(islice(batches, BATCHES)))
 
 
-def layer_of(task: Task) -> DEQ:
-    """The DEQ layer of a task's model.
-
-    Raises:
-        ValueError: it has none.
-    """
-    if task.layer is None:
-        raise ValueError(
-            "training steps are compared on models with a DEQ layer; this one has none"
-        )
-    return task.layer
+def _build(model: str, preset: str, settings: Mapping[str, object]) -> tuple[Task, RunConfig]:
+    config = run_config(model, preset=preset, settings=settings)
+    torch.manual_seed(0)
+    task = find_task(model).build(config)
+    task.model.train()
+    return task, config
 
 
 def _forever(task: Task) -> Iterator[Any]:
@@ -93,7 +83,6 @@ def _forever(task: Task) -> Iterator[Any]:
 def _train(task: Task, config: RunConfig, batches: Iterator[Any]) -> None:
     training = config.training
     optimizer = build_optimizer(training, task.model.parameters())
-    task.model.train()
     unrolled = min(training.pretraining_steps, UNROLLED_STEPS)
     for step in range(unrolled + EQUILIBRIUM_STEPS):
         optimizer.zero_grad()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from deq_kernels.layer import DEQ
+from deq_kernels.solvers import Solution
 from deq_kernels.training.task import Task
 
-from ..provider import OURS, Provider
-from .problem import StepProblem, layer_of
+from ..provider import OURS, Provider, ProviderAbsentError
+from .problem import StepProblem
 from .torchdeq_layer import TorchdeqLayer
 
 SEED = 0
@@ -31,6 +32,7 @@ class Step:
         self._problem = problem
         self._taken = 0
         self._loss: Tensor | None = None
+        self._solution: Solution | None = None
 
     def forward(self) -> None:
         """The loss of the next batch."""
@@ -38,7 +40,8 @@ class Step:
         batch = batches[self._taken % len(batches)]
         self._taken += 1
         torch.manual_seed(SEED)
-        self._loss = self.task.run(batch, depth=None).loss
+        outcome = self.task.run(batch, depth=None)
+        self._loss, self._solution = outcome.loss, outcome.solution
 
     def backward(self) -> None:
         """The gradients of that loss."""
@@ -55,11 +58,10 @@ class Step:
     @property
     def steps(self) -> int | None:
         """Evaluations of the cell in the last forward solve, of the sample that took most."""
-        layer = getattr(self.task.model, "deq", None)
-        if isinstance(layer, TorchdeqLayer):
-            return layer.steps
-        solution = layer_of(self.task).last_solution
-        return None if solution is None else int(solution.steps.max())
+        peers = [m for m in self.task.model.modules() if isinstance(m, TorchdeqLayer)]
+        if peers:
+            return max(peer.steps or 0 for peer in peers)
+        return None if self._solution is None else int(self._solution.steps.max())
 
 
 Bind = Callable[[StepProblem], Step]
@@ -71,20 +73,23 @@ def _ours(problem: StepProblem) -> Step:
 
 
 def _ours_warm(problem: StepProblem) -> Step:
-    return Step(problem.copy(warm_start=True), problem)
+    return Step(problem.copy({"equilibrium.warm_start": True}), problem)
 
 
 def _ours_compact(problem: StepProblem) -> Step:
-    task = problem.copy()
-    layer = layer_of(task)
-    layer.solver = replace(layer.solver, compact=True)
-    return Step(task, problem)
+    if problem.task.layer is None:
+        raise ProviderAbsentError("structured cells leave out stopped samples by themselves")
+    return Step(problem.copy({"equilibrium.compact": True}), problem)
 
 
 def _torchdeq(problem: StepProblem) -> Step:
-    task = problem.copy()
-    model = task.model
-    model.deq = TorchdeqLayer(layer_of(task), problem.config.equilibrium)
+    # Where ours solves by a structured cell, torchdeq takes the same cell in PyTorch.
+    structured = problem.task.layer is None
+    task = problem.copy({"model.cell": "generic"} if structured else None)
+    for module in list(task.model.modules()):
+        layer = getattr(module, "deq", None)
+        if isinstance(layer, DEQ):
+            module.deq = TorchdeqLayer(layer, problem.config.equilibrium)
     return Step(task, problem)
 
 

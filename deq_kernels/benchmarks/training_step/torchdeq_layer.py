@@ -31,7 +31,6 @@ class TorchdeqLayer(nn.Module):
             from torchdeq import get_deq
         except ImportError as error:
             raise ProviderAbsentError("torchdeq is not installed: pip install torchdeq") from error
-        assert isinstance(layer.cell, nn.Module)
         self.cell = layer.cell
         self.last_solution = None
         self.steps: int | None = None
