@@ -90,7 +90,8 @@ def _parse_kernels(usage: str) -> list[Kernel]:
             needs = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
             rows.append((arch, name, needs))
     signatures = _demangled([name for _, name, _ in rows])
-    names = [signature.partition("(")[0] for signature in signatures]
+    unnamed = "(anonymous namespace)::"
+    names = [signature.replace(unnamed, "").partition("(")[0] for signature in signatures]
     return [
         Kernel(arch, name, needs["REG"], needs["STACK"], needs["LOCAL"])
         for (arch, _, needs), name in zip(rows, names, strict=True)
