@@ -65,19 +65,17 @@ void gather(const int64_t* crow, const int64_t* col, const accum_t* values, int6
   }
 }
 
+// Terms of a sum that are added up by themselves before they meet the rest: a chain of all terms
+// rounds too often, each time by the size of what it has come to.
+constexpr int64_t kChainTerms = 64;
+
+// out = start + in V^T over the terms from `begin` to `end`.
 template <int rows, int vectors, typename accum_t>
-void multiply_block(const accum_t* packed, int64_t dim, int64_t stride, const accum_t* in,
-                    const accum_t* bias, accum_t* out) {
+void multiply_chain(const accum_t* packed, int64_t begin, int64_t end, int64_t stride,
+                    const accum_t* in, const accum_t* start, accum_t* out) {
   constexpr int lanes = kLanes<accum_t>;
-  Vector<accum_t> sums[rows][vectors];
-#pragma GCC unroll 12
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) {
-      sums[r][v] = load(bias + r * stride + v * lanes, accum_t());
-    }
-  }
-  for (int64_t k = 0; k < dim; ++k) {
+  Vector<accum_t> sums[rows][vectors] = {};
+  for (int64_t k = begin; k < end; ++k) {
     Vector<accum_t> weights[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
@@ -96,8 +94,20 @@ void multiply_block(const accum_t* packed, int64_t dim, int64_t stride, const ac
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
-      store(sums[r][v], out + r * stride + v * lanes);
+      const int64_t at = r * stride + v * lanes;
+      store(load(start + at, accum_t()) + sums[r][v], out + at);
     }
+  }
+}
+
+template <int rows, int vectors, typename accum_t>
+void multiply_block(const accum_t* packed, int64_t dim, int64_t stride, const accum_t* in,
+                    const accum_t* bias, accum_t* out) {
+  const accum_t* start = bias;
+  for (int64_t k = 0; k < dim; k += kChainTerms) {
+    const int64_t end = k + kChainTerms < dim ? k + kChainTerms : dim;
+    multiply_chain<rows, vectors>(packed, k, end, stride, in, start, out);
+    start = out;
   }
 }
 

@@ -4,8 +4,9 @@
 // machine. Every matrix of rows has rows of `stride` elements, a multiple of `lanes`, of which the
 // first `dim` count; the others of z, bias and scale are zero.
 //
-// Every element of a product is one chain of multiply-adds in the order of the sum, however many
-// rows are taken together, so that a row's bits depend on nothing but the row.
+// Every element of a product is the sum of chains of multiply-adds over fixed runs of its terms, in
+// their order, however many rows are taken together, so that a row's bits depend on nothing but the
+// row.
 #pragma once
 
 #include <cstdint>

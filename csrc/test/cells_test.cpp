@@ -76,6 +76,19 @@ void check_multiply(const CellTiles<accum_t>& tiles, double tolerance) {
   }
 }
 
+// Many small terms beside a large bias: each may not be rounded by the bias's size.
+void check_long_sums(const CellTiles<float>& tiles) {
+  const int64_t dim = 1024;
+  const std::vector<float> packed(static_cast<size_t>(dim * dim), 1.0f);
+  const std::vector<float> in(static_cast<size_t>(dim), 1.0f / 3000.0f);
+  const std::vector<float> bias(static_cast<size_t>(dim), 1000.0f);
+  std::vector<float> out(bias.size());
+  tiles.multiply(packed.data(), dim, dim, 1, in.data(), bias.data(), out.data());
+  for (float value : out) {
+    CHECK_NEAR(value, 1000.0 + 1024.0 / 3000.0, 1e-3);
+  }
+}
+
 template <typename accum_t>
 void check_gather(const CellTiles<accum_t>& tiles, double tolerance) {
   // Row 0 has no entry, row 1 the same twice, row 2 itself and its neighbours.
@@ -258,7 +271,8 @@ void check_all(const CellTiles<accum_t>& tiles, double tolerance, double relativ
 
 #define TEST_ISA(isa)                                      \
   check_all(deq::isa::cell_tiles<double>(), 1e-14, 1e-15); \
-  check_all(deq::isa::cell_tiles<float>(), 2e-6, 4e-7)
+  check_all(deq::isa::cell_tiles<float>(), 2e-6, 4e-7);    \
+  check_long_sums(deq::isa::cell_tiles<float>())
 
 TEST(cells_baseline) { TEST_ISA(baseline); }
 
