@@ -19,7 +19,7 @@ class LazyParser(argparse.ArgumentParser):
         super().__init__(**options)
         self._fill: Callable[[argparse.ArgumentParser], None] | None = fill
 
-    def parse_known_args(  # type: ignore[override]
+    def parse_known_args(  # type: ignore[override]  # the base class has overloads
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         """Fill the parser, then parse."""

@@ -160,7 +160,7 @@ def load_image_folder(
         ValueError: there are no images, or `val` has a class that `train` has not.
     """
     with optional_import(extra="train"):
-        import PIL.Image  # noqa: F401
+        import PIL.Image  # noqa: F401 - asked for before the folder is read
 
     folder = Path(root)
     names = _classes(folder / "train")

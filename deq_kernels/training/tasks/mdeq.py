@@ -116,5 +116,5 @@ def build_model(config: RunConfig) -> MDEQ:
     model = model.to(machine.find_device(), machine.parameter_dtype)
     training = config.training
     if isinstance(training, MDEQTraining) and training.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
     return model
