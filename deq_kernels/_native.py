@@ -9,8 +9,8 @@ Triton or the PyTorch reference does the work of an absent library (`deq_kernels
 
 Environment variable DEQ_KERNELS_BACKEND: `auto` (default) loads the libraries where they are, the
 CUDA library only where torch sees a GPU; `native` demands them; `triton` leaves the CUDA library
-alone, `reference` both. DEQ_KERNELS_CPU_ISA: `baseline`, `avx2` or `avx512` picks the instruction
-set; unset, the CPU library takes the newest that the processor has.
+alone, `reference` both. DEQ_KERNELS_CPU_ISA: `baseline`, `avx2`, `avx512` or `avx512_bf16`
+picks the instruction set; unset, the CPU library takes the newest that the processor has.
 """
 
 from __future__ import annotations
@@ -185,8 +185,9 @@ def _check_isa(path: Path) -> None:
     active = _isa_of(path)
     if wanted is not None and wanted != active:
         raise ValueError(
-            "DEQ_KERNELS_CPU_ISA must be baseline, avx2 or avx512 and supported by this processor, "
-            f"but is {wanted!r}; the library chose {active}. Unset it, or ask for an older one."
+            "DEQ_KERNELS_CPU_ISA must be baseline, avx2, avx512 or avx512_bf16 and supported by "
+            f"this processor, but is {wanted!r}; the library chose {active}. Unset it, or ask for "
+            "an older one."
         )
 
 

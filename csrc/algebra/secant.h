@@ -49,6 +49,17 @@ struct CellDecision {
   double secant;  // gamma: the next iterate is g - gamma (g - g'), g = z + lambda (f(z) - z)
 };
 
+// The secant of the step from an evaluation, which becomes the one before.
+DEQ_HOST_DEVICE inline double look_back(const double* sums, double residual, Secant* last) {
+  double gamma = 0.0;
+  if (last->known) {
+    gamma = sums[kChangeResidual] / sums[kChangeSquare];
+    gamma = std::fabs(gamma) < HUGE_VAL ? gamma : 0.0;
+  }
+  *last = {true, gamma != 0.0, residual};
+  return gamma;
+}
+
 // Judges an evaluation, and says where to go from it. A step that was extrapolated and did not
 // lower the residual is taken back: the next iterate is the damped step from the iterate before,
 // g'. So is one that left the finite numbers, as long as there are steps.
@@ -66,14 +77,7 @@ DEQ_HOST_DEVICE inline CellDecision decide_cell_step(const double* sums, bool ac
   if (verdict.action != Action::kAdvance) {
     return {CellAction::kStop, verdict.improved, 0.0};
   }
-  double gamma = 0.0;
-  if (accelerate) {
-    if (last->known) {
-      gamma = sums[kChangeResidual] / sums[kChangeSquare];
-      gamma = std::fabs(gamma) < HUGE_VAL ? gamma : 0.0;
-    }
-    *last = {true, gamma != 0.0, residual};
-  }
+  const double gamma = accelerate ? look_back(sums, residual, last) : 0.0;
   return {CellAction::kExtrapolate, verdict.improved, gamma};
 }
 

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <memory>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/cells_group.h"
@@ -90,7 +91,7 @@ template <typename state_t>
 void solve_groups(const CellProblem<state_t>& problem, const int64_t* sample_ptr, int64_t samples,
                   int64_t threads) {
   using accum_t = accumulate_t<state_t>;
-  const int64_t tile_size = kCellRows * problem.stride;
+  const int64_t tile_size = kCellRoom * problem.stride;
   const auto step_work = [&](int64_t begin, int64_t end) {
     const int64_t entries = problem.crow == nullptr ? 0 : problem.crow[end] - problem.crow[begin];
     return ((end - begin) * problem.dim + entries) * problem.stride;
@@ -172,10 +173,23 @@ void cells_iterate(const Tensor& weight, const OptionalTensor& crow, const Optio
       entries = entry_memory.resize((shape.entries + lanes - 1) / lanes * lanes);
       state_tiles<state_t>().load(data<state_t>(*values), accum_t(1), shape.entries, entries);
     }
+    CellBuffer<BFloat16Pair> pair_memory;
+    const BFloat16Pair* packed_pairs = nullptr;
+    if constexpr (std::is_same_v<accum_t, float>) {
+      // Rows that are samples stop one by one and would each be exact at another time.
+      const CellDifferences* differences = cell_differences();
+      if (differences != nullptr && accelerate && starts != nullptr &&
+          shape.dim >= kLeastDifferenceDim) {
+        BFloat16Pair* pairs = pair_memory.resize(difference_pairs(shape.dim) * stride);
+        differences->pack(packed, shape.dim, stride, pairs);
+        packed_pairs = pairs;
+      }
+    }
     CellProblem<state_t> problem = {};
     problem.dim = shape.dim;
     problem.stride = stride;
     problem.packed = packed;
+    problem.packed_pairs = packed_pairs;
     problem.crow = crow ? data<int64_t>(*crow) : nullptr;
     problem.col = crow ? data<int64_t>(*col) : nullptr;
     problem.values = entries;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/cells_problem.h"
@@ -16,25 +17,33 @@ class CellGroup {
   using Problem = CellProblem<state_t>;
 
   explicit CellGroup(const Problem& problem)
-      : problem_(problem), stride_(problem.stride), scaled_(problem.scale.values != nullptr) {}
+      : problem_(problem),
+        stride_(problem.stride),
+        scaled_(problem.scale.values != nullptr),
+        approximate_(problem.packed_pairs != nullptr) {}
 
   // Iterates the rows [first, first + rows) of a sample that runs. for_each_tile(count, body) calls
-  // body(tile, in) for every tile, where `in` has room for kCellRows rows.
+  // body(tile, in) for every tile, where `in` has room for kCellRoom elements of every
+  // column.
   template <typename ForEachTile>
   void solve(int64_t sample, int64_t first, int64_t rows, const ForEachTile& for_each_tile) {
     load(first, rows);
     const int64_t tiles = (rows + kCellRows - 1) / kCellRows;
     double* sums = sums_.resize(kCellSums * tiles);
     Secant last;
+    CellPrecision precision(approximate_);
     while (true) {
       const accum_t unit = last.unit<accum_t>();
       for_each_tile(tiles, [&](int64_t tile, accum_t* in) {
         const int64_t begin = tile * kCellRows;
-        step(first, begin, std::min(kCellRows, rows - begin), unit, in, sums + kCellSums * tile);
+        step({first, begin, std::min(kCellRows, rows - begin)}, precision.exact(), unit, in,
+             sums + kCellSums * tile);
       });
+      zero_ = false;
       double total[kCellSums];
       add_sums(sums, tiles, total);
-      const CellDecision decision = problem_.decide(sample, total, &last);
+      const CellDecision decision = problem_.decide(sample, total, &last, &precision);
+      const accum_t* evaluated = z_;
       if (decision.improved) {
         std::swap(best_, z_);
       }
@@ -42,7 +51,8 @@ class CellGroup {
         problem_.store_rows(problem_.fixed_steps ? next_ : best_, first, rows);
         return;
       }
-      // What z_ points to is now either the old z or the old best, and not needed any more.
+      // What z_ points to is now either the old z or the old best, and not needed any more, but for
+      // the change from the old z.
       if (!problem_.accelerate) {
         std::swap(z_, next_);
         std::swap(scaled_z_, scaled_next_);
@@ -53,8 +63,8 @@ class CellGroup {
       const accum_t* other = decision.secant == 0.0 ? g : last_;
       for_each_tile(tiles, [&](int64_t tile, accum_t*) {
         const int64_t begin = tile * kCellRows;
-        extrapolate(g, other, static_cast<accum_t>(decision.secant), begin,
-                    std::min(kCellRows, rows - begin));
+        extrapolate(g, other, static_cast<accum_t>(decision.secant), evaluated,
+                    {first, begin, std::min(kCellRows, rows - begin)}, precision.exact());
       });
       if (!back) {
         std::swap(last_, next_);
@@ -63,9 +73,17 @@ class CellGroup {
   }
 
  private:
+  // `count` rows of a sample, from its row `begin` on; the sample's first row is `first`.
+  struct Rows {
+    int64_t first;
+    int64_t begin;
+    int64_t count;
+  };
+
   void load(int64_t first, int64_t rows) {
     const int64_t size = rows * stride_;
-    accum_t* buffer = memory_.resize(kCellMostBuffers * size);
+    const int64_t parts = 4 + 2 * problem_.accelerate + 3 * scaled_ + approximate_;
+    accum_t* buffer = memory_.resize(parts * size);
     const auto take = [&](accum_t*& part) {
       part = buffer;
       buffer += size;
@@ -78,27 +96,32 @@ class CellGroup {
       take(last_), take(residual_);
       std::fill_n(residual_, size, accum_t(0));
     }
+    zero_ = std::all_of(z_, z_ + size, [](accum_t x) { return x == accum_t(0); });
     if (scaled_) {
       take(scale_), take(scaled_z_), take(scaled_next_);
       problem_.load_rows(problem_.scale, first, rows, scale_);
       cell_tiles<accum_t>().scale(z_, scale_, size, scaled_z_);
     }
+    if (approximate_) {
+      take(product_);
+      change_ = change_memory_.resize(size);
+    }
   }
 
-  void step(int64_t first, int64_t begin, int64_t rows, const accum_t& unit, accum_t* in,
-            double* sums) {
-    const int64_t at = begin * stride_;
-    const accum_t* mixed = scaled_ ? scaled_z_ : z_;
-    if (problem_.crow == nullptr) {
-      mixed += at;
-    } else {
-      cell_tiles<accum_t>().gather(problem_.crow + first + begin, problem_.col, problem_.values,
-                                   first, mixed, stride_, rows, in);
-      mixed = in;
-    }
+  // One evaluation. The product goes where the next evaluation finds it, if that is to add to it.
+  void step(const Rows& rows, bool exact, const accum_t& unit, accum_t* in, double* sums) {
+    const int64_t at = rows.begin * stride_;
+    accum_t* product = (approximate_ ? product_ : next_) + at;
     CellFinish<accum_t> finish = {};
     finish.z = z_ + at;
     finish.next = next_ + at;
+    if (exact) {
+      multiply(rows, in, product);
+      finish.product = product;
+    } else {
+      finish.product = multiply_change(rows, in);
+      finish.base = product;
+    }
     if (problem_.accelerate) {
       finish.residual = residual_ + at;
       finish.units = &unit;
@@ -107,15 +130,58 @@ class CellGroup {
       finish.scaled_next = scaled_next_ + at;
     }
     finish.sums = sums;
-    problem_.update(mixed, bias_ + at, rows, finish);
+    problem_.finish(rows.count, finish);
   }
 
-  void extrapolate(const accum_t* g, const accum_t* other, accum_t secant, int64_t begin,
-                   int64_t rows) {
-    const int64_t at = begin * stride_;
-    cell_tiles<accum_t>().extrapolate(g + at, other + at, secant, rows * stride_,
-                                      scaled_ ? scale_ + at : nullptr, z_ + at,
-                                      scaled_ ? scaled_z_ + at : nullptr);
+  // product = S (c z) V^T + b
+  void multiply(const Rows& rows, accum_t* in, accum_t* product) {
+    const int64_t at = rows.begin * stride_;
+    if (zero_) {
+      std::copy_n(bias_ + at, rows.count * stride_, product);
+      return;
+    }
+    const CellTiles<accum_t>& tiles = cell_tiles<accum_t>();
+    const accum_t* mixed = scaled_ ? scaled_z_ : z_;
+    if (problem_.crow == nullptr) {
+      mixed += at;
+    } else {
+      tiles.gather(problem_.crow + rows.first + rows.begin, problem_.col, problem_.values,
+                   rows.first, mixed, stride_, rows.count, in);
+      mixed = in;
+    }
+    tiles.multiply(problem_.packed, problem_.dim, stride_, rows.count, mixed, bias_ + at, product);
+  }
+
+  // S change V^T, somewhere in `in`.
+  const accum_t* multiply_change(const Rows& rows, accum_t* in) {
+    if constexpr (std::is_same_v<accum_t, float>) {
+      const CellDifferences& differences = *cell_differences();
+      const int64_t size = rows.count * stride_;
+      const bfloat16* mixed = change_ + rows.begin * stride_;
+      if (problem_.crow != nullptr) {
+        bfloat16* gathered = reinterpret_cast<bfloat16*>(in + size);
+        differences.gather(problem_.crow + rows.first + rows.begin, problem_.col, problem_.values,
+                           rows.first, change_, stride_, rows.count, gathered);
+        mixed = gathered;
+      }
+      differences.multiply(problem_.packed_pairs, problem_.dim, stride_, rows.count, mixed, in);
+    }
+    return in;
+  }
+
+  // z = g - secant (g - other), and what the next evaluation mixes: c z, or the change.
+  void extrapolate(const accum_t* g, const accum_t* other, accum_t secant, const accum_t* evaluated,
+                   const Rows& rows, bool exact) {
+    const int64_t at = rows.begin * stride_;
+    const int64_t size = rows.count * stride_;
+    const accum_t* scale = scaled_ ? scale_ + at : nullptr;
+    if (exact) {
+      cell_tiles<accum_t>().extrapolate(g + at, other + at, secant, size, scale, z_ + at,
+                                        scaled_ ? scaled_z_ + at : nullptr);
+    } else if constexpr (std::is_same_v<accum_t, float>) {
+      cell_differences()->extrapolate(g + at, other + at, secant, size, scale, evaluated + at,
+                                      z_ + at, change_ + at);
+    }
   }
 
   // In the order of the tiles, whoever computed them; NaN stays NaN.
@@ -137,10 +203,13 @@ class CellGroup {
   const Problem& problem_;
   const int64_t stride_;
   const bool scaled_;
+  const bool approximate_;  // whether evaluations may be
+  bool zero_ = false;       // whether z is, and thus the product b
   CellBuffer<accum_t> memory_;
+  CellBuffer<bfloat16> change_memory_;
   CellBuffer<double> sums_;
   accum_t* z_ = nullptr;
-  accum_t* next_ = nullptr;
+  accum_t* next_ = nullptr;  // g = z + damping (f - z)
   accum_t* best_ = nullptr;
   accum_t* bias_ = nullptr;
   accum_t* last_ = nullptr;      // the next_ of the iterate before
@@ -148,6 +217,8 @@ class CellGroup {
   accum_t* scale_ = nullptr;
   accum_t* scaled_z_ = nullptr;
   accum_t* scaled_next_ = nullptr;
+  accum_t* product_ = nullptr;  // S (c z) V^T + b
+  bfloat16* change_ = nullptr;  // c times the change of z
 };
 
 }  // namespace deq

@@ -1,12 +1,15 @@
 // What a structured cell's iteration works on, in the layout of cells_tiles.h, and its judgement.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <new>
 
+#include "algebra/cell_precision.h"
 #include "algebra/cell_verdict.h"
 #include "algebra/termination.h"
+#include "cpu/cells_differences.h"
 #include "cpu/cells_tiles.h"
 #include "cpu/samples.h"
 #include "cpu/tiles.h"
@@ -16,9 +19,9 @@ namespace deq {
 // Rows of a sample whose norms share a partial sum, and that are taken together by one thread.
 constexpr int64_t kCellRows = 48;
 
-// Copies of a sample's rows that an iteration works with: z, g = z + damping (f - z), the best z,
-// b, the last g, the last residual, c, c z and c g.
-constexpr int64_t kCellMostBuffers = 9;
+// Elements per column that a thread needs besides: its rows' product, and what is multiplied in
+// bfloat16.
+constexpr int64_t kCellRoom = kCellRows + kCellRows / 2;
 
 // Uninitialised memory for vectors; grows, and keeps nothing of what it held.
 template <typename T>
@@ -65,7 +68,9 @@ struct CellProblem {
   int64_t dim;
   int64_t stride;         // of the padded rows
   const accum_t* packed;  // V
-  const int64_t* crow;    // null: no S
+  // V for products of differences; null: there are none
+  const BFloat16Pair* packed_pairs;
+  const int64_t* crow;  // null: no S
   const int64_t* col;
   const accum_t* values;
   CellRows<const state_t> bias;
@@ -103,18 +108,15 @@ struct CellProblem {
     }
   }
 
-  // next = z + damping (f(z) - z) for `rows` rows whose S (c z) is `in`.
-  void update(const accum_t* in, const accum_t* bias_rows, int64_t rows,
-              CellFinish<accum_t> finish) const {
-    const CellTiles<accum_t>& tiles = cell_tiles<accum_t>();
-    tiles.multiply(packed, dim, stride, rows, in, bias_rows, finish.next);
+  // next = z + damping (f(z) - z) for `rows` rows whose S (c z) V^T + b is the product.
+  void finish(int64_t rows, CellFinish<accum_t> finish) const {
     finish.activation = activation;
     finish.norm = norm;
     finish.damping = static_cast<accum_t>(damping);
     finish.dim = dim;
     finish.stride = stride;
     finish.rows = rows;
-    tiles.finish(finish);
+    cell_tiles<accum_t>().finish(finish);
   }
 
   CellDecision decide(int64_t sample, const double* sums, Secant* last) const {
@@ -122,6 +124,22 @@ struct CellProblem {
     int64_t* counter = counters + sample * kCounterColumns;
     return decide_cell(sums, limits, fixed_steps, accelerate, record,
                        record + kNormColumns + counter[kSteps], counter, last);
+  }
+
+  // The same, of an evaluation that need not have been exact.
+  CellDecision decide(int64_t sample, const double* sums, Secant* last,
+                      CellPrecision* precision) const {
+    int64_t* counter = counters + sample * kCounterColumns;
+    const double tolerance = limits.atol + limits.rtol * std::sqrt(sums[kValueNorm]);
+    if (!precision->exact()) {
+      double* record = sample_record(records, sample, limits.max_steps);
+      return precision->follow_approximate(sums, tolerance, limits,
+                                           record + kNormColumns + counter[kSteps], counter, last);
+    }
+    const CellDecision decision = decide(sample, sums, last);
+    precision->follow_exact(std::sqrt(sums[kResidualNorm]), tolerance, limits, decision,
+                            counter[kSteps]);
+    return decision;
   }
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "cpu/cells_problem.h"
@@ -17,10 +18,11 @@ class CellRowTile {
 
   CellRowTile(const Problem& problem, int64_t capacity)
       : problem_(problem), stride_(problem.stride), scaled_(problem.scale.values != nullptr) {
+    accum_t** const parts[] = {&z_,        &next_,  &best_,     &bias_,       &last_,
+                               &residual_, &scale_, &scaled_z_, &scaled_next_};
     const int64_t size = capacity * stride_;
-    accum_t* buffer = memory_.resize(kCellMostBuffers * size);
-    for (accum_t** rows :
-         {&z_, &next_, &best_, &bias_, &last_, &residual_, &scale_, &scaled_z_, &scaled_next_}) {
+    accum_t* buffer = memory_.resize(static_cast<int64_t>(std::size(parts)) * size);
+    for (accum_t** rows : parts) {
       *rows = buffer;
       buffer += size;
     }
@@ -37,6 +39,7 @@ class CellRowTile {
     while (rows > 0) {
       CellFinish<accum_t> finish = {};
       finish.z = z_;
+      finish.product = next_;
       finish.next = next_;
       if (problem_.accelerate) {
         finish.residual = residual_;
@@ -50,7 +53,9 @@ class CellRowTile {
       }
       finish.each_row = true;
       finish.sums = sums_;
-      problem_.update(scaled_ ? scaled_z_ : z_, bias_, rows, finish);
+      cell_tiles<accum_t>().multiply(problem_.packed, problem_.dim, stride_, rows,
+                                     scaled_ ? scaled_z_ : z_, bias_, next_);
+      problem_.finish(rows, finish);
       rows = keep_running(rows);
       if (!problem_.accelerate) {
         std::swap(z_, next_);

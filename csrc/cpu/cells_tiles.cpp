@@ -100,41 +100,36 @@ void multiply_chain(const accum_t* packed, int64_t begin, int64_t end, int64_t s
   }
 }
 
-template <int rows, int vectors, typename accum_t>
-void multiply_block(const accum_t* packed, int64_t dim, int64_t stride, const accum_t* in,
-                    const accum_t* bias, accum_t* out) {
-  const accum_t* start = bias;
-  for (int64_t k = 0; k < dim; k += kChainTerms) {
-    const int64_t end = k + kChainTerms < dim ? k + kChainTerms : dim;
-    multiply_chain<rows, vectors>(packed, k, end, stride, in, start, out);
-    start = out;
-  }
-}
-
 // `rows` is at most `most`.
 template <int most, int vectors, typename accum_t>
-void multiply_rest(const accum_t* packed, int64_t dim, int64_t stride, int64_t rows,
-                   const accum_t* in, const accum_t* bias, accum_t* out) {
+void multiply_rest(const accum_t* packed, int64_t begin, int64_t end, int64_t stride, int64_t rows,
+                   const accum_t* in, const accum_t* start, accum_t* out) {
   if constexpr (most > 0) {
     if (rows == most) {
-      multiply_block<most, vectors>(packed, dim, stride, in, bias, out);
+      multiply_chain<most, vectors>(packed, begin, end, stride, in, start, out);
     } else {
-      multiply_rest<most - 1, vectors>(packed, dim, stride, rows, in, bias, out);
+      multiply_rest<most - 1, vectors>(packed, begin, end, stride, rows, in, start, out);
     }
   }
 }
 
+// All rows take a run of terms before the next run, while its weights are in the cache.
 template <int vectors, typename accum_t>
 void multiply_columns(const accum_t* packed, int64_t dim, int64_t stride, int64_t rows,
                       const accum_t* in, const accum_t* bias, accum_t* out) {
   constexpr int together = kRegisterRows<vectors>;
-  int64_t row = 0;
-  for (; row + together <= rows; row += together) {
-    multiply_block<together, vectors>(packed, dim, stride, in + row * stride, bias + row * stride,
-                                      out + row * stride);
+  const accum_t* start = bias;
+  for (int64_t begin = 0; begin < dim; begin += kChainTerms) {
+    const int64_t end = begin + kChainTerms < dim ? begin + kChainTerms : dim;
+    int64_t row = 0;
+    for (; row + together <= rows; row += together) {
+      multiply_chain<together, vectors>(packed, begin, end, stride, in + row * stride,
+                                        start + row * stride, out + row * stride);
+    }
+    multiply_rest<together - 1, vectors>(packed, begin, end, stride, rows - row, in + row * stride,
+                                         start + row * stride, out + row * stride);
+    start = out;
   }
-  multiply_rest<together - 1, vectors>(packed, dim, stride, rows - row, in + row * stride,
-                                       bias + row * stride, out + row * stride);
 }
 
 template <typename accum_t>
@@ -243,7 +238,12 @@ void finish_range(const CellFinish<accum_t>& a, int64_t begin, int64_t end,
   for (int64_t row = begin; row < end; ++row) {
     const int64_t last = (row + 1) * a.stride - lanes;
     for (int64_t i = row * a.stride; i <= last; i += lanes) {
-      Vector<accum_t> f = activate<activation, accum_t>(load(a.next + i, accum_t()));
+      Vector<accum_t> product = load(a.product + i, accum_t());
+      if (a.base != nullptr) {
+        product += load(a.base + i, accum_t());
+        store(product, a.base + i);
+      }
+      Vector<accum_t> f = activate<activation, accum_t>(product);
       if (i == last) {
         const IntVector<accum_t> bits = load_bits<IntVector<accum_t>>(&f) & kept;
         f = load_bits<Vector<accum_t>>(&bits);

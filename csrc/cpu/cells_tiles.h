@@ -19,7 +19,7 @@ namespace deq {
 // The widest block of columns of any instruction set.
 constexpr int64_t kMostCellColumns = 64;
 
-// What follows the product: next holds S (c z) V^T + b on entry, z + damping (f - z) on exit.
+// What follows the product: next receives z + damping (f - z).
 template <typename accum_t>
 struct CellFinish {
   Activation activation;
@@ -29,6 +29,8 @@ struct CellFinish {
   int64_t stride;
   int64_t rows;
   const accum_t* z;
+  const accum_t* product;  // S (c z) V^T + b, or what of it `base` lacks; may be `next`
+  accum_t* base;           // or null; receives the sum of both
   accum_t* next;
   const accum_t* scale;  // c, or null, as where there is a residual: extrapolate() scales then
   accum_t* scaled_next;  // receives c * next where there is a scale

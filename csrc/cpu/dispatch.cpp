@@ -2,36 +2,41 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/cells_differences.h"
 #include "cpu/cells_tiles.h"
 #include "cpu/tiles.h"
 
 namespace deq {
 namespace {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512BFloat16 };
 
-Isa detect() {
-#if defined(__x86_64__)
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+
+Isa newest() {
   Isa best = Isa::kBaseline;
+#if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
     best = Isa::kAvx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      best = Isa::kAvx512;
+      best = __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512BFloat16 : Isa::kAvx512;
     }
   }
+#endif
+  return best;
+}
+
+Isa detect() {
+  const Isa best = newest();
   const char* wanted = std::getenv("DEQ_KERNELS_CPU_ISA");
-  if (wanted != nullptr && std::strcmp(wanted, "baseline") == 0) {
-    return Isa::kBaseline;
-  }
-  if (wanted != nullptr && std::strcmp(wanted, "avx2") == 0 && best == Isa::kAvx512) {
-    return Isa::kAvx2;
+  for (int older = 0; wanted != nullptr && older < static_cast<int>(best); ++older) {
+    if (std::strcmp(wanted, kNames[older]) == 0) {
+      return static_cast<Isa>(older);
+    }
   }
   return best;
-#else
-  return Isa::kBaseline;
-#endif
 }
 
 Isa isa() {
@@ -41,21 +46,12 @@ Isa isa() {
 
 }  // namespace
 
-const char* active_isa() {
-  switch (isa()) {
-    case Isa::kAvx512:
-      return "avx512";
-    case Isa::kAvx2:
-      return "avx2";
-    default:
-      return "baseline";
-  }
-}
+const char* active_isa() { return kNames[static_cast<int>(isa())]; }
 
 template <typename state_t>
 const StateTiles<state_t>& state_tiles() {
 #if defined(__x86_64__)
-  if (isa() == Isa::kAvx512) {
+  if (isa() >= Isa::kAvx512) {
     return avx512::state_tiles<state_t>();
   }
   if (isa() == Isa::kAvx2) {
@@ -68,7 +64,7 @@ const StateTiles<state_t>& state_tiles() {
 template <typename history_t, typename accum_t>
 const HistoryTiles<history_t, accum_t>& history_tiles() {
 #if defined(__x86_64__)
-  if (isa() == Isa::kAvx512) {
+  if (isa() >= Isa::kAvx512) {
     return avx512::history_tiles<history_t, accum_t>();
   }
   if (isa() == Isa::kAvx2) {
@@ -81,7 +77,7 @@ const HistoryTiles<history_t, accum_t>& history_tiles() {
 template <typename accum_t>
 const CellTiles<accum_t>& cell_tiles() {
 #if defined(__x86_64__)
-  if (isa() == Isa::kAvx512) {
+  if (isa() >= Isa::kAvx512) {
     return avx512::cell_tiles<accum_t>();
   }
   if (isa() == Isa::kAvx2) {
@@ -89,6 +85,15 @@ const CellTiles<accum_t>& cell_tiles() {
   }
 #endif
   return baseline::cell_tiles<accum_t>();
+}
+
+const CellDifferences* cell_differences() {
+#if defined(__x86_64__)
+  if (isa() == Isa::kAvx512BFloat16) {
+    return &avx512_bf16::cell_differences();
+  }
+#endif
+  return nullptr;
 }
 
 template const StateTiles<double>& state_tiles();

@@ -121,13 +121,20 @@ void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
   for (int64_t dim : kDims) {
     const int64_t stride = padded(tiles, dim);
     const auto size = static_cast<size_t>(stride);
-    const auto pre = random_rows<accum_t>(rows, dim, stride, 6);
+    const auto product = random_rows<accum_t>(rows, dim, stride, 6);
+    const auto old_base = random_rows<accum_t>(rows, dim, stride, 13);
     const auto z = random_rows<accum_t>(rows, dim, stride, 7);
     const auto c = random_rows<accum_t>(rows, dim, stride, 8);
     const auto last_residual = random_rows<accum_t>(rows, dim, stride, 9);
     for (int64_t number = 0; number < deq::kActivations; ++number) {
-      for (int variant = 0; variant < 16; ++variant) {
-        std::vector<accum_t> next = pre;
+      for (int variant = 0; variant < 32; ++variant) {
+        std::vector<accum_t> pre = product;
+        std::vector<accum_t> base = old_base;
+        for (size_t i = 0; variant & 16 && i < pre.size(); ++i) {
+          pre[i] += old_base[i];
+        }
+        // With a base there is a product elsewhere, without one it may be where next goes.
+        std::vector<accum_t> next = product;
         std::vector<accum_t> scaled(pre.size(), accum_t(7));
         std::vector<accum_t> kept_residual = last_residual;
         double sums[deq::kCellSums * rows];
@@ -140,6 +147,8 @@ void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
         finish.stride = stride;
         finish.rows = rows;
         finish.z = z.data();
+        finish.product = variant & 16 ? product.data() : next.data();
+        finish.base = variant & 16 ? base.data() : nullptr;
         finish.next = next.data();
         finish.scale = variant & 8 ? nullptr : c.data();
         finish.scaled_next = variant & 8 ? nullptr : scaled.data();
@@ -148,6 +157,7 @@ void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
         finish.residual = variant & 8 ? kept_residual.data() : nullptr;
         finish.sums = sums;
         tiles.finish(finish);
+        CHECK(base == (variant & 16 ? pre : old_base));
         double expected[deq::kCellSums * rows] = {};
         for (size_t row = 0; row < rows; ++row) {
           double* of_row = expected + (finish.each_row ? deq::kCellSums * row : 0);
@@ -221,6 +231,7 @@ accum_t activated(const CellTiles<accum_t>& tiles, Activation activation, NormKi
   finish.stride = stride;
   finish.rows = 1;
   finish.z = z.data();
+  finish.product = next.data();
   finish.next = next.data();
   finish.sums = norms;
   tiles.finish(finish);

@@ -88,7 +88,8 @@ def iterate_(
         accelerate: look back on the iterate before, z', f': with r = f(z) − z and g = z + λ r the
             next is g − γ (g − g'), γ = ⟨r − r', r⟩ / ‖r − r'‖² over the sample (Anderson's method
             with one earlier iterate). A step that does not lower the residual is taken back and
-            replaced by the damped one, g'. Not together with `fixed_steps`.
+            replaced by the damped one, g'. Not together with `fixed_steps`. A CPU may then compute
+            evaluations that neither stop a sample nor are returned by products in bfloat16.
 
     weight, bias, scale and values have the dtype of z.
 
