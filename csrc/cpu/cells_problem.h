@@ -11,6 +11,7 @@
 #include "algebra/termination.h"
 #include "cpu/cells_differences.h"
 #include "cpu/cells_tiles.h"
+#include "cpu/history_pool.h"
 #include "cpu/samples.h"
 #include "cpu/tiles.h"
 
@@ -35,7 +36,10 @@ class CellBuffer {
   T* resize(int64_t size) {
     if (size > size_) {
       release();
-      values_ = static_cast<T*>(::operator new(static_cast<size_t>(size) * sizeof(T), kAlignment));
+      const int64_t bytes = size * static_cast<int64_t>(sizeof(T));
+      pooled_ = bytes >= HistoryPool::kHugePage;
+      values_ = static_cast<T*>(pooled_ ? history_pool().take(bytes)
+                                        : ::operator new(static_cast<size_t>(bytes), kAlignment));
       size_ = size;
     }
     return values_;
@@ -45,13 +49,19 @@ class CellBuffer {
   static constexpr std::align_val_t kAlignment{64};
 
   void release() {
-    ::operator delete(values_, kAlignment);
+    if (pooled_) {
+      history_pool().give_back(values_);
+    } else {
+      ::operator delete(values_, kAlignment);
+    }
+    pooled_ = false;
     values_ = nullptr;
     size_ = 0;
   }
 
   T* values_ = nullptr;
   int64_t size_ = 0;
+  bool pooled_ = false;  // large ones are, on large pages
 };
 
 // Rows of `dim` elements in the state's type, as the caller has them.

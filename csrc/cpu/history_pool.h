@@ -1,4 +1,4 @@
-// Memory for solver histories, kept from one solve to the next.
+// Memory for solver histories and large states of cells, kept from one solve to the next.
 //
 // A history is the one large buffer of a solve, and a training loop asks for the same one again and
 // again. Given back to the operating system in between, its pages are zeroed and mapped anew each
@@ -103,5 +103,8 @@ class HistoryPool {
   int64_t kept_bytes_ = 0;
   int64_t peak_bytes_ = 0;
 };
+
+// Of this process.
+HistoryPool& history_pool();
 
 }  // namespace deq

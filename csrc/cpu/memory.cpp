@@ -5,13 +5,14 @@
 #include "torch/checks.h"
 
 namespace deq {
-namespace {
 
 // Never destroyed: tensors may outlive every static object.
-HistoryPool& pool() {
+HistoryPool& history_pool() {
   static HistoryPool* const instance = new HistoryPool();
   return *instance;
 }
+
+namespace {
 
 // `like` only chooses the device.
 Tensor history_memory(const Tensor& like, int64_t bytes) {
@@ -19,16 +20,16 @@ Tensor history_memory(const Tensor& like, int64_t bytes) {
   STD_TORCH_CHECK(bytes > 0, "history_memory must be asked for at least one byte, got ", bytes);
   void* buffer = nullptr;
   try {
-    buffer = pool().take(bytes);
+    buffer = history_pool().take(bytes);
   } catch (const std::bad_alloc&) {
     STD_TORCH_CHECK(false, "there is no room for a solver history of ", bytes,
                     " bytes; lower history_length or the batch size, or store it in bfloat16");
   }
   const int64_t sizes[] = {bytes};
   const int64_t strides[] = {1};
-  return torch::stable::from_blob(buffer, {sizes, 1}, {strides, 1},
-                                  torch::stable::Device(torch::headeronly::DeviceType::CPU),
-                                  ScalarType::Byte, [](void* freed) { pool().give_back(freed); });
+  return torch::stable::from_blob(
+      buffer, {sizes, 1}, {strides, 1}, torch::stable::Device(torch::headeronly::DeviceType::CPU),
+      ScalarType::Byte, [](void* freed) { history_pool().give_back(freed); });
 }
 
 }  // namespace
@@ -40,5 +41,5 @@ STABLE_TORCH_LIBRARY_IMPL(deq_kernels, CPU, m) {
 
 // Called through ctypes: there is no tensor from which an op could take its device.
 extern "C" __attribute__((visibility("default"))) int64_t deq_kernels_empty_cache() {
-  return deq::pool().release();
+  return deq::history_pool().release();
 }
