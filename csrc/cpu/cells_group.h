@@ -23,8 +23,7 @@ class CellGroup {
         approximate_(problem.packed_pairs != nullptr) {}
 
   // Iterates the rows [first, first + rows) of a sample that runs. for_each_tile(count, body) calls
-  // body(tile, in) for every tile, where `in` has room for kCellRoom elements of every
-  // column.
+  // body(tile, room) for every tile, with room for kCellRoom elements of every column.
   template <typename ForEachTile>
   void solve(int64_t sample, int64_t first, int64_t rows, const ForEachTile& for_each_tile) {
     load(first, rows);
@@ -34,9 +33,9 @@ class CellGroup {
     CellPrecision precision(approximate_);
     while (true) {
       const accum_t unit = last.unit<accum_t>();
-      for_each_tile(tiles, [&](int64_t tile, accum_t* in) {
+      for_each_tile(tiles, [&](int64_t tile, accum_t* room) {
         const int64_t begin = tile * kCellRows;
-        step({first, begin, std::min(kCellRows, rows - begin)}, precision.exact(), unit, in,
+        step({first, begin, std::min(kCellRows, rows - begin)}, precision.exact(), unit, room,
              sums + kCellSums * tile);
       });
       zero_ = false;
@@ -108,19 +107,21 @@ class CellGroup {
     }
   }
 
-  // One evaluation. The product goes where the next evaluation finds it, if that is to add to it.
-  void step(const Rows& rows, bool exact, const accum_t& unit, accum_t* in, double* sums) {
+  // One evaluation, by its product or by that of the change from the one before.
+  void step(const Rows& rows, bool exact, const accum_t& unit, accum_t* room, double* sums) {
     const int64_t at = rows.begin * stride_;
-    accum_t* product = (approximate_ ? product_ : next_) + at;
     CellFinish<accum_t> finish = {};
     finish.z = z_ + at;
     finish.next = next_ + at;
-    if (exact) {
-      multiply(rows, in, product);
-      finish.product = product;
+    finish.product = room;
+    finish.base = (exact ? bias_ : product_) + at;
+    finish.sum = approximate_ ? product_ + at : nullptr;
+    if (zero_) {
+      std::fill_n(room, rows.count * stride_, accum_t(0));
+    } else if (exact) {
+      multiply(rows, room);
     } else {
-      finish.product = multiply_change(rows, in);
-      finish.base = product;
+      multiply_change(rows, room);
     }
     if (problem_.accelerate) {
       finish.residual = residual_ + at;
@@ -133,40 +134,34 @@ class CellGroup {
     problem_.finish(rows.count, finish);
   }
 
-  // product = S (c z) V^T + b
-  void multiply(const Rows& rows, accum_t* in, accum_t* product) {
-    const int64_t at = rows.begin * stride_;
-    if (zero_) {
-      std::copy_n(bias_ + at, rows.count * stride_, product);
-      return;
-    }
+  // S (c z) V^T at the beginning of the room.
+  void multiply(const Rows& rows, accum_t* room) {
     const CellTiles<accum_t>& tiles = cell_tiles<accum_t>();
     const accum_t* mixed = scaled_ ? scaled_z_ : z_;
     if (problem_.crow == nullptr) {
-      mixed += at;
+      mixed += rows.begin * stride_;
     } else {
+      accum_t* gathered = room + rows.count * stride_;
       tiles.gather(problem_.crow + rows.first + rows.begin, problem_.col, problem_.values,
-                   rows.first, mixed, stride_, rows.count, in);
-      mixed = in;
+                   rows.first, mixed, stride_, rows.count, gathered);
+      mixed = gathered;
     }
-    tiles.multiply(problem_.packed, problem_.dim, stride_, rows.count, mixed, bias_ + at, product);
+    tiles.multiply(problem_.packed, problem_.dim, stride_, rows.count, mixed, room);
   }
 
-  // S change V^T, somewhere in `in`.
-  const accum_t* multiply_change(const Rows& rows, accum_t* in) {
+  // S change V^T there.
+  void multiply_change(const Rows& rows, accum_t* room) {
     if constexpr (std::is_same_v<accum_t, float>) {
       const CellDifferences& differences = *cell_differences();
-      const int64_t size = rows.count * stride_;
       const bfloat16* mixed = change_ + rows.begin * stride_;
       if (problem_.crow != nullptr) {
-        bfloat16* gathered = reinterpret_cast<bfloat16*>(in + size);
+        bfloat16* gathered = reinterpret_cast<bfloat16*>(room + rows.count * stride_);
         differences.gather(problem_.crow + rows.first + rows.begin, problem_.col, problem_.values,
                            rows.first, change_, stride_, rows.count, gathered);
         mixed = gathered;
       }
-      differences.multiply(problem_.packed_pairs, problem_.dim, stride_, rows.count, mixed, in);
+      differences.multiply(problem_.packed_pairs, problem_.dim, stride_, rows.count, mixed, room);
     }
-    return in;
   }
 
   // z = g - secant (g - other), and what the next evaluation mixes: c z, or the change.

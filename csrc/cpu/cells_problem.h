@@ -20,9 +20,8 @@ namespace deq {
 // Rows of a sample whose norms share a partial sum, and that are taken together by one thread.
 constexpr int64_t kCellRows = 48;
 
-// Elements per column that a thread needs besides: its rows' product, and what is multiplied in
-// bfloat16.
-constexpr int64_t kCellRoom = kCellRows + kCellRows / 2;
+// Elements per column that a thread needs for the two sides of a product.
+constexpr int64_t kCellRoom = 2 * kCellRows;
 
 // Uninitialised memory for vectors; grows, and keeps nothing of what it held.
 template <typename T>

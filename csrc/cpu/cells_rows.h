@@ -40,6 +40,7 @@ class CellRowTile {
       CellFinish<accum_t> finish = {};
       finish.z = z_;
       finish.product = next_;
+      finish.base = bias_;
       finish.next = next_;
       if (problem_.accelerate) {
         finish.residual = residual_;
@@ -54,7 +55,7 @@ class CellRowTile {
       finish.each_row = true;
       finish.sums = sums_;
       cell_tiles<accum_t>().multiply(problem_.packed, problem_.dim, stride_, rows,
-                                     scaled_ ? scaled_z_ : z_, bias_, next_);
+                                     scaled_ ? scaled_z_ : z_, next_);
       problem_.finish(rows, finish);
       rows = keep_running(rows);
       if (!problem_.accelerate) {

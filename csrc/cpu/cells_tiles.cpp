@@ -69,10 +69,10 @@ void gather(const int64_t* crow, const int64_t* col, const accum_t* values, int6
 // rounds too often, each time by the size of what it has come to.
 constexpr int64_t kChainTerms = 64;
 
-// out = start + in V^T over the terms from `begin` to `end`.
+// The terms from `begin` to `end` of out = in V^T: added to what is there, but for the first.
 template <int rows, int vectors, typename accum_t>
 void multiply_chain(const accum_t* packed, int64_t begin, int64_t end, int64_t stride,
-                    const accum_t* in, const accum_t* start, accum_t* out) {
+                    const accum_t* in, accum_t* out) {
   constexpr int lanes = kLanes<accum_t>;
   Vector<accum_t> sums[rows][vectors] = {};
   for (int64_t k = begin; k < end; ++k) {
@@ -94,8 +94,8 @@ void multiply_chain(const accum_t* packed, int64_t begin, int64_t end, int64_t s
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
-      const int64_t at = r * stride + v * lanes;
-      store(load(start + at, accum_t()) + sums[r][v], out + at);
+      accum_t* to = out + r * stride + v * lanes;
+      store(begin == 0 ? sums[r][v] : load(to, accum_t()) + sums[r][v], to);
     }
   }
 }
@@ -103,12 +103,12 @@ void multiply_chain(const accum_t* packed, int64_t begin, int64_t end, int64_t s
 // `rows` is at most `most`.
 template <int most, int vectors, typename accum_t>
 void multiply_rest(const accum_t* packed, int64_t begin, int64_t end, int64_t stride, int64_t rows,
-                   const accum_t* in, const accum_t* start, accum_t* out) {
+                   const accum_t* in, accum_t* out) {
   if constexpr (most > 0) {
     if (rows == most) {
-      multiply_chain<most, vectors>(packed, begin, end, stride, in, start, out);
+      multiply_chain<most, vectors>(packed, begin, end, stride, in, out);
     } else {
-      multiply_rest<most - 1, vectors>(packed, begin, end, stride, rows, in, start, out);
+      multiply_rest<most - 1, vectors>(packed, begin, end, stride, rows, in, out);
     }
   }
 }
@@ -116,42 +116,40 @@ void multiply_rest(const accum_t* packed, int64_t begin, int64_t end, int64_t st
 // All rows take a run of terms before the next run, while its weights are in the cache.
 template <int vectors, typename accum_t>
 void multiply_columns(const accum_t* packed, int64_t dim, int64_t stride, int64_t rows,
-                      const accum_t* in, const accum_t* bias, accum_t* out) {
+                      const accum_t* in, accum_t* out) {
   constexpr int together = kRegisterRows<vectors>;
-  const accum_t* start = bias;
   for (int64_t begin = 0; begin < dim; begin += kChainTerms) {
     const int64_t end = begin + kChainTerms < dim ? begin + kChainTerms : dim;
     int64_t row = 0;
     for (; row + together <= rows; row += together) {
       multiply_chain<together, vectors>(packed, begin, end, stride, in + row * stride,
-                                        start + row * stride, out + row * stride);
+                                        out + row * stride);
     }
     multiply_rest<together - 1, vectors>(packed, begin, end, stride, rows - row, in + row * stride,
-                                         start + row * stride, out + row * stride);
-    start = out;
+                                         out + row * stride);
   }
 }
 
 template <typename accum_t>
 void multiply(const accum_t* packed, int64_t dim, int64_t stride, int64_t rows, const accum_t* in,
-              const accum_t* bias, accum_t* out) {
+              accum_t* out) {
   constexpr int64_t lanes = kLanes<accum_t>;
   constexpr int64_t block = kRegisterVectors * lanes;
   static_assert(block <= kMostCellColumns, "a block is packed by way of kMostCellColumns elements");
   int64_t i = 0;
   for (; i + block <= stride; i += block) {
-    multiply_columns<kRegisterVectors>(packed + i * dim, dim, stride, rows, in, bias + i, out + i);
+    multiply_columns<kRegisterVectors>(packed + i * dim, dim, stride, rows, in, out + i);
   }
   packed += i * dim;
   switch ((stride - i) / lanes) {
 #if DEQ_VECTOR_BYTES == 64
     case 3:
-      return multiply_columns<3>(packed, dim, stride, rows, in, bias + i, out + i);
+      return multiply_columns<3>(packed, dim, stride, rows, in, out + i);
     case 2:
-      return multiply_columns<2>(packed, dim, stride, rows, in, bias + i, out + i);
+      return multiply_columns<2>(packed, dim, stride, rows, in, out + i);
 #endif
     case 1:
-      return multiply_columns<1>(packed, dim, stride, rows, in, bias + i, out + i);
+      return multiply_columns<1>(packed, dim, stride, rows, in, out + i);
     default:
       return;
   }
@@ -238,12 +236,11 @@ void finish_range(const CellFinish<accum_t>& a, int64_t begin, int64_t end,
   for (int64_t row = begin; row < end; ++row) {
     const int64_t last = (row + 1) * a.stride - lanes;
     for (int64_t i = row * a.stride; i <= last; i += lanes) {
-      Vector<accum_t> product = load(a.product + i, accum_t());
-      if (a.base != nullptr) {
-        product += load(a.base + i, accum_t());
-        store(product, a.base + i);
+      const Vector<accum_t> sum = load(a.base + i, accum_t()) + load(a.product + i, accum_t());
+      if (a.sum != nullptr) {
+        store(sum, a.sum + i);
       }
-      Vector<accum_t> f = activate<activation, accum_t>(product);
+      Vector<accum_t> f = activate<activation, accum_t>(sum);
       if (i == last) {
         const IntVector<accum_t> bits = load_bits<IntVector<accum_t>>(&f) & kept;
         f = load_bits<Vector<accum_t>>(&bits);

@@ -29,8 +29,10 @@ struct CellFinish {
   int64_t stride;
   int64_t rows;
   const accum_t* z;
-  const accum_t* product;  // S (c z) V^T + b, or what of it `base` lacks; may be `next`
-  accum_t* base;           // or null; receives the sum of both
+  // S (c z) V^T + b is the sum of both; the product may be where next goes
+  const accum_t* product;
+  const accum_t* base;
+  accum_t* sum;  // or null; receives it, and may be where either is
   accum_t* next;
   const accum_t* scale;  // c, or null, as where there is a residual: extrapolate() scales then
   accum_t* scaled_next;  // receives c * next where there is a scale
@@ -52,9 +54,9 @@ struct CellTiles {
   // out_i = sum_e values_e y_{col_e - first}, e from crow_i to crow_{i + 1}, in that order
   void (*gather)(const int64_t* crow, const int64_t* col, const accum_t* values, int64_t first,
                  const accum_t* y, int64_t stride, int64_t rows, accum_t* out);
-  // out = bias + in V^T; out must not overlap with in.
+  // out = in V^T; they must not overlap.
   void (*multiply)(const accum_t* packed, int64_t dim, int64_t stride, int64_t rows,
-                   const accum_t* in, const accum_t* bias, accum_t* out);
+                   const accum_t* in, accum_t* out);
   void (*finish)(const CellFinish<accum_t>& arguments);
   // out = g - secant (g - last_g) for `size` elements, and scaled_out = c * out where there is a c.
   void (*extrapolate)(const accum_t* g, const accum_t* last_g, accum_t secant, int64_t size,

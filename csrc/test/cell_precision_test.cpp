@@ -56,7 +56,7 @@ TEST(precision_first_and_from_time_to_time) {
   CHECK(!sample.follow(0.5));
   CHECK(!sample.follow(0.1));
   CHECK(sample.follow(0.05));  // below a sixteenth of the last exact one
-  CHECK(!sample.follow(0.06));
+  CHECK(!sample.follow(0.045));
   CHECK(!sample.follow(0.04));  // which is that one now
   Sample never(100, 0, false);
   CHECK(never.follow(1.0) && never.follow(0.5));
