@@ -19,6 +19,10 @@ namespace deq {
 constexpr int kCellTile = 16;
 // A thread computes this many rows of as many columns, from as many terms at a time.
 constexpr int kCellItem = 4;
+// Terms of a product that are added up by themselves before they meet the rest: a chain of all
+// terms rounds too often, each time by the size of what it has come to. Weights that do not stay on
+// chip are read in tiles of a divisor of it.
+constexpr int kChainTerms = 64;
 // What is kept of every row: z, g = z + damping (f(z) - z) and the best z; where steps are
 // accelerated, the g and the residual of the iterate before as well.
 enum CellSlot : int { kZ, kG, kBest, kCellSlots, kLastG = kCellSlots, kResidual, kAllCellSlots };
@@ -128,7 +132,7 @@ inline void fit_tiles(const CellDemand& demand, const GpuDevice& device, CellPla
     return;
   }
   plan->resident = false;
-  for (int tile_k = 32; tile_k >= kCellItem; tile_k /= 2) {
+  for (int tile_k = kChainTerms / 2; tile_k >= kCellItem; tile_k /= 2) {
     choose_tiles(demand, tile_k, plan);
     if (plan->shared.bytes <= device.shared_bytes) {
       return;

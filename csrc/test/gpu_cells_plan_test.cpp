@@ -96,6 +96,7 @@ TEST(gpu_cell_plan_always_fits_and_covers_every_row) {
                 CHECK(each.column_groups * each.pass_rows == deq::kGpuThreads * deq::kCellItem);
                 CHECK(!each.resident || each.tile_k >= dim);
                 CHECK(each.tile_k % deq::kCellItem == 0);
+                CHECK(each.resident || deq::kChainTerms % each.tile_k == 0);
               }
             }
           }
