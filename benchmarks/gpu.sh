@@ -115,12 +115,17 @@ import os, sys
 import deq_kernels
 from deq_kernels import _native
 from deq_kernels.benchmarks.broyden.cases import GPU_CASES
+from deq_kernels.benchmarks.suites import SUITES
 info = deq_kernels.backend_info()
 print(info)
 if info.build is not None:
     print("plans of the last step of each case on this GPU, or on an H200 where there is none:")
     for case in GPU_CASES:
         plan = _native.plan_launch(batch=case.batch, dim=case.dim, rank=case.steps)
+        print(" ", case.name, plan)
+    print("and of structured cells:")
+    for case in SUITES["cells"].cases("cuda"):
+        plan = _native.plan_cells(samples=case.graphs, nodes=case.nodes, dim=case.features)
         print(" ", case.name, plan)
 name = "cpu" if os.environ["DEVICE"] == "cpu" else "cuda"
 absent = getattr(info, f"{name}_library_absent")
