@@ -20,7 +20,7 @@ import torch
 import deq_kernels
 from deq_kernels import _native
 from deq_kernels.commands import info
-from deq_kernels.ops import OPS
+from deq_kernels.ops import OPS, backends
 from deq_kernels.ops.tiles import TILES, tile_count
 
 
@@ -115,6 +115,17 @@ def test_report_reads_well_and_is_json() -> None:
     for part in (deq_kernels.__version__, torch.__version__, *report.native_ops):
         assert part in text
     assert json.loads(json.dumps(report.as_dict()))["version"] == deq_kernels.__version__
+
+
+@pytest.mark.parametrize("version", ["3.6.0", None])
+def test_report_says_what_triton_leaves_to_the_reference(
+    version: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "triton_version", lambda: version)
+    report = deq_kernels.backend_info()
+    assert ("graph cells take the PyTorch reference" in str(report)) == (version is not None)
+    assert report.triton_limits
+    assert {limit.partition(":")[0] for limit in report.triton_limits} <= set(OPS)
 
 
 def test_reference_backend_leaves_the_library_alone() -> None:
