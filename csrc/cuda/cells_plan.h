@@ -177,7 +177,8 @@ inline CellPlan plan_cell_rows(const CellDemand& demand, const GpuDevice& device
 }
 
 // Blocks that share a sample of the mean size: as many as its tiles keep busy while there would be
-// idle multiprocessors. The sizes themselves are on the device, where the host must not look.
+// idle multiprocessors. The sizes themselves are on the device, where the host must not look: one
+// large sample among so many small ones that there is a block for each is left to its block too.
 inline int64_t blocks_per_sample(const CellDemand& demand, const GpuDevice& device) {
   const int64_t tiles = ceil_div(ceil_div(demand.rows, demand.samples), kCellTile);
   if (tiles < kSharedTiles) {
