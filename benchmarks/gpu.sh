@@ -18,7 +18,7 @@ nothing outside the checkout (build/gpu, and what an editable install leaves) an
 
   OUT             folder for the results, created if needed; what an earlier run left is replaced
 
-  --quick         the smallest selection of tests, no sanitizer, two benchmark cases
+  --quick         the smallest selection of tests, no sanitizer, few benchmark cases
   --wheels DIR    install the wheels in DIR beside the package: torchdeq, or what PYTHON lacks
   --commit HASH   the commit that is measured, where the checkout has no git history
   --python PYTHON the interpreter that has torch (default: python3)
@@ -33,11 +33,14 @@ Stages, each with a time limit; a stage that fails or runs out of time does not 
                   (DEQ_KERNELS_CUDA_ARCHS chooses others)
   tests           every op, dtype and regime against float64               tests.txt
   memcheck, racecheck, synccheck   compute-sanitizer on small shapes       sanitizer.txt
-  benchmark       bench.json, bench.png (where matplotlib is), table       bench.txt
+  benchmark       Broyden: bench.json, bench.png (where matplotlib is), table    bench.txt
+  cells           structured cells: cells.json, cells.png, table           cells.txt
+  train           training steps: train.json, train.png, table             train.txt
   and summary.json: what passed, failed and was skipped, with durations and the measured targets
 
 The exit status is 0 if everything that says something about correctness passed, 1 if not, and 2 if
-the script could not begin. A benchmark after a failed test is marked so.
+the script could not begin. A benchmark after a failed test is marked so. Where time runs short, the
+later stages are cut first: what they had measured until then is kept.
 TEXT
 }
 
@@ -112,12 +115,17 @@ import os, sys
 import deq_kernels
 from deq_kernels import _native
 from deq_kernels.benchmarks.broyden.cases import GPU_CASES
+from deq_kernels.benchmarks.suites import SUITES
 info = deq_kernels.backend_info()
 print(info)
 if info.build is not None:
     print("plans of the last step of each case on this GPU, or on an H200 where there is none:")
     for case in GPU_CASES:
         plan = _native.plan_launch(batch=case.batch, dim=case.dim, rank=case.steps)
+        print(" ", case.name, plan)
+    print("and of structured cells:")
+    for case in SUITES["cells"].cases("cuda"):
+        plan = _native.plan_cells(samples=case.graphs, nodes=case.nodes, dim=case.features)
         print(" ", case.name, plan)
 name = "cpu" if os.environ["DEVICE"] == "cpu" else "cuda"
 absent = getattr(info, f"{name}_library_absent")
@@ -155,23 +163,47 @@ stage_sanitizer() { # the tool
   return "$status"
 }
 
-stage_benchmark() {
-  local options=(--json "$OUT/bench.json")
+stage_benchmark() { # the suite, and the name of its files
+  local suite=$1 files=$OUT/$2
+  local options=(--json "$files.json" --tests "$TESTS")
   if [ "$DEVICE" = cpu ]; then
-    options+=(--cases 2x300x8 --providers ours,plain --rounds 2)
+    options+=(--rounds 2)
+    case $suite in
+      broyden) options+=(--cases 2x300x8 --providers ours,plain) ;;
+      cells) options+=(--cases 2x5x8 --providers ours,plain-csr) ;;
+      train) options+=(--cases ignn/chains/implicit --providers ours) ;;
+    esac
   else
-    options+=(--device cuda --memory --regimes)
-    [ "$QUICK" = 1 ] && options+=(--quick)
+    options+=(--device cuda)
+    [ "$suite" = broyden ] && options+=(--memory --regimes)
+    if [ "$suite" = train ]; then
+      options+=(--cases "$(training_cases)" --rounds "$((QUICK ? 3 : 9))")
+    elif [ "$QUICK" = 1 ]; then
+      options+=(--quick)
+    fi
   fi
-  "$RUN_PYTHON" -c 'import matplotlib' 2>/dev/null && options+=(--plot "$OUT/bench.png")
+  "$RUN_PYTHON" -c 'import matplotlib' 2>/dev/null && options+=(--plot "$files.png")
   [ -n "$COMMIT" ] && options+=(--commit "$COMMIT")
-  options+=(--tests "$TESTS")
-  "$RUN_PYTHON" benchmarks/run.py "${options[@]}" 2>"$WORK/bench.log"
+  "$RUN_PYTHON" benchmarks/run.py "$suite" "${options[@]}" 2>"$WORK/$2.log"
   local status=$?
-  # 1 means that something was refused, which the table says and the summary judges.
-  [ "$status" -le 1 ] && return
-  tail -n 60 "$WORK/bench.log"
+  [ "$status" = 0 ] && return
+  # After a table, 1 means that something was refused, which the table says and the summary judges.
+  [ "$status" = 1 ] && [ -s "$files.txt" ] && return
+  tail -n 60 "$WORK/$2.log"
   return "$status"
+}
+
+training_cases() { # one gradient of every model first, in case that time runs out
+  local models=(transformer/pydoc ignn/chains) gradients=(implicit) cases=() gradient model
+  # The digits come with scikit-learn.
+  "$RUN_PYTHON" -c 'import sklearn' 2>/dev/null && models=(mdeq/digits "${models[@]}")
+  [ "$QUICK" = 1 ] || gradients+=(unrolled jfb)
+  for gradient in "${gradients[@]}"; do
+    for model in "${models[@]}"; do
+      cases+=("$model/$gradient")
+    done
+  done
+  (IFS=, && echo "${cases[*]}")
 }
 
 if [ "${1:-}" = --stage ]; then
@@ -227,11 +259,12 @@ fi
 mkdir -p "$OUT" || fail "cannot create $OUT"
 OUT=$(readlink -f "$OUT")
 cd "$ROOT" || fail "cannot enter $ROOT"
-rm -f "$OUT"/{facts,build,tests,sanitizer,bench}.txt "$OUT"/bench.{json,png} "$OUT"/summary.json
+rm -f "$OUT"/{facts,build,tests,sanitizer}.txt "$OUT"/{bench,cells,train}.{json,png,txt} \
+  "$OUT"/summary.json
 
 WORK=$ROOT/build/gpu
 mkdir -p "$WORK/tmp" || fail "cannot create $WORK"
-rm -f "$WORK"/{tests.xml,bench.log,stages.tsv}
+rm -f "$WORK"/{tests.xml,{bench,cells,train}.log,stages.tsv}
 VENV_PYTHON=$WORK/venv/bin/python
 RUN_PYTHON=$PYTHON
 [ "$BUILD" = 1 ] && RUN_PYTHON=$VENV_PYTHON
@@ -309,12 +342,16 @@ for tool in memcheck racecheck synccheck; do
     stage "$tool" 90 74 "$OUT/sanitizer.txt" "$BASH" "$SELF" --stage sanitizer "$tool"
   fi
 done
-stage benchmark 300 98 "$OUT/bench.txt" "$BASH" "$SELF" --stage benchmark
+stage benchmark 300 88 "$OUT/bench.txt" "$BASH" "$SELF" --stage benchmark broyden bench
+stage cells 90 94 "$OUT/cells.txt" "$BASH" "$SELF" --stage benchmark cells cells
+stage train 120 98 "$OUT/train.txt" "$BASH" "$SELF" --stage benchmark train train
 rm -f "$OUT"/*.tmp
-if [ ! -s "$OUT/bench.txt" ] && [ -s "$OUT/bench.json" ]; then # cut short: what there is so far
-  "$RUN_PYTHON" benchmarks/run.py --render "$OUT/bench.json" >"$OUT/bench.txt"
-fi
-[ -s "$OUT/bench.txt" ] && cat "$OUT/bench.txt"
+for name in bench cells train; do
+  if [ ! -s "$OUT/$name.txt" ] && [ -s "$OUT/$name.json" ]; then # cut short: what there is so far
+    "$RUN_PYTHON" benchmarks/run.py --render "$OUT/$name.json" >"$OUT/$name.txt"
+  fi
+  [ -s "$OUT/$name.txt" ] && cat "$OUT/$name.txt"
+done
 
 "$PYTHON" benchmarks/gpu_summary.py "$OUT" --work "$WORK" --device "$DEVICE" --seconds "$SECONDS"
 CORRECT=$?

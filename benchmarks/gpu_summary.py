@@ -14,6 +14,9 @@ from typing import Any
 
 LARGE = ("32x61440x18", "32x188160x26", "14x105000x30")
 SMALL = ("1x1000x20", "32x1000x20")
+# The ordinary batch of graphs.
+GRAPHS = "128x40x64"
+BENCHMARKS = ("bench", "cells", "train")
 # One of the first two is run, and it and the third must pass.
 NEEDED = ("build", "installed", "tests")
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
@@ -37,8 +40,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, required=True, help="duration of the whole run")
     args = parser.parse_args()
     stages = read_stages(args.work / "stages.tsv")
-    report = read_report(args.out / "bench.json")
-    refusals = list(find_refusals(report))
+    reports = {name: read_report(args.out / f"{name}.json") for name in BENCHMARKS}
+    # What all of them state, from whichever was measured.
+    report = next((found for found in reports.values() if found), {})
+    refusals = [line for found in reports.values() for line in find_refusals(found)]
+    targets = [*check_targets(reports["bench"]), *check_cell_targets(reports["cells"])]
     complaints = find_complaints(args.out / "sanitizer.txt")
     summary = {
         "correct": is_correct(stages, refusals, complaints),
@@ -50,7 +56,7 @@ def main() -> int:
         "tests": count_tests(args.work / "tests.xml"),
         "sanitizer": complaints,
         "refusals": refusals,
-        "targets": list(check_targets(report)) if args.device == "cuda" else [],
+        "targets": targets if args.device == "cuda" else [],
     }
     text = json.dumps(summary, indent=1) + "\n"
     (args.out / "summary.json").write_text(text, encoding="utf-8")
@@ -70,7 +76,7 @@ def read_stages(path: Path) -> list[dict[str, Any]]:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The benchmark's report, also one of a run cut short; empty where there is none."""
+    """A benchmark's report, also one of a run cut short; empty where there is none."""
     if not path.exists():
         return {}
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -91,12 +97,14 @@ def count_tests(path: Path) -> dict[str, int] | None:
 
 
 def find_refusals(report: dict[str, Any]) -> Iterator[str]:
-    """One line for everything that the benchmark refused to time."""
+    """One line for everything that a benchmark refused to time."""
     for case in report.get("cases", []):
-        for row in case["rows"]:
-            if row["status"] == "refused":
-                yield f"{row['provider']} on {case['name']}: {row['reason']}"
-        for row in case["steps_recorded"]:
+        for equation in ("rows", "solve", "adjoint"):
+            where = case["name"] if equation == "rows" else f"{case['name']} {equation}"
+            for row in case.get(equation, []):
+                if row["status"] == "refused":
+                    yield f"{row['provider']} on {where}: {row['reason']}"
+        for row in case.get("steps_recorded", []):
             if row["status"] == "refused":
                 yield f"step of {row['name']} on {case['name']}: {row['reason']}"
 
@@ -125,7 +133,7 @@ def is_correct(stages: list[dict[str, Any]], refusals: list[str], complaints: li
 
 
 def check_targets(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the GPU kernels are meant to reach, against what was measured."""
+    """What Broyden's kernels are meant to reach on a GPU, against what was measured."""
     cases = {case["name"]: case for case in report.get("cases", [])}
 
     def median(case: str, provider: str, field: str) -> float | None:
@@ -159,6 +167,23 @@ def check_targets(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
     own_peak, peer_peak = peaks.get("ours"), peaks.get("torchdeq")
     ratio = own_peak / peer_peak if own_peak is not None and peer_peak else None
     yield at_most(f"{memory.get('case')}: peak memory of ours over torchdeq", 0.6, ratio)
+
+
+def check_cell_targets(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the kernel of structured cells is meant to reach on a GPU, likewise."""
+    cases = {case["name"]: case for case in report.get("cases", [])}
+    for equation in ("solve", "adjoint"):
+        rows = cases.get(GRAPHS, {}).get(equation, [])
+        ratios = [
+            row["time_over_ours"]["median"]
+            for row in rows
+            if row["provider"].startswith("plain-") and row["time_over_ours"] is not None
+        ]
+        what = f"{GRAPHS} {equation}: time of the best plain loop over ours"
+        yield at_least(what, 10.0, min(ratios, default=None))
+        launches = [row.get("own_launches") for row in rows if row["provider"] == "ours"]
+        what = f"{GRAPHS} {equation}: launches of the kernel of ours"
+        yield at_most(what, 1, launches[0] if launches else None)
 
 
 def at_least(what: str, wanted: float, measured: float | None) -> dict[str, Any]:

@@ -25,6 +25,17 @@ class LaunchPlan(TypedDict):
     launches: int
     bytes_moved: int
 
+class CellPlan(TypedDict):
+    regime: str
+    blocks: int
+    cluster: int
+    rows_at_a_time: int
+    weight_on_chip: bool
+    rows_on_chip: int
+    shared_bytes: int
+    scratch_bytes: int
+    launches: int
+
 def build_facts() -> BuildFacts: ...
 def plan_stream(
     *, batch: int, dim: int, rank: int, state_bytes: int, history_bytes: int, threads: int
@@ -40,3 +51,16 @@ def plan_launch(
     shared_bytes: int,
     max_cluster: int,
 ) -> LaunchPlan: ...
+def plan_cells(
+    *,
+    samples: int,
+    rows: int,
+    dim: int,
+    grouped: bool,
+    accelerate: bool,
+    state_bytes: int,
+    accum_bytes: int,
+    multiprocessors: int,
+    shared_bytes: int,
+    max_cluster: int,
+) -> CellPlan: ...

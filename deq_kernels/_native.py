@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from deq_kernels._build import BuildFacts, LaunchPlan, StreamPlan
+    from deq_kernels._build import BuildFacts, CellPlan, LaunchPlan, StreamPlan
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 CPU_LIBRARY = "lib/libdeq_kernels_cpu.so"
@@ -366,6 +366,51 @@ def plan_launch(
         capacity=rank + 1,
         state_bytes=element_bytes,
         history_bytes=element_bytes,
+        multiprocessors=gpu.multiprocessors,
+        shared_bytes=gpu.shared_bytes,
+        max_cluster=gpu.max_cluster,
+    )
+
+
+def plan_cells(
+    *,
+    samples: int,
+    nodes: int | None,
+    dim: int,
+    element_bytes: int = 4,
+    accelerate: bool = True,
+    gpu: Gpu | None = None,
+) -> CellPlan:
+    """Return how the native CUDA kernel solves a structured cell; works without a GPU.
+
+    Args:
+        samples: number of graphs, or of rows of a dense cell.
+        nodes: nodes per graph, on average; None for a dense cell, each row of which is a sample.
+        dim: features of a node, or elements of a row.
+        element_bytes: bytes per element of the state and of the weight: 2, 4 or 8.
+        accelerate: accelerated steps, as they are the default of solves.
+        gpu: the device planned for; None for the one in use, or an H200 where there is none.
+
+    Returns:
+        The regime (`block`, `cluster` or `grid`: what works on one graph), the blocks of the
+        launch, those per cluster, the rows that a block takes at a time, whether the weight stays
+        on the chip, the rows of a graph that a block has room for there, the shared memory per
+        block and the scratch of the launch in bytes, and the launches of the solve.
+
+    Raises:
+        RuntimeError: the native code is absent; the message says why.
+        ValueError: a size is out of range.
+    """
+    _require_planner()
+    gpu = gpu or present_gpu() or Gpu()
+    return importlib.import_module("deq_kernels._build").plan_cells(
+        samples=samples,
+        rows=1 if nodes is None else nodes,
+        dim=dim,
+        grouped=nodes is not None,
+        accelerate=accelerate,
+        state_bytes=element_bytes,
+        accum_bytes=max(4, element_bytes),
         multiprocessors=gpu.multiprocessors,
         shared_bytes=gpu.shared_bytes,
         max_cluster=gpu.max_cluster,

@@ -37,6 +37,8 @@ class BackendInfo:
             a CUDA device.
         cuda_ops: ops that hold a CUDA kernel, compiled or Triton's.
         triton_version: version of the installed Triton, or None.
+        triton_limits: what the ops with a Triton kernel leave to their PyTorch reference all the
+            same, where Triton serves CUDA tensors.
         build: what the native code was built from and with, or None.
         build_absent: why these facts are unknown, or None.
     """
@@ -55,6 +57,7 @@ class BackendInfo:
     cuda_backend: str | None
     cuda_ops: tuple[str, ...]
     triton_version: str | None
+    triton_limits: tuple[str, ...]
     build: BuildFacts | None
     build_absent: str | None
 
@@ -77,7 +80,11 @@ class BackendInfo:
             rows["CUDA device"] = self.cuda_device
             rows["CUDA tensors"] = f"served by the backend {self.cuda_backend}"
         rows["CUDA ops"] = ", ".join(self.cuda_ops) or "none"
-        rows["Triton"] = self.triton_version or f"absent. {backends.INSTALL_TRITON}"
+        if self.triton_version is None:
+            rows["Triton"] = f"absent. {backends.INSTALL_TRITON}"
+        else:
+            rows["Triton"] = self.triton_version
+            rows["Triton limits"] = "; ".join(self.triton_limits)
         if self.build is None:
             rows["build"] = f"unknown: {self.build_absent}"
         else:
@@ -125,6 +132,7 @@ def backend_info() -> BackendInfo:
         cuda_backend=backends.cuda_backend(),
         cuda_ops=held["CUDA"],
         triton_version=backends.triton_version(),
+        triton_limits=backends.TRITON_LIMITS,
         build=build,
         build_absent=build_absent,
     )

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ import torch
 import deq_kernels
 from deq_kernels import _native
 from deq_kernels.commands import info
-from deq_kernels.ops import OPS
+from deq_kernels.ops import OPS, backends
 from deq_kernels.ops.tiles import TILES, tile_count
 
 
@@ -114,6 +115,17 @@ def test_report_reads_well_and_is_json() -> None:
     for part in (deq_kernels.__version__, torch.__version__, *report.native_ops):
         assert part in text
     assert json.loads(json.dumps(report.as_dict()))["version"] == deq_kernels.__version__
+
+
+@pytest.mark.parametrize("version", ["3.6.0", None])
+def test_report_says_what_triton_leaves_to_the_reference(
+    version: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "triton_version", lambda: version)
+    report = deq_kernels.backend_info()
+    assert ("graph cells take the PyTorch reference" in str(report)) == (version is not None)
+    assert report.triton_limits
+    assert {limit.partition(":")[0] for limit in report.triton_limits} <= set(OPS)
 
 
 def test_reference_backend_leaves_the_library_alone() -> None:
@@ -335,11 +347,84 @@ def test_info_command_prints_the_report_and_the_plan(capsys: pytest.CaptureFixtu
     assert printed["native_ops"] == list(deq_kernels.backend_info().native_ops)
 
 
+@needs_launch_planner
+def test_cell_plan_of_an_h200() -> None:
+    h200 = _native.Gpu()
+    small = _native.plan_cells(samples=128, nodes=40, dim=64, gpu=h200)
+    assert (small["regime"], small["blocks"], small["cluster"]) == ("block", 128, 1)
+    assert small["weight_on_chip"]
+    assert small["rows_on_chip"] >= 40
+    large = _native.plan_cells(samples=1, nodes=2000, dim=256, gpu=h200)
+    assert (large["regime"], large["weight_on_chip"]) == ("grid", False)
+    few = _native.plan_cells(samples=8, nodes=256, dim=64, gpu=h200)
+    assert (few["regime"], few["cluster"], few["blocks"]) == ("cluster", 16, 128)
+    dense = _native.plan_cells(samples=1000, nodes=None, dim=64, gpu=h200)
+    assert (dense["regime"], dense["rows_at_a_time"], dense["blocks"]) == ("block", 4, 250)
+    for plan in (small, large, few, dense):
+        assert plan["launches"] == 1
+        assert 0 < plan["shared_bytes"] <= h200.shared_bytes
+    # Rows that find no room on chip, with slots for as many as a step needs.
+    accelerated = _native.plan_cells(samples=1, nodes=2000, dim=256, gpu=h200)
+    damped = _native.plan_cells(samples=1, nodes=2000, dim=256, accelerate=False, gpu=h200)
+    slots = [plan["scratch_bytes"] // (4 * 2000 * 256) for plan in (accelerated, damped)]
+    assert slots == [5, 3]
+
+
+@needs_launch_planner
+def test_cell_plan_follows_the_device_and_the_dtype() -> None:
+    sizes: dict[str, Any] = {"samples": 8, "nodes": 256, "dim": 64}
+    no_clusters = _native.Gpu("any", 100, 100_000, max_cluster=1)
+    assert _native.plan_cells(**sizes, gpu=no_clusters)["cluster"] == 1
+    if _native.present_gpu() is None:
+        assert _native.plan_cells(**sizes) == _native.plan_cells(**sizes, gpu=_native.Gpu())
+    halves, doubles = (
+        _native.plan_cells(**{**sizes, "dim": 220}, element_bytes=size) for size in (2, 8)
+    )
+    assert (halves["weight_on_chip"], doubles["weight_on_chip"]) == (True, False)
+
+
+@needs_launch_planner
+@pytest.mark.parametrize(
+    "bad", [{"samples": 0}, {"nodes": -1}, {"dim": 0}, {"element_bytes": 1}], ids=str
+)
+def test_cell_plan_refuses_impossible_sizes(bad: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must be at least"):
+        _native.plan_cells(**{"samples": 2, "nodes": 3, "dim": 4, **bad})
+
+
+@needs_launch_planner
+def test_info_command_prints_the_plans_of_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    info.add_parser(parser.add_subparsers())
+    wanted = ["--plan-graphs", "128", "40", "64", "--plan-dense", "1000", "32"]
+    assert info.run(parser.parse_args(["info", *wanted])) == 0
+    text = capsys.readouterr().out
+    assert "a graph cell over 128 graph(s) of 40 nodes, 64 features, float32, on NVIDIA" in text
+    assert "a dense cell at batch 1000, dim 32, float32, on NVIDIA" in text
+    assert "one step" not in text
+
+    assert info.run(parser.parse_args(["info", "--json", *wanted])) == 0
+    printed = json.loads(capsys.readouterr().out)
+    gpu = _native.present_gpu() or _native.Gpu()
+    graphs = _native.plan_cells(samples=128, nodes=40, dim=64, gpu=gpu)
+    assert printed["graph_cell"] == {"device": gpu.name, **graphs}
+    dense = _native.plan_cells(samples=1000, nodes=None, dim=32, gpu=gpu)
+    assert printed["dense_cell"] == {"device": gpu.name, **dense}
+    assert "plan" not in printed
+
+
 @needs_module
+@pytest.mark.parametrize(
+    "wanted",
+    [["--plan", "1", "0", "1"], ["--plan-graphs", "1", "1", "0"], ["--plan-dense", "1", "0"]],
+    ids=lambda wanted: wanted[0],
+)
 def test_info_command_refuses_an_impossible_plan(
-    capsys: pytest.CaptureFixture[str],
+    wanted: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert info.run(argparse.Namespace(json=False, plan=(1, 0, 1))) == 1
+    parser = argparse.ArgumentParser()
+    info.add_parser(parser.add_subparsers())
+    assert info.run(parser.parse_args(["info", *wanted])) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "dim must be at least 1" in printed.err

@@ -2,8 +2,9 @@
 //     g = z + damping (f(z) - z),    f(z) = phi(S (c z) V^T + b),
 // and what is summed over a sample of each row (CellSum).
 //
-// Every element is one chain of multiply-adds, over the entries of S in their order and then over
-// the columns of V in ascending order, and a row's norms are one fixed tree. So nothing of a row
+// Every element of S (c z) is one chain of multiply-adds over the entries of S in their order.
+// Every element of its product with V is a chain for each kChainTerms columns of V, one chain added
+// to those before, and b added at last. A row's norms are one fixed tree. So nothing of a row
 // depends on how rows and columns are cut.
 //
 // Who the rows belong to is said by a `Pass`:
@@ -135,8 +136,8 @@ DEQ_DEVICE void stage_resident(const Block& block, const CellArguments<state_t>&
   }
 }
 
-// g = S (c z) V^T + b for the first `rows` rows of a pass. Each thread computes kCellItem
-// neighbouring rows of columns that are column_groups apart.
+// g = S (c z) V^T for the first `rows` rows of a pass. Each thread computes kCellItem
+// neighbouring rows of columns that are column_groups apart, and keeps what they have come to in g.
 template <typename state_t, typename Block, typename Pass>
 DEQ_DEVICE void multiply_rows(const Block& block, const CellArguments<state_t>& a,
                               const CellPlan& plan, const Pass& pass, int rows) {
@@ -154,41 +155,38 @@ DEQ_DEVICE void multiply_rows(const Block& block, const CellArguments<state_t>& 
     wanted = wanted || (row < rows && pass.runs(row));
     input_at[i] = (row < rows ? row : rows - 1) * plan.tile_k;
   }
-  for (int64_t begin = 0; begin < a.dim; begin += groups * kCellItem) {
-    const int64_t rest = a.dim - begin;
-    const int columns = static_cast<int>(rest < groups * kCellItem ? rest : groups * kCellItem);
+  const int dim = static_cast<int>(a.dim);
+  // No chain ends within so many terms.
+  const int most = plan.resident ? kChainTerms : plan.tile_k;
+  for (int begin = 0; begin < dim; begin += groups * kCellItem) {
+    const int columns = dim - begin < groups * kCellItem ? dim - begin : groups * kCellItem;
     const bool works = wanted && group < columns;
-    accum_t sums[kCellItem][kCellItem];
+    accum_t sums[kCellItem][kCellItem] = {};
     int weight_at[kCellItem];
     DEQ_UNROLL
     for (int j = 0; j < kCellItem; ++j) {
       // Beyond the last column any will do: what becomes of it is not stored.
       const int column = group + j * groups < columns ? group + j * groups : columns - 1;
-      weight_at[j] = static_cast<int>(plan.resident ? begin + column : column) * plan.weight_stride;
-      DEQ_UNROLL
-      for (int i = 0; i < kCellItem; ++i) {
-        const int row = first_row + i < rows ? first_row + i : rows - 1;
-        sums[i][j] =
-            works ? widen(a.bias[pass.global(row) * a.bias_stride + begin + column]) : accum_t(0);
-      }
+      weight_at[j] = (plan.resident ? begin + column : column) * plan.weight_stride;
     }
-    for (int64_t k = 0; k < a.dim; k += plan.tile_k) {
-      const int64_t left = (a.dim - k + kCellItem - 1) / kCellItem * kCellItem;
-      const int terms = static_cast<int>(left < plan.tile_k ? left : plan.tile_k);
-      if (!plan.resident || begin == 0) {
+    for (int k = 0; k < dim; k += most) {
+      const int left = (dim - k + kCellItem - 1) / kCellItem * kCellItem;
+      const int terms = left < most ? left : most;
+      if (!plan.resident || begin + k == 0) {
         if (begin + k > 0) {
           block.sync();  // all have read the tile before
         }
         if (!plan.resident) {
           stage_weight(block, a, begin, columns, k, terms, plan.weight_stride, weight);
         }
-        mix_rows(block, a, pass, rows, k, terms, plan.tile_k, input);
+        mix_rows(block, a, pass, rows, k, plan.resident ? plan.tile_k : terms, plan.tile_k, input);
         block.sync();
       }
       if (!works) {
         continue;
       }
-      for (int t = 0; t < terms; t += kCellItem) {
+      const int first_term = plan.resident ? k : 0;
+      for (int t = first_term; t < first_term + terms; t += kCellItem) {
         Pack<accum_t, kCellItem> x[kCellItem];
         DEQ_UNROLL
         for (int i = 0; i < kCellItem; ++i) {
@@ -207,20 +205,33 @@ DEQ_DEVICE void multiply_rows(const Block& block, const CellArguments<state_t>& 
           }
         }
       }
-    }
-    if (!works) {
-      continue;
-    }
-    DEQ_UNROLL
-    for (int i = 0; i < kCellItem; ++i) {
-      if (first_row + i >= rows || !pass.runs(first_row + i)) {
+      if ((k + terms) % kChainTerms != 0 && k + terms < dim) {
         continue;
       }
-      accum_t* const g = pass.g(first_row + i) + begin;
+      // The chain is complete: the first is stored, others are added to those before.
+      const bool first = k < kChainTerms;
       DEQ_UNROLL
-      for (int j = 0; j < kCellItem; ++j) {
-        if (group + j * groups < columns) {
-          g[group + j * groups] = sums[i][j];
+      for (int i = 0; i < kCellItem; ++i) {
+        if (first_row + i < rows && pass.runs(first_row + i)) {
+          accum_t* const g = pass.g(first_row + i) + begin;
+          // All are read before any is written, so that they are waited for together.
+          accum_t before[kCellItem] = {};
+          DEQ_UNROLL
+          for (int j = 0; j < kCellItem; ++j) {
+            if (!first && group + j * groups < columns) {
+              before[j] = g[group + j * groups];
+            }
+          }
+          DEQ_UNROLL
+          for (int j = 0; j < kCellItem; ++j) {
+            if (group + j * groups < columns) {
+              g[group + j * groups] = before[j] + sums[i][j];
+            }
+          }
+        }
+        DEQ_UNROLL
+        for (int j = 0; j < kCellItem; ++j) {
+          sums[i][j] = accum_t(0);
         }
       }
     }
@@ -258,7 +269,7 @@ DEQ_DEVICE void put_pair(const Block& block, double value, double* pair) {
   }
 }
 
-// From S (c z) V^T + b in g to g itself, a warp per row; row_sums [rows, kCellSums] receives what
+// From S (c z) V^T in g to g itself, a warp per row; row_sums [rows, kCellSums] receives what
 // `combined` combines, in double so that no float32 state overflows it.
 template <typename state_t, typename Block, typename Pass>
 DEQ_DEVICE void finish_rows(const Block& block, const CellArguments<state_t>& a, const Pass& pass,
@@ -271,13 +282,14 @@ DEQ_DEVICE void finish_rows(const Block& block, const CellArguments<state_t>& a,
     }
     const accum_t* const z = pass.z(row);
     accum_t* const g = pass.g(row);
+    const state_t* const bias = a.bias + pass.global(row) * a.bias_stride;
     accum_t* const last = a.accelerate ? pass.residual(row) : nullptr;
     const accum_t unit = a.accelerate ? pass.unit(row) : accum_t(1);
     double norms[2] = {};
     double changes[2] = {};
     accum_t largest[2] = {};
     for (int64_t i = block.lane(); i < a.dim; i += kGpuWarp) {
-      const accum_t f = activated(a.activation, g[i]);
+      const accum_t f = activated(a.activation, g[i] + widen(bias[i]));
       const accum_t residual = f - z[i];
       g[i] = share == accum_t(1) ? f : z[i] + share * residual;
       if (a.norm == NormKind::kTwo) {

@@ -19,6 +19,10 @@ namespace deq {
 constexpr int kCellTile = 16;
 // A thread computes this many rows of as many columns, from as many terms at a time.
 constexpr int kCellItem = 4;
+// Terms of a product that are added up by themselves before they meet the rest: a chain of all
+// terms rounds too often, each time by the size of what it has come to. Weights that do not stay on
+// chip are read in tiles of a divisor of it.
+constexpr int kChainTerms = 64;
 // What is kept of every row: z, g = z + damping (f(z) - z) and the best z; where steps are
 // accelerated, the g and the residual of the iterate before as well.
 enum CellSlot : int { kZ, kG, kBest, kCellSlots, kLastG = kCellSlots, kResidual, kAllCellSlots };
@@ -128,7 +132,7 @@ inline void fit_tiles(const CellDemand& demand, const GpuDevice& device, CellPla
     return;
   }
   plan->resident = false;
-  for (int tile_k = 32; tile_k >= kCellItem; tile_k /= 2) {
+  for (int tile_k = kChainTerms / 2; tile_k >= kCellItem; tile_k /= 2) {
     choose_tiles(demand, tile_k, plan);
     if (plan->shared.bytes <= device.shared_bytes) {
       return;
@@ -173,7 +177,8 @@ inline CellPlan plan_cell_rows(const CellDemand& demand, const GpuDevice& device
 }
 
 // Blocks that share a sample of the mean size: as many as its tiles keep busy while there would be
-// idle multiprocessors. The sizes themselves are on the device, where the host must not look.
+// idle multiprocessors. The sizes themselves are on the device, where the host must not look: one
+// large sample among so many small ones that there is a block for each is left to its block too.
 inline int64_t blocks_per_sample(const CellDemand& demand, const GpuDevice& device) {
   const int64_t tiles = ceil_div(ceil_div(demand.rows, demand.samples), kCellTile);
   if (tiles < kSharedTiles) {

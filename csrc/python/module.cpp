@@ -7,6 +7,7 @@
 #include <string>
 
 #include "algebra/plan.h"
+#include "cuda/cells_plan.h"
 #include "cuda/plan.h"
 
 namespace py = pybind11;
@@ -83,6 +84,33 @@ py::dict plan_launch(int64_t batch, int64_t dim, int64_t capacity, int64_t state
   return result;
 }
 
+py::dict plan_cells(int64_t samples, int64_t rows, int64_t dim, bool grouped, bool accelerate,
+                    int64_t state_bytes, int64_t accum_bytes, int64_t multiprocessors,
+                    int64_t shared_bytes, int64_t max_cluster) {
+  require_at_least("samples", samples, 1);
+  require_at_least("rows", rows, 0);
+  require_at_least("dim", dim, 1);
+  require_at_least("state_bytes", state_bytes, 2);
+  require_at_least("accum_bytes", accum_bytes, 4);
+  require_at_least("multiprocessors", multiprocessors, 1);
+  require_at_least("shared_bytes", shared_bytes, 1);
+  require_at_least("max_cluster", max_cluster, 1);
+  const deq::CellPlan plan =
+      deq::plan_cells({samples * rows, dim, samples, grouped, accelerate, state_bytes, accum_bytes},
+                      {multiprocessors, shared_bytes, max_cluster});
+  py::dict result;
+  result["regime"] = deq::regime_name(plan.regime);
+  result["blocks"] = plan.blocks;
+  result["cluster"] = plan.cluster;
+  result["rows_at_a_time"] = plan.pass_rows;
+  result["weight_on_chip"] = plan.resident;
+  result["rows_on_chip"] = plan.kept_rows;
+  result["shared_bytes"] = plan.shared.bytes;
+  result["scratch_bytes"] = plan.row_scratch * accum_bytes + plan.sum_scratch * 8;
+  result["launches"] = 1;
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_build, module) {
@@ -104,4 +132,13 @@ PYBIND11_MODULE(_build, module) {
              "sample, the directions that stay on chip between the passes, the shared memory of a "
              "block, the launches, and the bytes that the step moves at least once the history is "
              "nearly full.");
+  module.def(
+      "plan_cells", &plan_cells, py::kw_only(), py::arg("samples"), py::arg("rows"), py::arg("dim"),
+      py::arg("grouped"), py::arg("accelerate"), py::arg("state_bytes"), py::arg("accum_bytes"),
+      py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("max_cluster"),
+      "Return how a GPU launches the solve of a structured cell over `samples` graphs of `rows` "
+      "nodes, or, not `grouped`, over samples of one row: the regime, the blocks, those per "
+      "cluster, the rows that a block takes at a time, whether the weight stays on chip, the rows "
+      "of a sample that a block has room for on chip, its shared memory, the bytes of scratch, "
+      "and the launches.");
 }

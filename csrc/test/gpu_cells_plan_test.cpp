@@ -50,6 +50,15 @@ TEST(gpu_cell_plan_shares_a_graph_among_idle_multiprocessors) {
   CHECK(graph_plan(4, 400, 64, kA100).regime == GpuRegime::kGrid);
 }
 
+// The sizes are not known where plans are made.
+TEST(gpu_cell_plan_goes_by_the_mean_size) {
+  const CellPlan many = deq::plan_cells({127 * 40 + 5000, 64, 128, true, true, 4, 4}, kH200);
+  CHECK(many.regime == GpuRegime::kBlock);
+  CHECK(many.kept_rows >= 40);
+  CHECK(many.row_scratch > 0);  // for the large one
+  CHECK(deq::plan_cells({7 * 40 + 5000, 64, 8, true, true, 4, 4}, kH200).cluster == 16);
+}
+
 TEST(gpu_cell_plan_spreads_rows_over_all_multiprocessors) {
   CHECK(row_plan(100000, 64, kH200).pass_rows == 64);
   CHECK(row_plan(1000, 64, kH200).pass_rows == 4);
@@ -96,6 +105,7 @@ TEST(gpu_cell_plan_always_fits_and_covers_every_row) {
                 CHECK(each.column_groups * each.pass_rows == deq::kGpuThreads * deq::kCellItem);
                 CHECK(!each.resident || each.tile_k >= dim);
                 CHECK(each.tile_k % deq::kCellItem == 0);
+                CHECK(each.resident || deq::kChainTerms % each.tile_k == 0);
               }
             }
           }

@@ -147,6 +147,17 @@ struct Cell {
     return static_cast<double>(deq::widen(z[static_cast<size_t>(row * options.dim + i)]));
   }
 
+  // The rows of one sample.
+  std::vector<double> z_of(int64_t sample) const {
+    std::vector<double> rows_of;
+    for (int64_t row = begin_of(sample); row < end_of(sample); ++row) {
+      for (int64_t i = 0; i < options.dim; ++i) {
+        rows_of.push_back(z_at(row, i));
+      }
+    }
+    return rows_of;
+  }
+
   // f of the rows of one sample.
   std::vector<double> evaluate(int64_t sample, const std::vector<double>& x) {
     const int64_t dim = options.dim;

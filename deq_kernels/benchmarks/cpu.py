@@ -51,5 +51,8 @@ class Cpu(Device):
             provider, case, dtype=dtype, threads=torch.get_num_threads()
         )
 
+    def launches(self, call: Callable[[], object]) -> None:
+        return None
+
     def capture(self, run: Callable[[], None]) -> None:
         return None

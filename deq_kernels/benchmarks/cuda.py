@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Long enough for the host to queue what is timed, short against it.
 _HEAD_START_CYCLES = 200_000
 _WARM_UP = Case(2, 256, 3)
+# What the profiler calls that which is no kernel.
+_TRANSFERS = ("Memcpy", "Memset")
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,20 @@ class Cuda(Device):
                 solve(problem.f, problem.z0, case.steps)
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
+
+    def launches(self, call: Callable[[], object]) -> tuple[str, ...] | None:
+        """What torch's profiler sees; None where it may not look."""
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        on_device = (
+            event.name
+            for event in profile.events() or ()
+            if event.device_type == torch.autograd.DeviceType.CUDA
+        )
+        kernels = tuple(name for name in on_device if not name.startswith(_TRANSFERS))
+        return kernels or None
 
     def capture(self, run: Callable[[], None]) -> Recording:
         """Record a CUDA graph of ``run``, after one run that loads its kernels."""

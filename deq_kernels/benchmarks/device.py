@@ -80,6 +80,10 @@ class Device(ABC):
         """
 
     @abstractmethod
+    def launches(self, call: Callable[[], object]) -> tuple[str, ...] | None:
+        """Names of the kernels that a call launches; None where nothing can tell."""
+
+    @abstractmethod
     def capture(self, run: Callable[[], None]) -> Callable[[], object] | None:
         """Record what ``run`` launches; return what replays it, None where nothing can record."""
 

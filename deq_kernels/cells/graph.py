@@ -45,6 +45,11 @@ def solve_graph(
     (`Implicit`) or is estimated. They hold for directed A. `Implicit` and `Unrolled` have
     derivatives of every order; the others refuse to be differentiated again.
 
+    The compiled libraries take all steps in one call, on a GPU in one launch. Triton, which stands
+    in for a CUDA library that was not built, has no graph cell: there, and under its backend, CUDA
+    tensors take the PyTorch reference, which launches kernels of torch's in every step and waits
+    for the device (`deq_kernels.backend_info()` says which backend serves CUDA tensors).
+
     Args:
         b: Bᵀ, [N, m] float64, float32, float16 or bfloat16. Differentiable.
         weight: W, [m, m], dtype and device of b. Differentiable.

@@ -29,6 +29,12 @@ INSTALL_TRITON = (
     "Install it with `pip install triton`; CUDA builds of torch for Linux bring it along"
 )
 
+TRITON_LIMITS = (
+    "cells_iterate_: of structured cells Triton has the dense one; graph cells take the PyTorch "
+    "reference, some kernels of torch's in every step and a wait for the device",
+)
+"""What ops with a Triton kernel leave to their reference all the same."""
+
 
 @dataclass(frozen=True)
 class TritonKernels:
@@ -199,9 +205,10 @@ def use_backend(name: str) -> Iterator[None]:
     Args:
         name: "native" (what was chosen at import: compiled kernels where they are loaded, Triton
             where it stands in for an absent CUDA library, else the reference), "triton" (Triton's
-            kernels for CUDA tensors) or "reference" (the PyTorch formulas, on any device). CPU
-            tensors stay with the compiled kernels under "triton", unless TRITON_INTERPRET=1 was
-            set before the first import of Triton: then it interprets its kernels on them.
+            kernels for CUDA tensors; graph cells, which it has not, take the reference) or
+            "reference" (the PyTorch formulas, on any device). CPU tensors stay with the compiled
+            kernels under "triton", unless TRITON_INTERPRET=1 was set before the first import of
+            Triton: then it interprets its kernels on them.
 
     Raises:
         ValueError: for any other name.

@@ -117,6 +117,39 @@ def test_a_recording_is_run_once_before_and_replayed_after(device: Cuda, asked: 
     assert asked[-1] == "replay"
 
 
+@pytest.mark.parametrize(
+    ("seen", "launches"),
+    [
+        (
+            ["a_kernel", "Memcpy DtoH (Device -> Pageable)", "Memset (Device)", "b"],
+            ("a_kernel", "b"),
+        ),
+        ([], None),
+    ],
+)
+def test_launches_are_those_that_the_profiler_sees(
+    device: Cuda,
+    asked: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    seen: list[str],
+    launches: tuple[str, ...] | None,
+) -> None:
+    kinds = torch.autograd.DeviceType
+    events = [SimpleNamespace(name="cudaLaunchKernel", device_type=kinds.CPU)]
+    events += [SimpleNamespace(name=name, device_type=kinds.CUDA) for name in seen]
+
+    @contextmanager
+    def profile(activities: list[Any]) -> Iterator[SimpleNamespace]:
+        assert activities == [torch.profiler.ProfilerActivity.CUDA]
+        asked.append("profile")
+        yield SimpleNamespace(events=lambda: events)
+        asked.append("seen")
+
+    monkeypatch.setattr(torch.profiler, "profile", profile)
+    assert device.launches(lambda: asked.append("call")) == launches
+    assert asked == ["synchronize", "profile", "call", "synchronize", "seen"]
+
+
 def test_peak_memory_is_that_of_a_second_solve_over_what_was_there_before_the_first(
     device: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from deq_kernels.benchmarks.training_step.cases import parse_case
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 BASH = shutil.which("bash")
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.skipif(BASH is None, reason="the script needs bash")
 # Stands in for Python: does what STAND_IN says for a stage, and writes what the stage would.
 STAND_IN = f"""\
 #!{BASH}
+name=
 case "$*" in
   *backend_info*) stage=installed ;;
   *pytest*small_shapes*) stage=tests
@@ -28,15 +31,17 @@ case "$*" in
       >"$WORK/tests.xml"
     echo "FAILED test_x" ;;
   *run.py*--render*) echo "rendered"; exit ;;
-  *run.py*) stage=benchmark
-    echo "$*" >"$WORK/asked"
-    cp "$REPORT" "$OUT/bench.json"
-    touch "$OUT/bench.json.tmp" ;;
+  *run.py*)
+    stage=$2 name=$2
+    [ "$2" = broyden ] && stage=benchmark name=bench
+    echo "$*" >"$WORK/asked-$name"
+    cp "$REPORT" "$OUT/$name.json"
+    touch "$OUT/$name.json.tmp" ;;
   *gpu_summary.py*) exec {sys.executable} "$@" ;;
   *) exit 0 ;;
 esac
 eval "$(grep "^$stage " "$STAND_IN" | cut -d " " -f 2-)"
-[ "$stage" = benchmark ] && echo "the table"
+[ -n "$name" ] && echo "the table of $name"
 exit 0
 """
 SANITIZER = f"""\
@@ -44,6 +49,7 @@ SANITIZER = f"""\
 eval "$(grep "^$2 " "$STAND_IN" | cut -d " " -f 2-)"
 echo "========= ERROR SUMMARY: 0 errors"
 """
+BENCHMARKS = ("benchmark", "cells", "train")
 # So that it makes no difference whether the machine has the real one.
 SILENT_SANITIZER = "\n".join(
     f"{tool} echo 'Device not supported'; exit 1" for tool in ("memcheck", "racecheck", "synccheck")
@@ -71,6 +77,15 @@ def checkout(tmp_path: Path) -> Path:
     return copy
 
 
+def _stand_in(folder: Path) -> Path:
+    """Write the program that stands in for Python."""
+    (folder / "programs").mkdir()
+    python = folder / "programs" / "python-stand-in"
+    python.write_text(STAND_IN, encoding="utf-8")
+    python.chmod(0o755)
+    return python
+
+
 def _staged(
     checkout: Path,
     script: str = "",
@@ -89,11 +104,8 @@ def _staged(
         stage_seconds: limit of every stage.
     """
     folder = checkout.parent
-    programs = folder / "programs"
-    programs.mkdir()
-    python = programs / "python-stand-in"
-    python.write_text(STAND_IN, encoding="utf-8")
-    python.chmod(0o755)
+    python = _stand_in(folder)
+    programs = python.parent
     program = programs / "compute-sanitizer"
     program.write_text(SANITIZER, encoding="utf-8")
     program.chmod(0o755)
@@ -140,6 +152,8 @@ def test_help_names_every_option_stage_and_file(tmp_path: Path) -> None:
         assert word in done.stdout
     for word in ("--rehearse", "facts", "build", "memcheck", "racecheck", "summary.json"):
         assert word in done.stdout
+    for word in ("bench.json", "cells.json", "train.json"):
+        assert word in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -177,15 +191,17 @@ def test_all_is_well(checkout: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert summary["correct"]
     assert _statuses(summary) == {
-        **dict.fromkeys(("facts", "installed", "tests", "benchmark"), "passed"),
+        **dict.fromkeys(("facts", "installed", "tests", *BENCHMARKS), "passed"),
         **dict.fromkeys(("memcheck", "racecheck", "synccheck"), "skipped"),
     }
     assert summary["tests"] == {"passed": 2, "failed": 1, "skipped": 2}
     files = {path.name for path in out.iterdir()}
-    texts = {f"{name}.txt" for name in ("facts", "tests", "sanitizer", "bench", "build")}
-    assert files == {"bench.json", "summary.json", *texts}
-    assert "--tests passed" in (checkout / "build" / "gpu" / "asked").read_text()
-    assert "the table" in done.stdout
+    names = ("facts", "tests", "sanitizer", "build", "bench", "cells", "train")
+    jsons = {f"{name}.json" for name in (*names[-3:], "summary")}
+    assert files == {f"{name}.txt" for name in names} | jsons
+    for name in names[-3:]:
+        assert "--tests passed" in (checkout / "build" / "gpu" / f"asked-{name}").read_text()
+        assert f"the table of {name}" in done.stdout
     assert "a rehearsal says nothing about a GPU" in done.stdout
 
 
@@ -194,8 +210,9 @@ def test_a_failed_test_marks_the_benchmark_and_the_exit_status(checkout: Path) -
     assert done.returncode == 1
     assert not summary["correct"]
     assert _statuses(summary)["tests"] == "failed"
-    assert _statuses(summary)["benchmark"] == "passed"
-    assert "--tests failed" in (checkout / "build" / "gpu" / "asked").read_text()
+    assert {_statuses(summary)[name] for name in BENCHMARKS} == {"passed"}
+    for name in ("bench", "cells", "train"):
+        assert "--tests failed" in (checkout / "build" / "gpu" / f"asked-{name}").read_text()
     assert "FAILED test_x" in done.stdout
 
 
@@ -209,7 +226,7 @@ def test_a_library_that_does_not_load_leaves_the_rest_to_be_measured(checkout: P
         "passed",
     )
     # Tests of what is left of the package say nothing about what failed.
-    assert "--tests failed" in (checkout / "build" / "gpu" / "asked").read_text()
+    assert "--tests failed" in (checkout / "build" / "gpu" / "asked-bench").read_text()
 
 
 def test_a_stage_that_hangs_is_ended_and_the_next_one_runs(checkout: Path) -> None:
@@ -232,6 +249,20 @@ def test_a_benchmark_cut_short_shows_what_it_has(checkout: Path) -> None:
     assert done.returncode == 0  # nothing speaks against the library
     assert _statuses(summary)["benchmark"] == "timed out"
     assert (out / "bench.txt").read_text() == "rendered\n"
+    # The stages after it still have their turn.
+    assert (out / "cells.txt").read_text() == "the table of cells\n"
+    assert (out / "train.txt").read_text() == "the table of train\n"
+
+
+def test_a_benchmark_that_breaks_down_is_told_from_one_that_refuses(checkout: Path) -> None:
+    """Both end with 1."""
+    done, summary, out = _staged(
+        checkout, "cells echo broken >&2; exit 1\ntrain echo the table; exit 1"
+    )
+    assert done.returncode == 0
+    statuses = _statuses(summary)
+    assert [statuses[name] for name in BENCHMARKS] == ["passed", "failed", "passed"]
+    assert "broken" in (out / "cells.txt").read_text()
 
 
 def test_a_refused_provider_of_ours_is_an_error_and_of_others_is_not(checkout: Path) -> None:
@@ -239,13 +270,58 @@ def test_a_refused_provider_of_ours_is_an_error_and_of_others_is_not(checkout: P
         row = {"provider": name, "status": "refused", "reason": "iterates differ"}
         return {"cases": [{"name": "2x3x4", "rows": [row], "steps_recorded": []}]}
 
-    done, summary, out = _staged(checkout, "benchmark exit 1", report=report("torchdeq"))
+    done, summary, out = _staged(
+        checkout, "benchmark echo refused; exit 1", report=report("torchdeq")
+    )
     assert (done.returncode, summary["correct"]) == (0, True)
-    assert summary["refusals"] == ["torchdeq on 2x3x4: iterates differ"]
+    # The stand-in gives every suite the same report.
+    assert set(summary["refusals"]) == {"torchdeq on 2x3x4: iterates differ"}
     assert "refused: torchdeq on 2x3x4: iterates differ" in done.stdout
     shutil.rmtree(out.parent / "programs")
     done, summary, _ = _staged(checkout, report=report("ours-bf16"))
     assert (done.returncode, summary["correct"]) == (1, False)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_what_is_measured_on_a_gpu(checkout: Path, *, quick: bool) -> None:
+    """As the stages ask for it, which no rehearsal does."""
+    folder = checkout.parent
+    (folder / "report.json").write_text('{"cases": []}', encoding="utf-8")
+    (folder / "stand-in").touch()
+    environ = {
+        "DEVICE": "cuda",
+        "QUICK": str(int(quick)),
+        "TESTS": "passed",
+        "COMMIT": "abc",
+        "RUN_PYTHON": str(_stand_in(folder)),
+        "STAND_IN": str(folder / "stand-in"),
+        "OUT": str(folder),
+        "WORK": str(folder),
+        "REPORT": str(folder / "report.json"),
+    }
+    asked = {}
+    for suite, name in (("broyden", "bench"), ("cells", "cells"), ("train", "train")):
+        script = str(checkout / "benchmarks" / "gpu.sh")
+        subprocess.run(
+            [script, "--stage", "benchmark", suite, name],
+            env={**os.environ, **environ},
+            check=True,
+            capture_output=True,
+        )
+        asked[name] = (folder / f"asked-{name}").read_text(encoding="utf-8").split()
+    for name, words in asked.items():
+        assert [words[words.index(option) + 1] for option in ("--device", "--json")] == [
+            *("cuda", str(folder / f"{name}.json")),
+        ]
+        assert "--plot" in words
+    assert {"--memory", "--regimes"} <= set(asked["bench"])
+    assert ("--quick" in asked["bench"], "--quick" in asked["cells"]) == (quick, quick)
+    words = asked["train"]
+    cases = [parse_case(text) for text in words[words.index("--cases") + 1].split(",")]
+    assert [(case.model, case.gradient) for case in cases[:3]] == [
+        (model, "implicit") for model in ("mdeq", "transformer", "ignn")
+    ]
+    assert len(set(cases)) == (3 if quick else 9)
 
 
 def test_what_the_sanitizer_found_is_an_error(checkout: Path) -> None:
@@ -302,4 +378,8 @@ def test_a_rehearsal_runs_the_real_stages(tmp_path: Path) -> None:
     assert summary["tests"]["passed"] > 0
     assert summary["tests"]["failed"] == 0
     assert "torch" in (tmp_path / "out" / "facts.txt").read_text(encoding="utf-8")
-    assert "2x300x8 float32" in (tmp_path / "out" / "bench.txt").read_text(encoding="utf-8")
+    tables = {"bench": "2x300x8 float32", "cells": "2x5x8 float32, solve", "train": "ignn/chains"}
+    for name, words in tables.items():
+        assert words in (tmp_path / "out" / f"{name}.txt").read_text(encoding="utf-8")
+        report = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
+        assert (report["tests"], report["commit"]) == ("passed", "abc")

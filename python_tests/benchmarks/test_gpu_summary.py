@@ -91,8 +91,39 @@ def test_targets_are_held_against_what_was_measured() -> None:
     assert targets["32x61440x18: time of plain over ours"]["wanted"] == ">= 5"
 
 
+def test_targets_of_structured_cells() -> None:
+    def case(ours: int | None, *ratios: float) -> dict[str, Any]:
+        rows = [
+            {"provider": "ours", "time_over_ours": {"median": 1.0}, "own_launches": ours},
+            {"provider": "plain-refused", "time_over_ours": None},
+            {"provider": "ignn-style", "time_over_ours": {"median": 2.0}},
+        ]
+        plain = [
+            {"provider": f"plain-{ratio}", "time_over_ours": {"median": ratio}} for ratio in ratios
+        ]
+        return {"name": "128x40x64", "solve": [*rows, *plain], "adjoint": rows}
+
+    def verdicts(*cases: dict[str, Any]) -> list[tuple[float | None, bool | None]]:
+        targets = gpu_summary.check_cell_targets({"cases": list(cases)})
+        return [(target["measured"], target["met"]) for target in targets]
+
+    assert verdicts(case(1, 30.0, 12.0)) == [(12.0, True), (1, True), (None, None), (1, True)]
+    assert verdicts(case(4, 9.0)) == [(9.0, False), (4, False), (None, None), (4, False)]
+    assert verdicts(case(None)) == [(None, None)] * 4
+    assert verdicts() == [(None, None)] * 4
+
+
+def test_refusals_of_every_suite_are_found() -> None:
+    refused = {"provider": "ours", "status": "refused", "reason": "residual"}
+    timed = {"provider": "ours", "status": "timed", "reason": None}
+    cells = {"cases": [{"name": "1x2x3", "solve": [timed], "adjoint": [refused]}]}
+    assert list(gpu_summary.find_refusals(cells)) == ["ours on 1x2x3 adjoint: residual"]
+    train = {"cases": [{"name": "mdeq/digits/jfb", "rows": [timed, refused]}]}
+    assert list(gpu_summary.find_refusals(train)) == ["ours on mdeq/digits/jfb: residual"]
+
+
 def test_nothing_measured_meets_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    targets = list(gpu_summary.check_targets({}))
+    targets = [*gpu_summary.check_targets({}), *gpu_summary.check_cell_targets({})]
     assert {target["met"] for target in targets} == {None}
     summary = {
         "correct": False,
@@ -110,8 +141,12 @@ def test_nothing_measured_meets_nothing(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_the_targets_are_about_cases_that_are_measured() -> None:
     from deq_kernels.benchmarks.broyden.cases import GPU_CASES
+    from deq_kernels.benchmarks.suites import SUITES
 
     assert {*gpu_summary.LARGE, *gpu_summary.SMALL} <= {case.name for case in GPU_CASES}
+    for quick in (False, True):
+        cells = SUITES["cells"].cases("cuda", quick=quick)
+        assert gpu_summary.GRAPHS in {case.name for case in cells}
 
 
 def test_tests_are_counted(tmp_path: Path) -> None:

@@ -177,6 +177,24 @@ def cell_state(samples: int, rows: int | None, dim: int, dtype: torch.dtype) -> 
     )
 
 
+def solved_rows(rows: int, dim: int) -> CellState:
+    """Rows that start at their solution z = V z + b, whose residual is a rounding of b to float32.
+
+    All terms have one sign: a product that is a single chain of them would round much more.
+    """
+    weight = torch.rand(dim, dim)
+    weight *= 0.9 / weight.sum(1, keepdim=True)
+    z = 1 + torch.rand(rows, dim)
+    bias = (z.double() - z.double() @ weight.double().T).float()
+    tables = Tables.new(rows, 1, z.device)
+    return CellState(
+        weight.repeat(rows, 1, 1),
+        None,
+        None,
+        *(bias, torch.ones_like(z), z, tables.record, tables.counters, tables.active),
+    )
+
+
 def copy_to(state: T, device: torch.device) -> T:
     """The same tensors on a device, the directions in rows that begin at multiples of 16 bytes."""
     copies = {}

@@ -21,6 +21,7 @@ from python_tests.gpu.states import (
     CellState,
     cell_state,
     copy_to,
+    solved_rows,
 )
 
 # Graphs of part of a tile of rows, of several, and of so many that blocks share them. Widths beyond
@@ -81,6 +82,12 @@ def test_activations(engine: Engine, dtype: torch.dtype, activation: Activation)
     for rows in (20, None):
         state = cell_state(5, rows, 33, dtype)
         check_cell(engine, state, activation=activation, fixed_steps=True)
+
+
+def test_long_products_are_rounded_no_more_often_than_short_ones(engine: Engine) -> None:
+    cell = copy_to(solved_rows(5, 1000), engine.device)
+    cell.iterate(**{**OPTIONS, "activation": Activation.IDENTITY, "norm": NormKind.MAX})
+    assert cell.tables.trace.max() <= 4e-7 * cell.z.max()
 
 
 def solve_ragged(device: torch.device, graphs: list[CellState]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,9 @@ from .checks import Work, check_answer
 from .problem import TOLERANCE, Direction, make_problem
 from .providers import Bind, Solve
 from .report import NAME, SCHEMA, CaseResult, CellReport, Row
+
+# As the profiler shows names, and as the compiler mangles them.
+_OWN_KERNEL = re.compile(r"(^|[\s:])deq::|^_ZN3deq")
 
 
 def run_benchmark(
@@ -70,6 +74,7 @@ def _run_case(
     problem, anchors = make_problem(case)
     rounded = problem.to(DTYPES[settings.dtype], settings.device.torch_device)
     work: dict[tuple[str, Direction], Work] = {}
+    launches: dict[tuple[str, Direction], tuple[str, ...] | None] = {}
     calls: dict[str, Timed] = {}
     for provider in providers:
         if provider.name in absent:
@@ -79,6 +84,7 @@ def _run_case(
                 with provider.context():
                     solve = binds[provider.name](rounded, direction)
                     answer = solve()
+                    launches[provider.name, direction] = settings.device.launches(solve)
                 found = check_answer(answer, solve.steps, direction, problem, anchors[direction])
             except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
                 found = Work.of_failure(error)
@@ -92,7 +98,13 @@ def _run_case(
         direction: tuple(
             Row(provider.name, "absent", absent[provider.name])
             if provider.name in absent
-            else _row(provider.name, direction, work[provider.name, direction], seconds)
+            else _row(
+                provider.name,
+                direction,
+                work[provider.name, direction],
+                launches.get((provider.name, direction)),
+                seconds,
+            )
             for provider in providers
         )
         for direction in Direction
@@ -117,7 +129,11 @@ def _timed(solve: Solve, provider: Provider[Any], settings: Settings) -> Timed:
 
 
 def _row(
-    name: str, direction: Direction, work: Work, seconds: Mapping[str, tuple[float, ...]]
+    name: str,
+    direction: Direction,
+    work: Work,
+    launches: Sequence[str] | None,
+    seconds: Mapping[str, tuple[float, ...]],
 ) -> Row:
     row = Row(
         provider=name,
@@ -126,6 +142,8 @@ def _row(
         steps=work.steps,
         difference=_finite_or_none(work.difference),
         residual=_finite_or_none(work.residual),
+        launches=None if launches is None else len(launches),
+        own_launches=None if launches is None else sum(map(is_own_kernel, launches)),
     )
     if work.refusal is not None:
         return row
@@ -138,6 +156,11 @@ def _row(
             None if ours is None else spread([s / o for s, o in zip(samples, ours, strict=True)])
         ),
     )
+
+
+def is_own_kernel(name: str) -> bool:
+    """Whether a kernel is one of the CUDA library: its name begins with the library's namespace."""
+    return _OWN_KERNEL.search(name) is not None
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -31,6 +31,8 @@ class Row:
         residual: largest entry of f(x) - x, in float64.
         milliseconds: time of one solve.
         time_over_ours: time divided by that of ``ours`` in the same round.
+        launches: kernels that one solve launches on a GPU.
+        own_launches: those of this package's library among them: the iteration itself.
     """
 
     provider: str
@@ -41,6 +43,8 @@ class Row:
     residual: float | None = None
     milliseconds: Spread | None = None
     time_over_ours: Spread | None = None
+    launches: int | None = None
+    own_launches: int | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ _NOTES = """\
 ms: median time of one solve from zero until no entry changes by {tolerance:g}. / ours: median over
 the rounds of the time divided by that of ours. steps: of the graph that takes most. difference:
 largest difference of an entry to the answer in float64. residual: largest entry of f(x) - x."""
+_LAUNCHES = "launches: kernels that one solve launches."
 _BEST_PLAIN = "best plain PyTorch"
 
 
@@ -32,6 +33,8 @@ def format_table(report: CellReport) -> str:
         for direction in Direction:
             blocks.append(_block(case, direction, report.dtype))
     blocks.append(_NOTES.format(tolerance=report.tolerance))
+    if any(row.launches is not None for case in report.cases for row in case.solve):
+        blocks.append(_LAUNCHES)
     return "\n\n".join(blocks + warnings(report))
 
 
@@ -76,7 +79,11 @@ def _block(case: CaseResult, direction: Direction, dtype: str) -> str:
         title += f", others used {case.other_load_cores:.2f} cores"
     rows = case.rows[direction]
     header = ("provider", "ms", "quartiles", "/ ours", "steps", "difference", "residual")
-    lines = [title, *align([header, *(_cells(row) for row in rows if row.milliseconds)])]
+    table = [header, *(_cells(row) for row in rows if row.milliseconds)]
+    if any(row.launches is not None for row in rows):
+        launches = [str(row.launches) for row in rows if row.milliseconds]
+        table = [(*cells, last) for cells, last in zip(table, ["launches", *launches], strict=True)]
+    lines = [title, *align(table)]
     lines += [
         f"  {row.provider}: {row.status}: {row.reason}" for row in rows if row.status != "timed"
     ]

@@ -58,7 +58,8 @@ def iterate_(
     """Iterate z ← z + λ (φ(S (c ⊙ z) Vᵀ + b) − z) until every sample has stopped, by itself.
 
     A sample is a run of rows of z, which S does not connect with any other, or one row. States of
-    16 bits are iterated in float32 and rounded once, at the end.
+    16 bits are iterated in float32 and rounded once, at the end. Triton has a kernel for samples of
+    one row; runs of rows take the reference there.
 
     Args:
         z: the start, [N, n], contiguous; receives of each sample the evaluated iterate with the

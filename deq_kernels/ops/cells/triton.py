@@ -53,6 +53,10 @@ COLUMNS = 32
 DEPTH = {tl.float32: 32, tl.float64: 16}
 """Terms of their sums at a time: 128 bytes of a row of z, and what fits the registers."""
 
+CHAIN = 64
+"""Terms that are added up by themselves before they meet the rest: a chain of all terms rounds too
+often, each time by the size of what it has come to."""
+
 MAX_REJECTIONS = tl.constexpr(0)
 
 
@@ -72,10 +76,13 @@ def _apply(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    CHAIN: tl.constexpr,
     ALIGN: tl.constexpr,
 ) -> tl.tensor:
     """Columns of (c z) Vᵀ, [ROWS, COLUMNS]; the order of its sums depends on dim alone."""
     product = tl.zeros((ROWS, COLUMNS), ACCUM)
+    # A block product goes on with the chain of multiply-adds that it is given.
+    chain = product
     for begin in range(0, dim, DEPTH):
         k = tl.multiple_of(begin + tl.arange(0, DEPTH), DEPTH)
         within = tl.arange(0, DEPTH) < tl.multiple_of(dim - begin, ALIGN)
@@ -89,8 +96,11 @@ def _apply(
         else:
             pointers = weight + tl.multiple_of(k * weight_stride, ALIGN)[:, None] + column[None, :]
         v = tl.load(pointers, mask=within[:, None] & columns[None, :], other=0.0).to(ACCUM)
-        product = tl.dot(x, v, product, input_precision="ieee", out_dtype=ACCUM)
-    return product
+        chain = tl.dot(x, v, chain, input_precision="ieee", out_dtype=ACCUM)
+        if (begin + DEPTH) % CHAIN == 0:
+            product += chain
+            chain = tl.zeros((ROWS, COLUMNS), ACCUM)
+    return product + chain
 
 
 @triton.jit
@@ -172,6 +182,7 @@ def _iterate(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    CHAIN: tl.constexpr,
     ALIGN: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -245,6 +256,7 @@ def _iterate(
                 ROWS,
                 COLUMNS,
                 DEPTH,
+                CHAIN,
                 ALIGN,
             )
             f += tl.load(bias + column[None, :], mask=inside, other=0.0).to(ACCUM)
@@ -411,6 +423,7 @@ def iterate_(
             ROWS=ROWS,
             COLUMNS=COLUMNS,
             DEPTH=DEPTH[sums],
+            CHAIN=CHAIN,
             ALIGN=align,
             num_warps=warps,
             num_stages=1,  # what is loaded ahead would spill

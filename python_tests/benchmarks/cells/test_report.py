@@ -200,6 +200,27 @@ def test_table_shows_every_provider(report: CellReport) -> None:
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="charts need matplotlib")
+def test_launches_are_counted_where_the_device_tells(
+    report: CellReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of this library apart, under plain and mangled names."""
+    assert {row.launches for row in report.cases[0].solve} == {None}
+    assert "launches" not in format_table(report)
+    device = find_device("cpu")
+    kernels = (
+        "void deq::(anonymous namespace)::cell_groups_kernel<float>(deq::CellArguments<float>)",
+        "_ZN3deq46_GLOBAL__N__005acc39_8_cells_cu16cell_rows_kernelIfEEv",
+        "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<deq_kernels>>",
+    )
+    monkeypatch.setattr(device, "launches", lambda call: kernels)
+    counted = run_benchmark([CASE], PROVIDERS[:2], _settings(device=device))
+    for row in (*counted.cases[0].solve, *counted.cases[0].adjoint):
+        assert (row.launches, row.own_launches) == (3, 2)
+    table = format_table(counted)
+    assert table.count("residual  launches\n") == 2
+    assert "launches: kernels that one solve launches" in table
+
+
 def test_chart_is_written(report: CellReport, tmp_path: Path) -> None:
     path = tmp_path / "new" / "chart.png"
     save_plot(report, path)

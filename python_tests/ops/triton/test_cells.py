@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from deq_kernels.ops.cells import Activation, NormKind
 from deq_kernels.ops.termination import Counter, Status, Tables
 from python_tests.gpu.against_float64 import same_bits
 from python_tests.gpu.engines import Engine
-from python_tests.gpu.states import with_odd_rows
+from python_tests.gpu.states import copy_to, solved_rows, with_odd_rows
 
 OPTIONS: dict[str, Any] = {
     "activation": Activation.TANH,
@@ -140,6 +142,30 @@ def test_accelerated_steps_follow_the_reference(
     expected = iterate(engine, weight, bias, backend="reference", **options)
     # What extrapolation makes of a rounding may be many times as large.
     assert_same(solved, expected, 1e-11 if dtype == torch.float64 else 3e-4)
+
+
+def one_chain(a: np.ndarray, b: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """a b + d as a GPU adds it up, a multiply-add for each term."""
+    total = d.copy()
+    for k in range(a.shape[1]):
+        total += a[:, k, None] * b[k]
+    return total
+
+
+def test_long_products_are_rounded_no_more_often_than_short_ones(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine.device.type == "cpu":
+        # The interpreter's own product adds in an order of its own.
+        interpreter = importlib.import_module("triton.runtime.interpreter")
+
+        def create_dot(builder: Any, a: Any, b: Any, d: Any, *ignored: Any) -> Any:
+            return interpreter.TensorHandle(one_chain(a.data, b.data, d.data), d.dtype.scalar)
+
+        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    cell = copy_to(solved_rows(5, 1000), engine.device)
+    cell.iterate(**{**OPTIONS, "activation": Activation.IDENTITY, "norm": NormKind.MAX})
+    assert cell.tables.trace.max() <= 4e-7 * cell.z.max()
 
 
 def test_is_the_solution_of_the_equation(engine: Engine) -> None:
