@@ -74,6 +74,39 @@ void on_workers(int64_t workers, const Body& body) {
   for_each(workers, workers > 1, false, body);
 }
 
+// Tiles of one sample, dealt out again for each pass over them. A worker begins with the share that
+// it had the last time, which its cache may still hold, and then helps with those of others.
+class SharedTiles {
+ public:
+  explicit SharedTiles(int64_t workers) : shares_(static_cast<size_t>(workers)) {}
+
+  // Calls body(tile, worker) once for each tile.
+  template <typename Body>
+  void for_each(int64_t tiles, const Body& body) {
+    const auto workers = static_cast<int64_t>(shares_.size());
+    for (int64_t share = 0; share < workers; ++share) {
+      shares_[static_cast<size_t>(share)].next = tiles * share / workers;
+    }
+    on_workers(workers, [&](int64_t worker) {
+      for (int64_t i = 0; i < workers; ++i) {
+        const int64_t share = (worker + i) % workers;
+        const int64_t end = tiles * (share + 1) / workers;
+        std::atomic<int64_t>& next = shares_[static_cast<size_t>(share)].next;
+        for (int64_t tile = next++; tile < end; tile = next++) {
+          body(tile, worker);
+        }
+      }
+    });
+  }
+
+ private:
+  // A cache line each.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;
+  };
+  std::vector<Share> shares_;
+};
+
 template <typename state_t>
 void solve_rows(const CellProblem<state_t>& problem, int64_t rows, int64_t threads) {
   const int64_t share = std::clamp((rows + threads - 1) / threads, int64_t(1), kCellRows);
@@ -108,15 +141,13 @@ void solve_groups(const CellProblem<state_t>& problem, const int64_t* sample_ptr
   if (!shared.empty()) {
     CellBuffer<accum_t> memory;
     accum_t* tile_memory = memory.resize(threads * tile_size);
+    SharedTiles all(threads);
     CellGroup<state_t> group(problem);
     for (const int64_t sample : shared) {
       const int64_t first = sample_ptr[sample];
       group.solve(sample, first, sample_ptr[sample + 1] - first, [&](int64_t tiles, auto step) {
-        std::atomic<int64_t> next{0};
-        on_workers(std::min(threads, tiles), [&](int64_t worker) {
-          for (int64_t tile = next++; tile < tiles; tile = next++) {
-            step(tile, tile_memory + worker * tile_size);
-          }
+        all.for_each(tiles, [&](int64_t tile, int64_t worker) {
+          step(tile, tile_memory + worker * tile_size);
         });
       });
     }
