@@ -26,17 +26,21 @@ class CellGroup {
   // body(tile, room) for every tile, with room for kCellRoom elements of every column.
   template <typename ForEachTile>
   void solve(int64_t sample, int64_t first, int64_t rows, const ForEachTile& for_each_tile) {
-    load(first, rows);
+    allocate(rows);
     const int64_t tiles = (rows + kCellRows - 1) / kCellRows;
     double* sums = sums_.resize(kCellSums * tiles);
+    const auto rows_of = [&](int64_t tile) {
+      const int64_t begin = tile * kCellRows;
+      return Rows{first, begin, std::min(kCellRows, rows - begin)};
+    };
+    for_each_tile(tiles, [&](int64_t tile, accum_t*) { sums[tile] = load(rows_of(tile)); });
+    zero_ = std::all_of(sums, sums + tiles, [](double nonzero) { return nonzero == 0.0; });
     Secant last;
     CellPrecision precision(approximate_);
     while (true) {
       const accum_t unit = last.unit<accum_t>();
       for_each_tile(tiles, [&](int64_t tile, accum_t* room) {
-        const int64_t begin = tile * kCellRows;
-        step({first, begin, std::min(kCellRows, rows - begin)}, precision.exact(), unit, room,
-             sums + kCellSums * tile);
+        step(rows_of(tile), precision.exact(), unit, room, sums + kCellSums * tile);
       });
       zero_ = false;
       double total[kCellSums];
@@ -47,7 +51,8 @@ class CellGroup {
         std::swap(best_, z_);
       }
       if (decision.action == CellAction::kStop) {
-        problem_.store_rows(problem_.fixed_steps ? next_ : best_, first, rows);
+        const accum_t* result = problem_.fixed_steps ? next_ : best_;
+        for_each_tile(tiles, [&](int64_t tile, accum_t*) { store(result, rows_of(tile)); });
         return;
       }
       // What z_ points to is now either the old z or the old best, and not needed any more, but for
@@ -61,9 +66,8 @@ class CellGroup {
       const accum_t* g = back ? last_ : next_;
       const accum_t* other = decision.secant == 0.0 ? g : last_;
       for_each_tile(tiles, [&](int64_t tile, accum_t*) {
-        const int64_t begin = tile * kCellRows;
-        extrapolate(g, other, static_cast<accum_t>(decision.secant), evaluated,
-                    {first, begin, std::min(kCellRows, rows - begin)}, precision.exact());
+        extrapolate(g, other, static_cast<accum_t>(decision.secant), evaluated, rows_of(tile),
+                    precision.exact());
       });
       if (!back) {
         std::swap(last_, next_);
@@ -79,7 +83,8 @@ class CellGroup {
     int64_t count;
   };
 
-  void load(int64_t first, int64_t rows) {
+  // Nothing of it need be set but what load() sets: the first iterate becomes the best one.
+  void allocate(int64_t rows) {
     const int64_t size = rows * stride_;
     const int64_t parts = 4 + 2 * problem_.accelerate + 3 * scaled_ + approximate_;
     accum_t* buffer = memory_.resize(parts * size);
@@ -88,23 +93,38 @@ class CellGroup {
       buffer += size;
     };
     take(z_), take(next_), take(best_), take(bias_);
-    problem_.load_rows({problem_.z, problem_.dim}, first, rows, z_);
-    problem_.load_rows(problem_.bias, first, rows, bias_);
-    std::copy_n(z_, size, best_);
     if (problem_.accelerate) {
       take(last_), take(residual_);
-      std::fill_n(residual_, size, accum_t(0));
     }
-    zero_ = std::all_of(z_, z_ + size, [](accum_t x) { return x == accum_t(0); });
     if (scaled_) {
       take(scale_), take(scaled_z_), take(scaled_next_);
-      problem_.load_rows(problem_.scale, first, rows, scale_);
-      cell_tiles<accum_t>().scale(z_, scale_, size, scaled_z_);
     }
     if (approximate_) {
       take(product_);
       change_ = change_memory_.resize(size);
     }
+  }
+
+  // Returns 0 where z is zero in all of the rows.
+  double load(const Rows& rows) {
+    const int64_t at = rows.begin * stride_;
+    const int64_t size = rows.count * stride_;
+    const int64_t first = rows.first + rows.begin;
+    problem_.load_rows({problem_.z, problem_.dim}, first, rows.count, z_ + at);
+    problem_.load_rows(problem_.bias, first, rows.count, bias_ + at);
+    if (problem_.accelerate) {
+      std::fill_n(residual_ + at, size, accum_t(0));
+    }
+    if (scaled_) {
+      problem_.load_rows(problem_.scale, first, rows.count, scale_ + at);
+      cell_tiles<accum_t>().scale(z_ + at, scale_ + at, size, scaled_z_ + at);
+    }
+    const auto is_zero = [](accum_t x) { return x == accum_t(0); };
+    return std::all_of(z_ + at, z_ + at + size, is_zero) ? 0.0 : 1.0;
+  }
+
+  void store(const accum_t* result, const Rows& rows) {
+    problem_.store_rows(result + rows.begin * stride_, rows.first + rows.begin, rows.count);
   }
 
   // One evaluation, by its product or by that of the change from the one before.
