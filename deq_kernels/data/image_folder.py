@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deq_kernels.data.augmentation import central_crop, draw_resized_crops, resized_crop
+from deq_kernels.data.split import normalised
 from deq_kernels.optional import optional_import
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -134,10 +135,7 @@ class FolderSplits:
 
     def normalise(self, images: Tensor) -> Tensor:
         """(images − mean) / std of ImageNet, for floating-point images [B, 3, H, W]."""
-        mean, std = (
-            torch.tensor(values, dtype=images.dtype)[:, None, None] for values in (MEAN, STD)
-        )
-        return (images - mean.to(images.device)) / std.to(images.device)
+        return normalised(images, MEAN, STD)
 
 
 def load_image_folder(
