@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch._functorch import config as backward_options
 
 from deq_kernels.layer import DEQ
 
@@ -12,9 +13,14 @@ VERSIONS = 32
 other batches, unrolled and solved. With torch's own limit of 8 the last ones would not be compiled.
 """
 
+KEPT_BUFFERS = "donated_buffer=False"
+"""Marks compiled code in torch's caches."""
+
 
 def compile_cell(layer: DEQ | None) -> None:
     """Evaluate the cell of a layer through torch.compile, in place; its state keeps its names.
+
+    Sets options of torch.compile for the whole process: see `keep_buffers`.
 
     Raises:
         ValueError: there is no layer, or its cell is no module.
@@ -27,4 +33,18 @@ def compile_cell(layer: DEQ | None) -> None:
         )
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, VERSIONS)
+    keep_buffers()
     cell.compile()
+
+
+def keep_buffers() -> None:
+    """Let what is compiled from now on be differentiated again and again, as adjoint solves do.
+
+    By default a compiled backward pass overwrites what the forward pass saved for it, and refuses
+    to run a second time. torch's caches on disk do not tell the two kinds of code apart, so the key
+    of their entries has to.
+    """
+    backward_options.donated_buffer = False
+    keys = torch.compiler.config
+    if KEPT_BUFFERS not in keys.cache_key_tag:
+        keys.cache_key_tag += KEPT_BUFFERS
