@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch._functorch import config as backward_options
@@ -25,8 +28,7 @@ def compile_cell(layer: DEQ | None) -> None:
     Raises:
         ValueError: there is no layer, or its cell is no module.
     """
-    cell = None if layer is None else layer.cell
-    if not isinstance(cell, nn.Module):
+    if layer is None or not isinstance(layer.cell, nn.Module):
         raise ValueError(
             "machine.compile needs a model with a DEQ layer whose cell is a module, but this one "
             "has none; leave it out"
@@ -34,7 +36,16 @@ def compile_cell(layer: DEQ | None) -> None:
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, VERSIONS)
     keep_buffers()
-    cell.compile()
+    # Shapes are few, and code for all of them at once takes many minutes to make for attention;
+    # only a compact solve meets batches of any size.
+    layer.cell.compile(dynamic=None if layer.solver.compact else False)
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Evaluate compiled modules as Python in the block; they can be differentiated twice then."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def keep_buffers() -> None:
