@@ -87,7 +87,9 @@ looks_at_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tens
 def test_a_compiled_cell_is_differentiated_again_and_again() -> None:
     """By a solve for the adjoint, for batches of several sizes; torch's own default refuses it."""
     solver = dk.Broyden(max_steps=30, rtol=1e-6)
-    layer = dk.DEQ(Cell(), solver=solver, gradient=dk.Implicit(solver=solver))
+    compact = dk.Broyden(max_steps=30, rtol=1e-6, compact=True)
+    gradient = dk.Implicit(solver=solver)
+    layer = dk.DEQ(Cell(), solver=compact, gradient=gradient, per_sample=(0,))
 
     def gradients(batch: int) -> list[Tensor]:
         x = torch.ones(batch, 3)
