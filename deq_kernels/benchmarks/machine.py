@@ -14,6 +14,7 @@ from deq_kernels._version import __version__
 # How memory is handed out decides what a fresh history costs, which is part of every solve.
 _ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_DIRTY = "-dirty"
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The root of the repository, where the package runs from one."""
 
@@ -85,21 +86,37 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-def commit() -> str | None:
+def commit(*, besides: Path | None = None) -> str | None:
     """The commit of the checkout that is measured, with ``-dirty`` where files differ from it.
 
     None for an installed package and for a checkout without a commit.
+
+    Args:
+        besides: a file that may differ, because the result is written to it.
     """
     if not (CHECKOUT / ".git").exists():
         return None
+    name = _git("rev-parse", "--short=12", "HEAD")
+    if name is None:
+        return None
+    changed = {
+        CHECKOUT / path for path in (_git("diff", "--name-only", "-z", "HEAD") or "").split("\0")
+    }
+    changed -= {CHECKOUT, besides}
+    return name + _DIRTY if changed else name
+
+
+def is_clean(commit: str | None) -> bool:
+    """Whether what `commit` returned names the very code that ran."""
+    return commit is not None and not commit.endswith(_DIRTY)
+
+
+def _git(*arguments: str) -> str | None:
+    """What git answers; None where it is not installed, or fails."""
     try:
         result = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
-            cwd=CHECKOUT,
-            capture_output=True,
-            text=True,
-            check=False,
+            ["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
         return None
-    return result.stdout.strip() or None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -73,7 +73,8 @@ class Adjacency:
         if symmetric is not None:
             check_flag("symmetric", symmetric)
         ptr = _graph_ptr(graph_ptr, nodes, index.device)
-        graphs = Graphs.of(ptr)
+        longest = int(ptr.diff().max()) if len(ptr) > 1 else 0
+        graphs = Graphs.of(ptr, rows=nodes, longest=longest)
         source, target = index.long().unbind()
         _check_same_graph(source, target, graphs)
         rows, order = Compressed.of(target, source, nodes)
@@ -170,7 +171,9 @@ class Adjacency:
         ptr = _joined_starts([pattern.graphs.ptr for pattern in patterns], nodes)
         order = _shifted([graph._order for graph in graphs], entries)
         values = torch.cat([graph.values for graph in graphs])
-        return cls(Pattern(rows, columns, to_columns, to_rows, Graphs.of(ptr)), order, values)
+        longest = max(pattern.graphs.longest for pattern in patterns)
+        together = Graphs.of(ptr, rows=sum(nodes), longest=longest)
+        return cls(Pattern(rows, columns, to_columns, to_rows, together), order, values)
 
     @property
     def nodes(self) -> int:
@@ -361,7 +364,7 @@ def _with_permutations(adjacency: Adjacency) -> tuple[Tensor, Tensor]:
     if pattern.to_columns is not None and pattern.to_rows is not None:
         return pattern.to_columns, pattern.to_rows
     rows = pattern.rows
-    _, to_columns = Compressed.of(rows.col, rows.row, adjacency.nodes)
+    to_columns = Compressed.order_of(rows.col, rows.row, adjacency.nodes)
     return to_columns, to_columns
 
 

@@ -107,9 +107,9 @@ def hand_out(solution: Solution, on_solve: Callable[[Solution], None] | None) ->
     if on_solve is None:
         return
     assert isinstance(solution.z, Tensor)
-    evaluations = int(solution.steps.sum())
-    # A copy, as the solution's own z goes on into autograd.
-    on_solve(Solution(solution.z.detach().clone(), solution.tables, evaluations))
+    # A copy, as the solution's own z goes on into autograd. The sum stays on the device: the host
+    # does not wait for the solve.
+    on_solve(Solution(solution.z.detach().clone(), solution.tables, solution.steps.sum()))
 
 
 def _own_stopping(gradient: Implicit, stopping: Stopping) -> Stopping:

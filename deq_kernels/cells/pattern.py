@@ -25,11 +25,16 @@ class Compressed:
     @classmethod
     def of(cls, row: Tensor, col: Tensor, nodes: int) -> tuple[Compressed, Tensor]:
         """Entries in any order, sorted by row and column; and the order that sorts them."""
-        order = torch.argsort(row * nodes + col, stable=True)
+        order = cls.order_of(row, col, nodes)
         row, col = row[order], col[order]
         crow = row.new_zeros(nodes + 1)
         crow[1:] = torch.cumsum(torch.bincount(row, minlength=nodes), 0)
         return cls(crow, col, row), order
+
+    @staticmethod
+    def order_of(row: Tensor, col: Tensor, nodes: int) -> Tensor:
+        """What sorts entries by row and column."""
+        return torch.argsort(row * nodes + col, stable=True)
 
     def to(self, device: torch.device) -> Compressed:
         """The same on another device."""
@@ -43,23 +48,26 @@ class Graphs:
     Attributes:
         ptr: where each graph begins, [G + 1] int64.
         of_row: the graph of each row, [N] int64.
+        longest: rows of the largest graph, which a device would have to be asked for.
     """
 
     ptr: Tensor
     of_row: Tensor
+    longest: int
 
     @classmethod
-    def of(cls, ptr: Tensor) -> Graphs:
-        """From the boundaries alone."""
+    def of(cls, ptr: Tensor, *, rows: int, longest: int) -> Graphs:
+        """From the boundaries, and what is known of them."""
         graphs = torch.arange(len(ptr) - 1, device=ptr.device)
-        return cls(ptr, torch.repeat_interleave(graphs, ptr.diff()))
+        of_row = torch.repeat_interleave(graphs, ptr.diff(), output_size=rows)
+        return cls(ptr, of_row, longest)
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
 
     def to(self, device: torch.device) -> Graphs:
         """The same on another device."""
-        return Graphs(self.ptr.to(device), self.of_row.to(device))
+        return Graphs(self.ptr.to(device), self.of_row.to(device), self.longest)
 
 
 @dataclass(frozen=True, slots=True)

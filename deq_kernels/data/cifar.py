@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from deq_kernels.data.errors import DatasetError
 from deq_kernels.data.split import Split, Splits, hold_out
 
 FOLDER = "cifar-10-batches-bin"
@@ -35,8 +36,9 @@ def load_cifar10(root: str | Path, *, validation_size: int = 0, seed: int = 0) -
         images [N, 3, 32, 32] uint8 and labels [N] int64, with the mean and std of the channels.
 
     Raises:
-        OSError: a file is missing or cannot be read.
-        ValueError: a file is not what CIFAR-10 consists of.
+        DatasetError: a file is missing, or not what CIFAR-10 consists of.
+        OSError: a file cannot be read.
+        ValueError: there are not that many images to hold out.
     """
     folder = Path(root)
     if (folder / FOLDER).is_dir():
@@ -57,20 +59,20 @@ def _read(folder: Path, names: tuple[str, ...]) -> Split:
 
 def _read_file(path: Path) -> Split:
     if not path.is_file():
-        raise FileNotFoundError(
+        raise DatasetError(
             f"CIFAR-10 is read from its binary version, but there is no {path}; unpack "
             "cifar-10-binary.tar.gz and name its folder"
         )
     data = np.fromfile(path, dtype=np.uint8)
     if len(data) == 0 or len(data) % RECORD:
-        raise ValueError(
+        raise DatasetError(
             f"{path} must hold records of {RECORD} bytes, got {len(data)} bytes; it is damaged, "
             "or not of CIFAR-10's binary version"
         )
     records = torch.from_numpy(data.reshape(-1, RECORD))
     labels = records[:, 0].long()
     if int(labels.max()) >= CLASSES:
-        raise ValueError(
+        raise DatasetError(
             f"{path} must hold labels below {CLASSES}, got {int(labels.max())}; it is damaged, or "
             "not of CIFAR-10's binary version"
         )

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deq_kernels.data.augmentation import central_crop, draw_resized_crops, resized_crop
+from deq_kernels.data.errors import DatasetError
+from deq_kernels.data.split import normalised
 from deq_kernels.optional import optional_import
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -74,7 +76,8 @@ class FolderSplit(Dataset[tuple[Tensor, int]]):
             (images [b, 3, size, size] uint8, labels [b]).
 
         Raises:
-            ValueError: batch_size is below 1, or an image cannot be decoded.
+            DatasetError: an image cannot be decoded.
+            ValueError: batch_size is below 1.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -134,10 +137,7 @@ class FolderSplits:
 
     def normalise(self, images: Tensor) -> Tensor:
         """(images − mean) / std of ImageNet, for floating-point images [B, 3, H, W]."""
-        mean, std = (
-            torch.tensor(values, dtype=images.dtype)[:, None, None] for values in (MEAN, STD)
-        )
-        return (images - mean.to(images.device)) / std.to(images.device)
+        return normalised(images, MEAN, STD)
 
 
 def load_image_folder(
@@ -156,8 +156,10 @@ def load_image_folder(
 
     Raises:
         ImportError: Pillow is not installed.
-        OSError: a folder is missing or cannot be read.
-        ValueError: there are no images, or `val` has a class that `train` has not.
+        DatasetError: a folder is missing, there are no images, or `val` has a class that `train`
+            has not.
+        OSError: a folder cannot be read.
+        ValueError: there are not that many images to hold out.
     """
     with optional_import(extra="train"):
         import PIL.Image  # noqa: F401 - asked for before the folder is read
@@ -190,7 +192,7 @@ def read_image(path: Path) -> Tensor:
     Raises:
         ImportError: Pillow is not installed.
         OSError: the file cannot be read.
-        ValueError: it is no image, or damaged.
+        DatasetError: it is no image, or damaged.
     """
     with optional_import(extra="train"):
         from PIL import Image, UnidentifiedImageError
@@ -200,7 +202,7 @@ def read_image(path: Path) -> Tensor:
             with Image.open(file) as image:
                 pixels = np.array(image.convert("RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(
+            raise DatasetError(
                 f"{path} must be an image, but it is damaged or none: {error}"
             ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -214,18 +216,18 @@ def _collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
 
 def _classes(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise DatasetError(
             f"images are read from ROOT/train/CLASS and ROOT/val/CLASS, but there is no {folder}"
         )
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
     if not names:
-        raise ValueError(f"{folder} must hold one folder per class, got none")
+        raise DatasetError(f"{folder} must hold one folder per class, got none")
     return names
 
 
 def _list(folder: Path, names: tuple[str, ...], size: int) -> FolderSplit:
     if unknown := set(_classes(folder)) - set(names):
-        raise ValueError(
+        raise DatasetError(
             f"{folder} must hold the classes of the training images, got also {sorted(unknown)}"
         )
     files: list[Path] = []
@@ -236,5 +238,5 @@ def _list(folder: Path, names: tuple[str, ...], size: int) -> FolderSplit:
             files += sorted(found)
             labels += [label] * len(found)
     if not files:
-        raise ValueError(f"{folder} must hold images ({', '.join(SUFFIXES)}), got none")
+        raise DatasetError(f"{folder} must hold images ({', '.join(SUFFIXES)}), got none")
     return FolderSplit(files=tuple(files), labels=tuple(labels), size=size)

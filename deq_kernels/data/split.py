@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,9 +90,17 @@ class Splits:
         """(images − mean) / std, for floating-point images [B, C, H, W]; or as they are."""
         if self.mean is None or self.std is None:
             return images
-        mean = torch.tensor(self.mean, dtype=images.dtype)[:, None, None]
-        std = torch.tensor(self.std, dtype=images.dtype)[:, None, None]
-        return (images - mean.to(images.device)) / std.to(images.device)
+        return normalised(images, self.mean, self.std)
+
+
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(images − mean) / std of each channel, for floating-point images [B, C, H, W]."""
+
+    def per_channel(values: Sequence[float]) -> Tensor:
+        # Filled where the images are: a copy from the host would make it wait for the device.
+        return torch.cat([images.new_full((1, 1, 1), value) for value in values])
+
+    return (images - per_channel(mean)) / per_channel(std)
 
 
 def hold_out(split: Split, count: int, *, seed: int) -> tuple[Split, Split]:

@@ -33,13 +33,13 @@ def load_wikitext(folder: str | Path) -> Corpus:
         folder: that holds the files; nothing is written to it.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        DatasetError: a file is not UTF-8, does not begin with a heading, or ends within a line.
+        DatasetError: a file is missing, is not UTF-8, does not begin with a heading, or ends within
+            a line.
     """
     paths = {part: Path(folder) / name for part, name in FILES.items()}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise DatasetError(
             f"a WikiText folder holds {', '.join(FILES.values())}; {folder} lacks "
             f"{', '.join(missing)}. Unpack wikitext-103-v1.zip (the files of words, not the raw "
             "ones) and name the folder inside."

@@ -19,17 +19,15 @@ class Solution:
     Attributes:
         z: the best iterate of each sample, in the structure of z0. Detached.
         tables: the solve's own record, from which the properties below are read.
-        evaluations: how many rows f was evaluated on, all evaluations together; a row is one
-            sample. Where all are evaluated until the last has stopped, that is the batch size
-            times the number of evaluations; with `compact=True` it is little more than the sum of
-            `steps`.
+        rows: what `evaluations` is made of: a number, or a 0-d tensor where only the device of the
+            solve knows it.
         inverse_jacobian: estimate of (J − I)⁻¹ at the end of the solve, for solvers that build
             one, else None.
     """
 
     z: State
     tables: Tables = field(repr=False)
-    evaluations: int
+    rows: int | Tensor
     inverse_jacobian: InverseJacobian | None = field(default=None, repr=False)
 
     @property
@@ -56,6 +54,16 @@ class Solution:
     def converged(self) -> Tensor:
         """[B] bool: which samples met the tolerance."""
         return self.status == Status.CONVERGED
+
+    @property
+    def evaluations(self) -> int:
+        """How many rows f was evaluated on, all evaluations together; a row is one sample.
+
+        Where all samples are evaluated until the last has stopped, that is the batch size times the
+        number of evaluations; with `compact=True` it is little more than the sum of `steps`. Of a
+        structured cell it is that sum, and on a GPU reading it waits for the solve.
+        """
+        return int(self.rows)
 
     def summary(self) -> str:
         """One line for logs: how many samples ended how, and after how many steps.

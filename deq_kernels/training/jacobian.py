@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deq_kernels.layer import DEQ
 from deq_kernels.nn import jacobian_penalty, one_solve
+from deq_kernels.training.compilation import as_written
 from deq_kernels.training.config import TrainingConfig
 
 
@@ -24,12 +25,16 @@ class JacobianRegularisation:
     Args:
         layer: the model's; None where it has none, and nothing may be asked for then.
         config: weights, frequency and jitter.
+        compiled: whether the layer's cell is: what torch.compile makes cannot be differentiated
+            twice, so the penalty is that of the cell as it is written.
 
     Raises:
         ValueError: the config asks for a penalty or jitter, and there is no layer.
     """
 
-    def __init__(self, layer: DEQ | None, config: TrainingConfig) -> None:
+    def __init__(
+        self, layer: DEQ | None, config: TrainingConfig, *, compiled: bool = False
+    ) -> None:
         wanted = config.jacobian_weight or config.pretraining_jacobian_weight
         if layer is None and (wanted or config.jittered != "never"):
             raise ValueError(
@@ -38,6 +43,7 @@ class JacobianRegularisation:
             )
         self.layer = layer
         self.config = config
+        self.compiled = compiled
 
     def weight(self, step: int) -> float:
         """Of the penalty in optimiser step `step`, where there is one."""
@@ -62,24 +68,27 @@ class JacobianRegularisation:
         jitter = int(torch.randint(low, high + 1, (), generator=generator))
         over = config.jacobian_epochs is not None and epoch >= config.jacobian_epochs
         due = weight > 0.0 and not over and coin < config.jacobian_frequency
-        penalty = Penalty(weight if due else 0.0, config.jacobian_probes)
+        compiled, pretraining = self.compiled, step < config.pretraining_steps
+        penalty = Penalty(weight if due else 0.0, config.jacobian_probes, compiled=compiled)
         jittered = config.jittered == "always" or (config.jittered == "regularised" and due)
         if self.layer is None or not (due or (jittered and jitter)):
             yield penalty
             return
         solver, cell = self.layer.solver, self.layer.cell
-        handles = []
+        handle = None
         if due and isinstance(cell, nn.Module):
-            # The layer knows the inputs of the whole batch, and is not called in pretraining.
-            for module in (cell, self.layer):
-                handles.append(module.register_forward_hook(penalty.see, with_kwargs=True))
+            # The layer knows the inputs of the whole batch, but is not called in pretraining.
+            seen = cell if pretraining else self.layer
+            handle = seen.register_forward_hook(penalty.see, with_kwargs=True)
         if jittered and jitter:
             self.layer.solver = replace(solver, max_steps=max(1, solver.max_steps + jitter))
         try:
-            yield penalty
+            # A compiled cell would be compiled anew for each step's hook.
+            with as_written() if compiled and due and pretraining else nullcontext():
+                yield penalty
         finally:
             self.layer.solver = solver
-            for handle in handles:
+            if handle is not None:
                 handle.remove()
 
 
@@ -89,11 +98,13 @@ class Penalty:
     Args:
         weight: to multiply it with; 0 for none.
         probes: random vectors.
+        compiled: see `JacobianRegularisation`.
     """
 
-    def __init__(self, weight: float, probes: int) -> None:
+    def __init__(self, weight: float, probes: int, *, compiled: bool) -> None:
         self.weight = weight
         self.probes = probes
+        self.compiled = compiled
         self._call: tuple[Any, ...] | None = None
 
     def see(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -110,5 +121,5 @@ class Penalty:
             return None
         cell, (last, *args), kwargs = self._call  # of a layer's call, last is where it started
         z = last if state is None else state
-        with one_solve(cell):
+        with as_written() if self.compiled else nullcontext(), one_solve(cell):
             return jacobian_penalty(lambda z: cell(z, *args, **kwargs), z, probes=self.probes)

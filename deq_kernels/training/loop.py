@@ -54,7 +54,9 @@ class Trainer:
         if config.machine.compile:
             compile_cell(task.layer)
         self.optimizer = build_optimizer(config.training, task.model.parameters())
-        self._regularisation = JacobianRegularisation(task.layer, config.training)
+        self._regularisation = JacobianRegularisation(
+            task.layer, config.training, compiled=config.machine.compile
+        )
         self._average = GradientAverage(processes, task.model.parameters())
         self._generator = torch.Generator().manual_seed(config.training.seed)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deq_kernels.data import load_cifar10
+from deq_kernels.data import DatasetError, load_cifar10
 from deq_kernels.data.cifar import FOLDER, TEST_FILES, TRAIN_FILES
 
 
@@ -66,21 +66,19 @@ def test_normalised_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "error", "message"),
+    ("content", "message"),
     [
-        (None, FileNotFoundError, r"there is no .*data_batch_3\.bin; unpack cifar-10-binary"),
-        (b"", ValueError, "must hold records of 3073 bytes, got 0 bytes"),
-        (bytes(3072), ValueError, "must hold records of 3073 bytes, got 3072 bytes; it is damaged"),
-        (bytes([10]) + bytes(3072), ValueError, "must hold labels below 10, got 10"),
+        (None, r"there is no .*data_batch_3\.bin; unpack cifar-10-binary"),
+        (b"", "must hold records of 3073 bytes, got 0 bytes"),
+        (bytes(3072), "must hold records of 3073 bytes, got 3072 bytes; it is damaged"),
+        (bytes([10]) + bytes(3072), "must hold labels below 10, got 10"),
     ],
 )
-def test_damaged_files(
-    tmp_path: Path, content: bytes | None, error: type[Exception], message: str
-) -> None:
+def test_damaged_files(tmp_path: Path, content: bytes | None, message: str) -> None:
     write_cifar10(tmp_path)
     path = tmp_path / FOLDER / "data_batch_3.bin"
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(error, match=message):
+    with pytest.raises(DatasetError, match=message):
         load_cifar10(tmp_path)

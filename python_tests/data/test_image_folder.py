@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from deq_kernels.data import load_image_folder
+from deq_kernels.data import DatasetError, load_image_folder
 from deq_kernels.data.image_folder import read_image
 
 pytestmark = pytest.mark.skipif(find_spec("PIL") is None, reason="images are decoded with Pillow")
@@ -122,23 +122,23 @@ def test_damaged_images(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     data = load_image_folder(tmp_path, size=16)
     with pytest.raises(
-        ValueError, match=rf"{path.name} must be an image, but it is damaged or none"
+        DatasetError, match=rf"{path.name} must be an image, but it is damaged or none"
     ):
         list(data.test.batches(4))
 
 
 def test_folders_that_are_missing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"but there is no .*train"):
+    with pytest.raises(DatasetError, match=r"but there is no .*train"):
         load_image_folder(tmp_path, size=16)
     (tmp_path / "train").mkdir()
-    with pytest.raises(ValueError, match="one folder per class, got none"):
+    with pytest.raises(DatasetError, match="one folder per class, got none"):
         load_image_folder(tmp_path, size=16)
     (tmp_path / "train" / "cat").mkdir()
-    with pytest.raises(ValueError, match=r"must hold images \(\.jpeg, \.jpg, \.png\), got none"):
+    with pytest.raises(DatasetError, match=r"must hold images \(\.jpeg, \.jpg, \.png\), got none"):
         load_image_folder(tmp_path, size=16)
     write_image_folder(tmp_path, per_class=1)
     (tmp_path / "val" / "unheard").mkdir()
-    with pytest.raises(ValueError, match=r"the training images, got also \['unheard'\]"):
+    with pytest.raises(DatasetError, match=r"the training images, got also \['unheard'\]"):
         load_image_folder(tmp_path, size=16)
 
 

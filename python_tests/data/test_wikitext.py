@@ -47,7 +47,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     _write(tmp_path)
     (tmp_path / "wiki.valid.tokens").unlink()
     (tmp_path / "wiki.test.tokens").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks wiki\.valid\.tokens, wiki\.test\.tokens"):
+    with pytest.raises(DatasetError, match=r"lacks wiki\.valid\.tokens, wiki\.test\.tokens"):
         load_wikitext(tmp_path)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.data import Corpus, Vocabulary, load_pydoc_topics
+from deq_kernels.data import Corpus, DatasetError, Vocabulary, load_pydoc_topics
 from deq_kernels.models import DEQTransformer, TransformerConfig
 from deq_kernels.models.transformer.config import PRESETS as SHAPES
 from deq_kernels.training.choices import build_gradient, build_solver
@@ -205,7 +205,7 @@ def test_refusals(tmp_path: Path) -> None:
         load_corpus("wikitext103", None)
     with pytest.raises(ValueError, match="comes with Python, and needs no folder"):
         load_corpus("pydoc", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"lacks wiki\.train\.tokens"):
+    with pytest.raises(DatasetError, match=r"lacks wiki\.train\.tokens"):
         load_corpus("wikitext103", str(tmp_path))
     with pytest.raises(ValueError, match=r"so model\.vocabulary must be that; got 77"):
         TransformerTask.build(_config(model__vocabulary=77))

@@ -44,7 +44,7 @@ class Slots:
         ptr = adjacency.graph_ptr
         sizes = ptr.diff()
         graphs = len(sizes)
-        longest = int(sizes.max()) if graphs else 0
+        longest = adjacency.pattern.graphs.longest
         # Node i of graph g stands longest · g − ptr[g] further on than in the batch.
         shift = torch.arange(graphs, device=ptr.device) * longest - ptr[:-1]
         nodes = torch.arange(adjacency.nodes, device=ptr.device)

@@ -83,7 +83,8 @@ class AdaptiveSoftmax(nn.Module):
         """-log p(target) of each position.
 
         The tails are computed for their own targets only, so with several clusters the host waits
-        for the device once, to learn how many there are.
+        for the device once, to learn how many there are; PyTorch's AdaptiveLogSoftmaxWithLoss waits
+        as well.
 
         Args:
             hidden: h [..., D].
@@ -100,7 +101,8 @@ class AdaptiveSoftmax(nn.Module):
         nll = F.cross_entropy(self._head(h, tables), head_targets, reduction="none")
         if len(self.clusters) > 1:
             order = cluster.argsort(stable=True)
-            counts = cluster.bincount(minlength=len(self.clusters)).tolist()
+            numbers = torch.arange(len(self.clusters), device=cluster.device)
+            counts = (cluster == numbers[:, None]).sum(1).tolist()
             for i, chosen in enumerate(order.split(counts)):
                 if i > 0 and len(chosen):
                     logits = self._tail(i, h[chosen], tables)

@@ -93,7 +93,7 @@ class IGNNTask(Task):
         # On the device from the start, and the numbers of nodes that count looked up once.
         self._parts = {
             name: [
-                self._batch([model.config.prepare(graphs).to(device, dtype)], sharing)
+                self._batch(model.config.prepare(graphs).to(device, dtype), sharing)
                 for graphs in part
             ]
             for name, part, sharing in (
@@ -147,14 +147,14 @@ class IGNNTask(Task):
                 if not len(numbers):
                     yield None
                     continue
-                batch = self._join([items[number] for number in numbers.tolist()], self.processes)
+                batch = self._join([items[number] for number in numbers.tolist()])
                 yield batch if batch.items else None
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
         """Graphs in the stored order."""
         items, size = self._parts[split], self.training.batch_size
         for start in range(0, len(items), size):
-            yield self._join(items[start : start + size], ALONE)
+            yield self._join(items[start : start + size])
 
     def run(self, batch: Batch, *, depth: int | None) -> Outcome:
         """Mean loss of the labels that count, and their F1."""
@@ -186,22 +186,29 @@ class IGNNTask(Task):
         kind = self.model.config.target
         return f"{super().describe()}, {kind} classified, solved by {path}{score}"
 
-    def _join(self, items: Sequence[Batch], processes: Processes) -> Batch:
+    def _join(self, items: Sequence[Batch]) -> Batch:
+        """Several as one, without asking the device how many nodes count."""
         if len(items) == 1:
             return items[0]
-        return self._batch([item.graphs for item in items], processes)
+        joint = Graphs.join([item.graphs for item in items])
+        chosen, first = [], 0
+        for item in items:
+            if item.chosen is not None:
+                chosen.append(item.chosen + first)
+            first += item.graphs.adjacency.nodes
+        count = sum(item.items for item in items)
+        return Batch(joint, torch.cat(chosen) if chosen else None, count)
 
-    def _batch(self, graphs: Sequence[Graphs], processes: Processes) -> Batch:
-        joint = Graphs.join(graphs)
+    def _batch(self, graphs: Graphs, processes: Processes) -> Batch:
         if self.model.config.target == "graphs":
-            return Batch(joint, None, len(joint))
-        counted = joint.counted
+            return Batch(graphs, None, len(graphs))
+        counted = graphs.counted
         if counted is None:
-            chosen = torch.arange(joint.adjacency.nodes, device=joint.adjacency.device)
+            chosen = torch.arange(graphs.adjacency.nodes, device=graphs.adjacency.device)
         else:
             chosen = counted.nonzero().flatten()
         chosen = processes.share(chosen)
-        return Batch(joint, chosen, len(chosen))
+        return Batch(graphs, chosen, len(chosen))
 
     def _score(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Numerator and denominator of the micro-averaged F1, 2 TP and 2 TP + FP + FN."""
@@ -291,5 +298,4 @@ def joined(solutions: tuple[Solution, ...]) -> Solution | None:
         torch.cat([table.counters for table in tables]),
         torch.stack([table.active for table in tables]).sum(0),
     )
-    evaluations = sum(solution.evaluations for solution in solutions)
-    return Solution(solutions[-1].z, together, evaluations)
+    return Solution(solutions[-1].z, together, sum(solution.rows for solution in solutions))
