@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from deq_kernels.models.transformer import Memory, TransformerCell, TransformerConfig
 from deq_kernels.models.transformer.attention import RelativeAttention
 from deq_kernels.models.transformer.positions import (
+    distance_mask,
     position_features,
     relative_shift,
-    visible_keys,
 )
 
 CONFIG = TransformerConfig(
@@ -99,7 +99,7 @@ def test_the_cell_is_its_formula(normalization: Literal["post", "pre"], memory: 
     expected = h + inner @ _weight(cell.narrow).T + bias2
     if normalization == "post":
         expected = _layer_norm(expected)
-    actual = cell(now, injection, *cell.constants(injection, kept))
+    actual = cell(now, *cell.constants(injection, kept))
     torch.testing.assert_close(actual, expected)
 
 
@@ -110,7 +110,7 @@ def test_attention_with_dropout_is_the_same_formula() -> None:
     z, u, kept = _inputs()
     now, injection = z[:, 4:], u[:, 4:]
     with cell.one_solve(injection, kept):
-        arguments = (injection, *cell.constants(injection, kept))
+        arguments = cell.constants(injection, kept)
         dropped = cell(now, *arguments)
         torch.testing.assert_close(cell(now, *arguments), dropped, rtol=0, atol=0)
         mask = cell.attention.dropout.mask
@@ -124,8 +124,10 @@ def test_attention_with_dropout_is_the_same_formula() -> None:
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 5), (4, 4), (3, 8)])
 def test_relative_shift(queries: int, keys: int) -> None:
-    x = torch.randn(2, 3, queries, keys)
+    x = torch.randn(2, 3, queries, keys + 1)
     shifted = relative_shift(x)
+    assert shifted.shape == (2, 3, queries, keys)
+    assert shifted.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     for i in range(queries):
         for j in range(keys - queries + i + 1):
             assert torch.equal(shifted[..., i, j], x[..., i, j + queries - 1 - i])
@@ -140,19 +142,27 @@ def test_features_of_long_distances_are_exact() -> None:
         )
 
 
-def test_window() -> None:
-    visible = visible_keys(3, 5, 2, device=torch.device("cpu"))
-    assert visible.int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+@pytest.mark.parametrize("window", [1, 2, 4, 9])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 5), (4, 4), (3, 8)])
+def test_window(queries: int, keys: int, window: int) -> None:
+    mask = distance_mask(queries, keys, window, like=torch.zeros(1, dtype=torch.float16))
+    assert mask.dtype == torch.float16
+    shifted = relative_shift(mask)
+    for i in range(queries):
+        for j in range(keys):
+            distance = keys - queries + i - j
+            expected = 0.0 if 0 <= distance < window else -math.inf
+            assert shifted[i, j] == expected, (i, j)
 
 
 def test_no_token_sees_a_later_one() -> None:
     cell = _cell("post")
     z, u, kept = _inputs()
     now, injection = z[:, 4:].clone(), u[:, 4:].clone()
-    before = cell(now, injection, *cell.constants(injection, kept))
+    before = cell(now, *cell.constants(injection, kept))
     now[:, 3:] += 1.0
     injection[:, 3:] += 1.0
-    after = cell(now, injection, *cell.constants(injection, kept))
+    after = cell(now, *cell.constants(injection, kept))
     torch.testing.assert_close(after[:, :3], before[:, :3])
     assert (after[:, 3:] - before[:, 3:]).abs().max() > 1e-3
 
@@ -166,7 +176,7 @@ def test_gradients_of_the_cell() -> None:
     kept = Memory(torch.randn(1, 2, 4, dtype=DTYPE), torch.randn(1, 2, 12, dtype=DTYPE))
 
     def evaluate(z: Tensor, u: Tensor, *parameters: Tensor) -> Tensor:
-        return cell(z, u, *cell.constants(u, kept))
+        return cell(z, *cell.constants(u, kept))
 
     # The parameters are perturbed in place, so f need not take them.
     assert torch.autograd.gradcheck(evaluate, (z, u, *cell.parameters()), fast_mode=True)
@@ -182,7 +192,7 @@ def test_weights_are_computed_once_per_solve() -> None:
             )
     z, u, kept = _inputs()
     with cell.one_solve(u[:, 4:], kept):
-        arguments = (u[:, 4:], *cell.constants(u[:, 4:], kept))
+        arguments = cell.constants(u[:, 4:], kept)
         for _ in range(3):
             cell(z[:, 4:], *arguments)
     assert len(calls) == len(set(calls)) == 5

@@ -5,11 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deq_kernels.models.transformer.config import TransformerConfig
-from deq_kernels.models.transformer.positions import relative_shift, visible_keys
+from deq_kernels.models.transformer.positions import distance_mask, relative_shift
 from deq_kernels.nn import VariationalDropout, weight_norm
 
-KeysAndValues = tuple[Tensor, Tensor]
-"""Of the memory, each [B, heads, M, head_width]."""
+Distances = tuple[Tensor, Tensor]
+"""What keys at each distance, in the columns of `relative_shift`, add to a score: the product of a
+query with [heads, head_width, L + 1], and [heads, 1, T, L + 1] of their own."""
 
 
 class RelativeAttention(nn.Module):
@@ -19,9 +20,15 @@ class RelativeAttention(nn.Module):
     segment only; p are the features of the distances. A token sees `window` tokens, itself and
     those before it. W, W_r and W_o are weight-normalised, W_o has a bias.
 
-    The position term is handed to `scaled_dot_product_attention` as an additive mask. With
-    attention dropout in training mode the softmax is written out, because the mask of the dropout
-    must stay the same during a solve.
+    What the segment's tokens c do not change is computed once, outside of `forward`: `inject` adds
+    r_w to the queries' injection, so that queries are q + r_w from then on, `remember` makes keys
+    and values of the memory, and `distances` holds W_r p, with (r_r - r_w) (W_r p)ᵀ and the window
+    as what is added to (q + r_w) (W_r p)ᵀ.
+
+    The position term is handed to `scaled_dot_product_attention` as an additive mask. The softmax
+    is written out with attention dropout in training mode, because the mask of the dropout must
+    stay the same during a solve; and on a CPU under autograd, where torch has no fused kernel for
+    additive masks that need a gradient.
 
     Source: Dai et al. 2019, "Transformer-XL", section 3.3; Bai, Kolter and Koltun 2019, "Deep
     Equilibrium Models", appendix.
@@ -33,6 +40,7 @@ class RelativeAttention(nn.Module):
         self.heads = heads
         self.head_width = config.head_width
         self.window = config.window
+        self.scale = config.head_width**-0.5
         self.qkv = weight_norm(nn.Linear(width, 3 * width, bias=False))
         self.position = weight_norm(nn.Linear(width, width, bias=False))
         self.out = weight_norm(nn.Linear(width, width))
@@ -47,53 +55,81 @@ class RelativeAttention(nn.Module):
         self,
         c: Tensor,
         u: Tensor,
-        memory: KeysAndValues | None,
-        distance_keys: Tensor,
+        memory: Tensor | None,
+        distances: Distances,
         mask: Tensor | None = None,
     ) -> Tensor:
         """Attend from the segment to the memory and the segment.
 
         Args:
             c: the segment's tokens [B, T, D], layer-normalised for PreLN.
-            u: their injection [B, T, 3 D].
+            u: what `inject` made of their injection, [B, T, 3 D].
             memory: what `remember` gave, or None for an empty memory.
-            distance_keys: what `distance_keys` gave for L = M + T, [heads, L, head_width].
+            distances: what `distances` gave for L = M + T.
             mask: of the dropout, [B, heads, T, L]; None: its present one.
 
         Returns:
             o, [B, T, D].
         """
-        q, k, v = map(self._split, (self.qkv(c) + u).chunk(3, dim=-1))
+        width = c.shape[-1]
+        # One product with the sum over it, instead of a product and a sum.
+        qkv = torch.addmm(u.flatten(0, 1), c.flatten(0, 1), self.qkv.weight.t()).view(u.shape)
+        queries, kv = qkv.split((width, 2 * width), dim=-1)
         if memory is not None:
-            k, v = (torch.cat(pair, dim=2) for pair in zip(memory, (k, v), strict=True))
-        scale = self.head_width**-0.5
-        visible = visible_keys(q.shape[2], k.shape[2], self.window, device=q.device)
-        by_distance = (q + self.position_bias) @ distance_keys.transpose(1, 2)
-        bias = (scale * relative_shift(by_distance)).masked_fill(~visible, -torch.inf)
-        q = q + self.content_bias
+            kv = torch.cat((memory, kv), dim=1)
+        q, k, v = (self._split(x) for x in (queries, *kv.chunk(2, dim=-1)))
+        bias = self._position_scores(queries, distances)
         if self.training and self.dropout.p > 0.0:
-            weights = torch.softmax(scale * (q @ k.transpose(2, 3)) + bias, dim=-1)
+            weights = self._weights(q, k, bias)
             attended = (self.dropout(weights) if mask is None else weights * mask) @ v
+        elif bias.requires_grad and bias.device.type == "cpu":
+            attended = self._weights(q, k, bias) @ v
         else:
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return out
 
-    def remember(self, c: Tensor, u: Tensor) -> KeysAndValues:
-        """Keys and values of the memory, which no evaluation of f changes.
+    def inject(self, u: Tensor) -> Tensor:
+        """The injection u [B, T, 3 D] with r_w in it, as `forward` takes it."""
+        return u + F.pad(self.content_bias.flatten(), (0, u.shape[-1] - self.content_bias.numel()))
+
+    def remember(self, c: Tensor, u: Tensor) -> Tensor:
+        """Keys and values of the memory, [B, M, 2 D], which no evaluation of f changes.
 
         Args:
             c: the memory's tokens [B, M, D], layer-normalised for PreLN.
             u: their injection [B, M, 3 D].
         """
         width = c.shape[-1]
-        k, v = (F.linear(c, self.qkv.weight[width:]) + u[..., width:]).chunk(2, dim=-1)
-        return self._split(k), self._split(v)
+        return F.linear(c, self.qkv.weight[width:]) + u[..., width:]
 
-    def distance_keys(self, features: Tensor) -> Tensor:
-        """W_r p per head, from p [L, D] to [heads, L, head_width]."""
-        keys: Tensor = self.position(features)
-        return keys.unflatten(-1, (self.heads, self.head_width)).transpose(0, 1)
+    def distances(self, features: Tensor, queries: int) -> Distances:
+        """W_r p / √head_width and what is added to its product with a query.
+
+        Args:
+            features: p, [L, D].
+            queries: T.
+        """
+        keys: Tensor = self.scale * self.position(features)
+        by_head = keys.unflatten(-1, (self.heads, self.head_width)).permute(1, 2, 0)
+        own = (self.position_bias - self.content_bias) @ by_head
+        mask = distance_mask(queries, len(features), self.window, like=own)
+        return F.pad(by_head, (0, 1)), (F.pad(own, (0, 1)) + mask)[:, None]
+
+    def _position_scores(self, q: Tensor, distances: Distances) -> Tensor:
+        """The position term of the scores, [B, heads, T, L], -inf for keys that are not seen.
+
+        One product per head, with the queries of all samples.
+        """
+        by_head, own = distances
+        batch, queries = q.shape[:2]
+        rows = q.flatten(0, 1).unflatten(-1, (self.heads, self.head_width)).transpose(0, 1)
+        scores = torch.bmm(rows, by_head).unflatten(1, (batch, queries)) + own
+        return relative_shift(scores).transpose(0, 1)
+
+    def _weights(self, q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+        """The softmax of the scores, [B, heads, T, L]."""
+        return torch.softmax((self.scale * q @ k.transpose(2, 3)).add_(bias), dim=-1)
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, T, D] to [B, heads, T, head_width]."""

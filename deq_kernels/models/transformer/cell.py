@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deq_kernels.models.transformer.attention import KeysAndValues, RelativeAttention
+from deq_kernels.models.transformer.attention import Distances, RelativeAttention
 from deq_kernels.models.transformer.config import TransformerConfig
 from deq_kernels.models.transformer.memory import Memory
 from deq_kernels.models.transformer.positions import position_features
@@ -43,8 +44,8 @@ class TransformerCell(nn.Module):
         self,
         z: Tensor,
         u: Tensor,
-        memory: KeysAndValues | None,
-        distance_keys: Tensor,
+        memory: Tensor | None,
+        distances: Distances,
         masks: tuple[Tensor, ...] | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
@@ -52,9 +53,9 @@ class TransformerCell(nn.Module):
 
         Args:
             z: state [B, T, D].
-            u: injection [B, T, 3 D].
+            u: injection of the attention [B, T, 3 D], from `constants`.
             memory: keys and values of the memory, from `constants`.
-            distance_keys: position term of the keys, from `constants`.
+            distances: position term of the keys, from `constants`.
             masks: of the three dropouts, from `masks`; None: their present ones.
             attention_mask: of the attention's dropout, likewise.
 
@@ -64,10 +65,10 @@ class TransformerCell(nn.Module):
         pre = self.config.normalization == "pre"
         after_attention, inside, after = (None, None, None) if masks is None else masks
         c = _norm(z) if pre else z
-        attended = self.attention(c, u, memory, distance_keys, attention_mask)
-        h = _norm(z + _drop(self.attention_dropout, attended, after_attention))
+        attended = self.attention(c, u, memory, distances, attention_mask)
+        h = _norm(_add(z, self.attention_dropout, attended, after_attention))
         inner = _drop(self.inner_dropout, F.relu(self.widen(h)), inside)
-        out = h + _drop(self.outer_dropout, self.narrow(inner), after)
+        out = _add(h, self.outer_dropout, self.narrow(inner), after)
         return out if pre else _norm(out)
 
     def masks(self) -> tuple[tuple[Tensor, ...] | None, Tensor | None]:
@@ -83,23 +84,26 @@ class TransformerCell(nn.Module):
             attention_mask = self.attention.dropout.mask
         return masks, attention_mask
 
-    def constants(self, u: Tensor, memory: Memory | None) -> tuple[KeysAndValues | None, Tensor]:
-        """What f takes besides z and u; computed once per solve, inside `one_solve`.
+    def constants(
+        self, u: Tensor, memory: Memory | None
+    ) -> tuple[Tensor, Tensor | None, Distances]:
+        """What f takes besides z; computed once per solve, inside `one_solve`.
 
         Args:
             u: injection of the segment [B, T, 3 D].
             memory: of the tokens before it.
 
         Returns:
-            The memory's keys and values, and the position term of all keys.
+            `u`, `memory` and `distances` as `forward` takes them.
         """
         length = u.shape[1] + (0 if memory is None else memory.length)
         features = position_features(length, self.config.width, like=u)
-        distance_keys = self.attention.distance_keys(self.position_dropout(features))
+        distances = self.attention.distances(self.position_dropout(features), u.shape[1])
+        injected = self.attention.inject(u)
         if memory is None:
-            return None, distance_keys
+            return injected, None, distances
         c = _norm(memory.z) if self.config.normalization == "pre" else memory.z
-        return self.attention.remember(c, memory.u), distance_keys
+        return injected, self.attention.remember(c, memory.u), distances
 
     @contextmanager
     def one_solve(self, u: Tensor, memory: Memory | None) -> Iterator[None]:
@@ -133,6 +137,13 @@ class TransformerCell(nn.Module):
 def _drop(dropout: VariationalDropout, x: Tensor, mask: Tensor | None) -> Tensor:
     out: Tensor = dropout(x) if mask is None else x * mask
     return out
+
+
+def _add(residual: Tensor, dropout: VariationalDropout, x: Tensor, mask: Tensor | None) -> Tensor:
+    """residual + x times the mask."""
+    if mask is None:
+        return residual + _drop(dropout, x, None)
+    return torch.addcmul(residual, x, mask)
 
 
 def _norm(x: Tensor) -> Tensor:

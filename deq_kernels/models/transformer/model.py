@@ -131,7 +131,7 @@ class DEQTransformer(nn.Module):
         # Under autocast x may be in half precision; the state stays in that of the parameters.
         z = torch.zeros_like(x, dtype=self.inject.weight.dtype)
         with self.cell.one_solve(u, memory):
-            arguments = (u, *self.cell.constants(u, memory), *self.cell.masks())
+            arguments = (*self.cell.constants(u, memory), *self.cell.masks())
             if pretrain_steps is None:
                 z = self.deq(z, *arguments)
             else:

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 LONGEST_PERIOD = 10_000.0
 
@@ -31,18 +30,31 @@ def position_features(length: int, width: int, *, like: Tensor) -> Tensor:
 def relative_shift(x: Tensor) -> Tensor:
     """y[..., i, j] = x[..., i, j + T - 1 - i] for keys j that a causal query i sees.
 
-    Column c of x [..., T, L] belongs to the distance L - 1 - c; query i stands at position
-    L - T + i, so its distance to key j is L - T + i - j. Entries of keys after the query
-    (j > L - T + i) are other entries of x; mask them. One copy, by padding a column and reading
-    the rows with another stride (Dai et al. 2019, "Transformer-XL", appendix B).
+    Column c of x [..., T, L + 1] belongs to the distance L - 1 - c, the last one to none; query i
+    stands at position L - T + i, so its distance to key j is L - T + i - j. Entries of keys after
+    the query (j > L - T + i) are other entries of x, those that `distance_mask` masks. A row of y
+    begins L elements after the one before, so y [..., T, L] is a view of a contiguous x (after Dai
+    et al. 2019, "Transformer-XL", appendix B, which pads and copies).
     """
-    queries, keys = x.shape[-2:]
-    padded = F.pad(x, (1, 0)).reshape(*x.shape[:-2], keys + 1, queries)
-    return padded[..., 1:, :].reshape(x.shape)
+    queries, keys = x.shape[-2], x.shape[-1] - 1
+    return x.flatten(-2).narrow(-1, queries - 1, queries * keys).unflatten(-1, (queries, keys))
 
 
-def visible_keys(queries: int, keys: int, window: int, *, device: torch.device) -> Tensor:
-    """[queries, keys] bool: key j is at most window - 1 tokens before query i, and not after it."""
-    position = torch.arange(keys - queries, keys, device=device)[:, None]
-    distance = position - torch.arange(keys, device=device)
-    return (distance >= 0) & (distance < window)
+def distance_mask(queries: int, keys: int, window: int, *, like: Tensor) -> Tensor:
+    """[queries, keys + 1], to be added before `relative_shift`: 0 for what is seen, else -inf.
+
+    Query i sees key j if j is at most window - 1 tokens before it, and not after it. In the columns
+    of `relative_shift`, those keys are the distances below `window`, from column T - 1 - i on, at
+    which key 0 stands.
+
+    Args:
+        queries: T.
+        keys: L.
+        window: tokens that a query sees, itself included.
+        like: a tensor whose dtype and device the mask takes.
+    """
+    column = torch.arange(keys + 1, device=like.device)
+    first = torch.arange(queries - 1, -1, -1, device=like.device)[:, None]
+    distance = keys - 1 - column
+    seen = (column >= first) & (distance >= 0) & (distance < window)
+    return like.new_zeros(queries, keys + 1).masked_fill_(~seen, -torch.inf)
