@@ -95,6 +95,9 @@ def test_a_memory_keeps_its_last_tokens() -> None:
     assert (first.memory.length, second.memory.length) == (3, 5)
     torch.testing.assert_close(second.memory.z[:, 2:], second.hidden)
     torch.testing.assert_close(second.memory.z[:, :2], first.hidden[:, 1:])
+    third = model(_tokens(), memory=second.memory)
+    torch.testing.assert_close(third.memory.z, third.hidden)
+    assert third.memory.u.shape == (3, 5, 24)
     assert not second.memory.z.requires_grad
     assert not second.memory.u.requires_grad
     assert _model(replace(TINY, memory=0)).eval()(tokens).memory is None

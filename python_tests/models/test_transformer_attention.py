@@ -182,6 +182,28 @@ def test_gradients_of_the_cell() -> None:
     assert torch.autograd.gradcheck(evaluate, (z, u, *cell.parameters()), fast_mode=True)
 
 
+@pytest.mark.parametrize(("batch", "heads", "length"), [(2, 3, 5), (1, 1, 5)])
+def test_kernels_of_gpus_get_a_mask_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, batch: int, heads: int, length: int
+) -> None:
+    """A view would begin in the middle of 16 bytes, which the fused kernels refuse."""
+    masks: list[Tensor] = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor, scale: float) -> Tensor:
+        masks.append(attn_mask)
+        return q
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", attend)
+    with torch.device("meta"):
+        cell = TransformerCell(replace(CONFIG, heads=heads))
+        u = torch.zeros(batch, length, 36)
+        cell(torch.zeros(batch, length, 12), *cell.constants(u, None))
+    (mask,) = masks
+    assert mask.shape == (batch, heads, length, length)
+    assert mask.is_contiguous()
+    assert mask.storage_offset() == 0
+
+
 def test_weights_are_computed_once_per_solve() -> None:
     cell = _cell("post")
     calls = []

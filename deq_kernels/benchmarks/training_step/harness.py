@@ -136,6 +136,7 @@ def _first_step(bind: Bind | None, problem: StepProblem) -> Step | None:
     if bind is None:
         return None
     step = bind(problem)
+    step.take_batch()
     step.forward()
     step.backward()
     return step
@@ -147,6 +148,7 @@ def _timed(step: Step, device: Device, *, backward: bool) -> Timed:
     def clock(call: Callable[[], object], repeats: int) -> float:
         total = 0.0
         for _ in range(repeats):
+            step.take_batch()
             if backward:
                 step.forward()
                 total += device.solve_clock(step.backward, 1)
@@ -155,6 +157,7 @@ def _timed(step: Step, device: Device, *, backward: bool) -> Timed:
         return total / repeats
 
     def once() -> None:
+        step.take_batch()
         step.forward()
         if backward:
             step.backward()

@@ -45,7 +45,7 @@ def save_plot(report: StepReport, path: Path) -> None:
     axes.set_ylabel("milliseconds of a training step")
     titles = [case.name.replace("/", "\n") for case in report.cases]
     axes.set_xticks(range(len(titles)), titles)
-    axes.legend(ncols=len(names), fontsize="small")
+    axes.legend(ncols=min(len(names), 4), fontsize="small")
     title = f"Training steps, {report.dtype}, {report.machine_name}"
     if report.tests == "failed":
         title += "\nthe tests of this library FAILED on this machine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from .problem import StepProblem
 from .torchdeq_layer import TorchdeqLayer
 
 SEED = 0
-"""Of the dropout masks, the same for everybody."""
+"""Of the dropout masks of the first batch. Every batch has its own, as in training, and the same
+ones for everybody whenever its turn comes."""
 
 
 class Step:
@@ -31,16 +33,23 @@ class Step:
         self.task = task
         self._problem = problem
         self._taken = 0
+        self._batch: Any = None
         self._loss: Tensor | None = None
         self._solution: Solution | None = None
 
-    def forward(self) -> None:
-        """The loss of the next batch."""
+    def take_batch(self) -> None:
+        """Go on to the next batch; not timed."""
         batches = self._problem.batches
-        batch = batches[self._taken % len(batches)]
+        turn = self._taken % len(batches)
+        self._batch = batches[turn]
         self._taken += 1
-        torch.manual_seed(SEED)
-        outcome = self.task.run(batch, depth=None)
+        torch.manual_seed(SEED + turn)
+
+    def forward(self) -> None:
+        """The loss of the batch taken."""
+        assert self._batch is not None, "forward needs a batch"
+        outcome = self.task.run(self._batch, depth=None)
+        self._batch = None
         self._loss, self._solution = outcome.loss, outcome.solution
 
     def backward(self) -> None:
@@ -82,6 +91,13 @@ def _ours_compact(problem: StepProblem) -> Step:
     return Step(problem.copy({"equilibrium.compact": True}), problem)
 
 
+def _ours_warm_compact(problem: StepProblem) -> Step:
+    if problem.task.layer is None:
+        raise ProviderAbsentError("structured cells leave out stopped samples by themselves")
+    changes = {"equilibrium.warm_start": True, "equilibrium.compact": True}
+    return Step(problem.copy(changes), problem)
+
+
 def _torchdeq(problem: StepProblem) -> Step:
     # Where ours solves by a structured cell, torchdeq takes the same cell in PyTorch.
     structured = problem.task.layer is None
@@ -105,6 +121,7 @@ PROVIDERS: tuple[Provider[Bind], ...] = (
         "deq_kernels, each solve starting from the solution of the batch before",
         lambda device: _ours_warm,
     ),
+    Provider("ours-warm-compact", "deq_kernels, both together", lambda device: _ours_warm_compact),
     Provider(
         "torchdeq", "the same model with torchdeq's solvers and gradients", lambda device: _torchdeq
     ),

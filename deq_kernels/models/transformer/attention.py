@@ -79,12 +79,15 @@ class RelativeAttention(nn.Module):
             kv = torch.cat((memory, kv), dim=1)
         q, k, v = (self._split(x) for x in (queries, *kv.chunk(2, dim=-1)))
         bias = self._position_scores(queries, distances)
+        on_cpu = bias.device.type == "cpu"
         if self.training and self.dropout.p > 0.0:
             weights = self._weights(q, k, bias)
             attended = (self.dropout(weights) if mask is None else weights * mask) @ v
-        elif bias.requires_grad and bias.device.type == "cpu":
+        elif on_cpu and bias.requires_grad:
             attended = self._weights(q, k, bias) @ v
         else:
+            if not on_cpu:  # kernels of GPUs want an aligned mask, and the view begins anywhere
+                bias = bias.clone(memory_format=torch.contiguous_format)
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return out

@@ -40,6 +40,6 @@ class Memory:
         """The last `length` tokens of a memory and the segment (z, u) after it; None for none."""
         if length == 0:
             return None
-        if memory is not None:
+        if memory is not None and z.shape[1] < length:
             z, u = torch.cat((memory.z, z.detach()), 1), torch.cat((memory.u, u.detach()), 1)
         return Memory(z[:, -length:], u[:, -length:])

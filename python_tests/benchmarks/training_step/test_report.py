@@ -90,6 +90,7 @@ def test_rows(report: StepReport) -> None:
         OURS: "timed",
         "ours-compact": "timed",
         "ours-warm": "timed",
+        "ours-warm-compact": "timed",
         "wrong": "refused",
         "broken": "refused",
         "missing": "absent",
@@ -116,6 +117,7 @@ def test_a_model_on_the_structured_cell() -> None:
     (case,) = report.cases
     status = {row.provider: (row.status, row.reason) for row in case.rows}
     assert status.pop("ours-compact")[0] == "absent"
+    assert status.pop("ours-warm-compact")[0] == "absent"
     assert set(status.values()) == {("timed", None)}
 
 
