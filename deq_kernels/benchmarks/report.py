@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from .arithmetic import SCALES_WELL
 from .contention import DISTURBED_CORES, DISTURBED_HOST_CORES
 from .stored import damaged
 
@@ -29,6 +30,11 @@ class MeasuredCase(Protocol):
     @property
     def other_load_cores(self) -> float | None:
         """Cores that other processes used while it was timed, on average; None if unknown."""
+        ...
+
+    @property
+    def arithmetic_cores(self) -> float | None:
+        """How many cores' worth of arithmetic the threads got; None if unknown."""
         ...
 
 
@@ -80,6 +86,17 @@ class Report(ABC):
         """Names of the cases that were timed while others used the machine."""
         limit = DISTURBED_HOST_CORES if self.on_gpu else DISTURBED_CORES
         return tuple(case.name for case in self.measured if (case.other_load_cores or 0.0) > limit)
+
+    @property
+    def crowded_cases(self) -> tuple[str, ...]:
+        """Names of the cases whose threads did not get a core each."""
+        threads = self.machine.get("threads")
+        least = SCALES_WELL * threads if isinstance(threads, int) else 0.0
+        return tuple(
+            case.name
+            for case in self.measured
+            if case.arithmetic_cores is not None and case.arithmetic_cores < least
+        )
 
     @property
     def machine_name(self) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .report import Report
+from .report import MeasuredCase, Report
 from .timing import Spread
 
 FAILED_TESTS = "the tests of this library FAILED on this machine: these times mean nothing"
@@ -27,6 +27,11 @@ def warnings(report: Report) -> list[str]:
             "other processes used the machine during " + ", ".join(report.disturbed_cases) + ":\n"
             "do not trust these times; measure again on an idle machine"
         )
+    if report.crowded_cases:
+        blocks.append(
+            f"the threads did not get a core each during {', '.join(report.crowded_cases)}:\n"
+            "this machine's cores are threads of fewer cores, or were for a while; measure again"
+        )
     if report.refusals:
         blocks.append("\n".join(("refused, and therefore not timed:", *report.refusals)))
     if report.tests == "failed":
@@ -41,9 +46,23 @@ def markdown_origin(report: Report, source: str) -> list[str]:
         blocks.append(
             "Other processes used the machine during: " + ", ".join(report.disturbed_cases) + "."
         )
+    if report.crowded_cases:
+        blocks.append(
+            "The threads did not get a core each during: " + ", ".join(report.crowded_cases) + "."
+        )
     if report.tests == "failed":
         blocks.append(f"**{FAILED_TESTS[0].upper()}{FAILED_TESTS[1:]}.**")
     return blocks
+
+
+def neighbours(case: MeasuredCase) -> str:
+    """What others left of the machine, as the end of a case's title."""
+    note = ""
+    if case.other_load_cores is not None:
+        note += f", others used {case.other_load_cores:.2f} cores"
+    if case.arithmetic_cores is not None:
+        note += f", threads did the arithmetic of {case.arithmetic_cores:.2f} cores"
+    return note
 
 
 def markdown_row(cells: Sequence[str]) -> str:

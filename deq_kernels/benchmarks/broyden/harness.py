@@ -9,6 +9,7 @@ import torch
 
 from deq_kernels.threads import use_threads
 
+from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad
 from ..device import Bandwidth, Device, find_device
 from ..provider import OURS, ProviderAbsentError, load_all
@@ -132,7 +133,8 @@ def _run_case(case: Case, run: _Run, say: Say) -> CaseResult:
     recorded_map, recorded = _record(case, anchor, run)
     helpers = [s.process for s in run.solvers.values() if isinstance(s, SolverElsewhere)]
     other_load = OtherLoad([process for process in helpers if process is not None])
-    calls = _solve_calls(case, work, run)
+    probe = ArithmeticProbe(run.device.name)
+    calls = {**_solve_calls(case, work, run), **probe.calls}
     if recorded_map is not None:
         calls[_RECORDED_MAP] = Timed(recorded_map, run.device.device_clock)
     for name, captured in recorded.items():
@@ -150,6 +152,7 @@ def _run_case(case: Case, run: _Run, say: Say) -> CaseResult:
         map_milliseconds=spread([s * 1e3 for s in seconds[_MAP]]),
         ceiling_gigabytes_per_second=ceiling,
         other_load_cores=other_load_cores,
+        arithmetic_cores=probe.cores(seconds),
         rows=tuple(
             Row(provider.name, "absent", absent[provider.name])
             if provider.name in absent

@@ -89,6 +89,8 @@ class CaseResult:
         other_load_cores: cores that other processes used during the rounds, on average; None
             where the system does not say.
         steps_recorded: the steps in a CUDA graph; empty where none can be recorded.
+        arithmetic_cores: how many cores' worth of arithmetic the threads got; None where nobody
+            looked.
     """
 
     name: str
@@ -101,6 +103,7 @@ class CaseResult:
     other_load_cores: float | None
     rows: tuple[Row, ...]
     steps_recorded: tuple[StepRow, ...] = ()
+    arithmetic_cores: float | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from ..text import (
     machine_line,
     markdown_origin,
     markdown_row,
+    neighbours,
     quartiles,
     three_digits,
     warnings,
@@ -82,8 +83,7 @@ def _case_block(case: CaseResult, report: BroydenReport) -> str:
         f"map alone {three_digits(case.map_milliseconds.median)} ms, {report.ceiling} "
         f"{rate.median:.1f} GB/s ({rate.lower_quartile:.1f}-{rate.upper_quartile:.1f})"
     )
-    if case.other_load_cores is not None:
-        title += f", others used {case.other_load_cores:.2f} cores"
+    title += neighbours(case)
     of_ceiling = f"of {report.ceiling}"
     header = ("provider", "ms", "quartiles", "/ ours", "GB/s", of_ceiling, "difference", "evals")
     lines = [title, *align([header, *(_cells(row) for row in case.rows if row.milliseconds)])]

@@ -12,6 +12,7 @@ import torch
 
 from deq_kernels.threads import use_threads
 
+from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad
 from ..provider import OURS, Provider, load_all
 from ..run import DTYPES, Say, check_settings, origin, prefixed
@@ -91,8 +92,9 @@ def _run_case(
             work[provider.name, direction] = found
             if found.refusal is None:
                 calls[_label(provider.name, direction)] = _timed(solve, provider, settings)
-    other_load = OtherLoad()
-    seconds = time_interleaved(calls, rounds=settings.rounds, say=say) if calls else {}
+    other_load, probe = OtherLoad(), ArithmeticProbe(settings.device.name)
+    everything = {**calls, **probe.calls}
+    seconds = time_interleaved(everything, rounds=settings.rounds, say=say) if calls else {}
     other_load_cores = other_load.cores()
     rows = {
         direction: tuple(
@@ -116,6 +118,7 @@ def _run_case(
         features=case.features,
         entries=len(problem.values),
         other_load_cores=other_load_cores,
+        arithmetic_cores=probe.cores(seconds),
         **{direction.value: found for direction, found in rows.items()},
     )
 

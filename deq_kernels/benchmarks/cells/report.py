@@ -61,6 +61,8 @@ class CaseResult:
             where the system does not say.
         solve: rows of X = φ(W X A + B).
         adjoint: rows of its adjoint.
+        arithmetic_cores: how many cores' worth of arithmetic the threads got; None where nobody
+            looked.
     """
 
     name: str
@@ -71,6 +73,7 @@ class CaseResult:
     other_load_cores: float | None
     solve: tuple[Row, ...]
     adjoint: tuple[Row, ...]
+    arithmetic_cores: float | None = None
 
     @property
     def rows(self) -> dict[Direction, tuple[Row, ...]]:

@@ -10,6 +10,7 @@ from ..text import (
     machine_line,
     markdown_origin,
     markdown_row,
+    neighbours,
     quartiles,
     three_digits,
     warnings,
@@ -75,8 +76,7 @@ def _block(case: CaseResult, direction: Direction, dtype: str) -> str:
         f"{case.name} {dtype}, {direction.value}: {case.graphs} graph(s), {case.nodes} nodes, "
         f"{case.entries} entries of A"
     )
-    if case.other_load_cores is not None:
-        title += f", others used {case.other_load_cores:.2f} cores"
+    title += neighbours(case)
     rows = case.rows[direction]
     header = ("provider", "ms", "quartiles", "/ ours", "steps", "difference", "residual")
     table = [header, *(_cells(row) for row in rows if row.milliseconds)]

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from deq_kernels.threads import use_threads
 
+from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad
 from ..device import Device
 from ..provider import OURS, Provider, ProviderAbsentError, load_all
@@ -79,13 +80,15 @@ def _run_case(
             step = steps[provider.name]
             calls[f"{provider.name} forward"] = _timed(step, settings.device, backward=False)
             calls[f"{provider.name} backward"] = _timed(step, settings.device, backward=True)
-    load = OtherLoad()
-    seconds = time_interleaved(calls, rounds=settings.rounds, say=say) if calls else {}
+    load, probe = OtherLoad(), ArithmeticProbe(settings.device.name)
+    everything = {**calls, **probe.calls}
+    seconds = time_interleaved(everything, rounds=settings.rounds, say=say) if calls else {}
     other_load_cores = load.cores()
     return CaseResult(
         name=case.name,
         parameters=sum(parameter.numel() for parameter in problem.task.model.parameters()),
         other_load_cores=other_load_cores,
+        arithmetic_cores=probe.cores(seconds),
         rows=tuple(_with_times(rows[provider.name], seconds) for provider in providers),
     )
 

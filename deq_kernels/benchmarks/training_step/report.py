@@ -50,12 +50,15 @@ class CaseResult:
         other_load_cores: cores that other processes used during the rounds, on average; None
             where the system does not say.
         rows: one per provider.
+        arithmetic_cores: how many cores' worth of arithmetic the threads got; None where nobody
+            looked.
     """
 
     name: str
     parameters: int
     other_load_cores: float | None
     rows: tuple[Row, ...]
+    arithmetic_cores: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

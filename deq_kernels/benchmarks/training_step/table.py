@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from ..provider import OURS
-from ..text import align, machine_line, markdown_origin, markdown_row, three_digits, warnings
+from ..text import (
+    align,
+    machine_line,
+    markdown_origin,
+    markdown_row,
+    neighbours,
+    three_digits,
+    warnings,
+)
 from .report import CaseResult, Row, StepReport
 
 _NOTES = """\
@@ -45,8 +53,7 @@ def format_markdown(report: StepReport, source: str) -> str:
 
 def _block(case: CaseResult, dtype: str) -> str:
     title = f"{case.name} {dtype}, {case.parameters:,} parameters"
-    if case.other_load_cores is not None:
-        title += f", others used {case.other_load_cores:.2f} cores"
+    title += neighbours(case)
     header = ("provider", "forward ms", "backward ms", "/ ours", "steps", "cosine")
     lines = [title, *align([header, *(_cells(row) for row in case.rows if row.forward_ms)])]
     lines += [
