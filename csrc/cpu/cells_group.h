@@ -33,7 +33,9 @@ class CellGroup {
       const int64_t begin = tile * kCellRows;
       return Rows{first, begin, std::min(kCellRows, rows - begin)};
     };
-    for_each_tile(tiles, [&](int64_t tile, accum_t*) { sums[tile] = load(rows_of(tile)); });
+    // The first evaluation of all becomes the best one; one that has gone before may not be beaten.
+    const bool keep = problem_.counters[sample * kCounterColumns + kSteps] > 0;
+    for_each_tile(tiles, [&](int64_t tile, accum_t*) { sums[tile] = load(rows_of(tile), keep); });
     zero_ = std::all_of(sums, sums + tiles, [](double nonzero) { return nonzero == 0.0; });
     Secant last;
     CellPrecision precision(approximate_);
@@ -83,7 +85,6 @@ class CellGroup {
     int64_t count;
   };
 
-  // Nothing of it need be set but what load() sets: the first iterate becomes the best one.
   void allocate(int64_t rows) {
     const int64_t size = rows * stride_;
     const int64_t parts = 4 + 2 * problem_.accelerate + 3 * scaled_ + approximate_;
@@ -106,7 +107,7 @@ class CellGroup {
   }
 
   // Returns 0 where z is zero in all of the rows.
-  double load(const Rows& rows) {
+  double load(const Rows& rows, bool keep) {
     const int64_t at = rows.begin * stride_;
     const int64_t size = rows.count * stride_;
     const int64_t first = rows.first + rows.begin;
@@ -118,6 +119,9 @@ class CellGroup {
     if (scaled_) {
       problem_.load_rows(problem_.scale, first, rows.count, scale_ + at);
       cell_tiles<accum_t>().scale(z_ + at, scale_ + at, size, scaled_z_ + at);
+    }
+    if (keep) {
+      std::copy_n(z_ + at, size, best_ + at);
     }
     const auto is_zero = [](accum_t x) { return x == accum_t(0); };
     return std::all_of(z_ + at, z_ + at + size, is_zero) ? 0.0 : 1.0;

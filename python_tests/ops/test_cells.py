@@ -359,6 +359,29 @@ def test_the_best_iterate_is_returned_where_residuals_rise_in_between(backend: s
             assert tables.norms[0, Norm.BEST] == trace.min()
 
 
+@pytest.mark.parametrize("accelerate", [False, True])
+@pytest.mark.parametrize("groups", [False, True])
+def test_an_iterate_of_before_stays_the_best_one(
+    backend: str, groups: bool, accelerate: bool
+) -> None:
+    """Tables that tell of a smaller residual, on a map that never comes near it again."""
+    z = torch.randn(6, 3, dtype=torch.float64)
+    ptr = torch.tensor([0, 2, 2, 6]) if groups else None
+    tables = Tables.new(3 if groups else 6, 4, z.device)
+    tables.counters[:, Counter.STEPS] = 1
+    tables.norms[:, [Norm.BEST, Norm.FIRST, Norm.PROGRESS]] = 1e-5
+    weight = torch.eye(3, dtype=torch.float64)
+    start = z.clone()
+    options = {**OPTIONS, "activation": Activation.IDENTITY, "divergence_factor": 1e30}
+    cells.iterate_(
+        z, tables, weight, torch.ones_like(z), sample_ptr=ptr, accelerate=accelerate, **options
+    )
+    assert torch.equal(z, start)
+    status = tables.counters[:, Counter.STATUS]
+    assert (status[[0, 2]] == Status.MAX_STEPS).all()
+    assert (tables.norms[[0, 2], Norm.BEST] == 1e-5).all()
+
+
 def test_relative_tolerance(backend: str) -> None:
     weight, bias = weight_of(9, torch.float64), torch.randn(30, 9, dtype=torch.float64)
     options = {"activation": Activation.IDENTITY, "atol": 0.0, "rtol": 1e-3}
