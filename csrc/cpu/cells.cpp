@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <type_traits>
@@ -68,6 +69,11 @@ void pack(const Tensor& weight, int64_t dim, int64_t stride, accum_t* packed) {
   });
 }
 
+template <typename accum_t>
+bool all_finite(const accum_t* values, int64_t count) {
+  return std::all_of(values, values + count, [](accum_t value) { return std::isfinite(value); });
+}
+
 // Runs body(worker) once on each of so many threads.
 template <typename Body>
 void on_workers(int64_t workers, const Body& body) {
@@ -83,7 +89,7 @@ class SharedTiles {
   // Calls body(tile, worker) once for each tile.
   template <typename Body>
   void for_each(int64_t tiles, const Body& body) {
-    const auto workers = static_cast<int64_t>(shares_.size());
+    const auto workers = std::min(tiles, static_cast<int64_t>(shares_.size()));
     for (int64_t share = 0; share < workers; ++share) {
       shares_[static_cast<size_t>(share)].next = tiles * share / workers;
     }
@@ -220,6 +226,7 @@ void cells_iterate(const Tensor& weight, const OptionalTensor& crow, const Optio
     problem.dim = shape.dim;
     problem.stride = stride;
     problem.packed = packed;
+    problem.finite = all_finite(packed, shape.dim * stride) && all_finite(entries, shape.entries);
     problem.packed_pairs = packed_pairs;
     problem.crow = crow ? data<int64_t>(*crow) : nullptr;
     problem.col = crow ? data<int64_t>(*col) : nullptr;

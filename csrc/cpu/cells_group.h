@@ -36,7 +36,8 @@ class CellGroup {
     // The first evaluation of all becomes the best one; one that has gone before may not be beaten.
     const bool keep = problem_.counters[sample * kCounterColumns + kSteps] > 0;
     for_each_tile(tiles, [&](int64_t tile, accum_t*) { sums[tile] = load(rows_of(tile), keep); });
-    zero_ = std::all_of(sums, sums + tiles, [](double nonzero) { return nonzero == 0.0; });
+    const auto is_zero = [](double nonzero) { return nonzero == 0.0; };
+    zero_ = problem_.finite && std::all_of(sums, sums + tiles, is_zero);
     Secant last;
     CellPrecision precision(approximate_);
     while (true) {
@@ -106,7 +107,7 @@ class CellGroup {
     }
   }
 
-  // Returns 0 where z is zero in all of the rows.
+  // Returns 0 where c z is zero in all of the rows.
   double load(const Rows& rows, bool keep) {
     const int64_t at = rows.begin * stride_;
     const int64_t size = rows.count * stride_;
@@ -124,7 +125,8 @@ class CellGroup {
       std::copy_n(z_ + at, size, best_ + at);
     }
     const auto is_zero = [](accum_t x) { return x == accum_t(0); };
-    return std::all_of(z_ + at, z_ + at + size, is_zero) ? 0.0 : 1.0;
+    const accum_t* mixed = (scaled_ ? scaled_z_ : z_) + at;
+    return std::all_of(mixed, mixed + size, is_zero) ? 0.0 : 1.0;
   }
 
   void store(const accum_t* result, const Rows& rows) {
@@ -223,7 +225,7 @@ class CellGroup {
   const int64_t stride_;
   const bool scaled_;
   const bool approximate_;  // whether evaluations may be
-  bool zero_ = false;       // whether z is, and thus the product b
+  bool zero_ = false;       // whether c z is, and thus its product
   CellBuffer<accum_t> memory_;
   CellBuffer<bfloat16> change_memory_;
   CellBuffer<double> sums_;

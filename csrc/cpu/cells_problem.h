@@ -79,6 +79,7 @@ struct CellProblem {
   const accum_t* packed;  // V
   // V for products of differences; null: there are none
   const BFloat16Pair* packed_pairs;
+  bool finite;          // V and S are, so that what is zero has a product that is
   const int64_t* crow;  // null: no S
   const int64_t* col;
   const accum_t* values;

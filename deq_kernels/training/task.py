@@ -121,8 +121,8 @@ class Task(ABC):
     def start_epoch(self) -> None:  # noqa: B027 - most tasks carry nothing from batch to batch
         """Called before an epoch's first batch: forget what is carried from batch to batch."""
 
-    def start_evaluation(self, split: str) -> None:  # noqa: B027
+    def start_evaluation(self, split: str) -> None:  # noqa: B027 - the same
         """Called before a split's first batch: forget what is carried from batch to batch."""
 
-    def after_step(self) -> None:  # noqa: B027
+    def after_step(self) -> None:  # noqa: B027 - most parameters are free
         """Called after each step of the optimiser, without autograd: project the parameters."""

@@ -382,6 +382,28 @@ def test_an_iterate_of_before_stays_the_best_one(
     assert (tables.norms[[0, 2], Norm.BEST] == 1e-5).all()
 
 
+@pytest.mark.parametrize(
+    ("groups", "part"),
+    [(False, "weight"), (False, "scale"), (True, "weight"), (True, "values"), (True, "scale")],
+)
+def test_zero_times_infinity_is_not_zero(backend: str, part: str, groups: bool) -> None:
+    """A solve that starts at its apparent solution, zero."""
+    dtype = torch.float64
+    parts = {"weight": torch.eye(3, dtype=dtype) / 2, "scale": torch.ones(2, 3, dtype=dtype)}
+    graph: dict[str, Any] = {}
+    if groups:
+        parts["values"] = torch.ones(2, dtype=dtype)
+        graph = {"crow": torch.arange(3), "col": torch.arange(2), "sample_ptr": torch.arange(3)}
+    parts[part].fill_(torch.inf)
+    z = torch.zeros(2, 3, dtype=dtype)
+    tables = Tables.new(2, 5, z.device)
+    options = {**OPTIONS, "activation": Activation.IDENTITY}
+    weight = parts.pop("weight")
+    cells.iterate_(z, tables, weight, torch.zeros_like(z), **parts, **graph, **options)
+    assert (tables.counters[:, Counter.STATUS] == Status.DIVERGED).all()
+    assert (z == 0.0).all()
+
+
 def test_relative_tolerance(backend: str) -> None:
     weight, bias = weight_of(9, torch.float64), torch.randn(30, 9, dtype=torch.float64)
     options = {"activation": Activation.IDENTITY, "atol": 0.0, "rtol": 1e-3}
