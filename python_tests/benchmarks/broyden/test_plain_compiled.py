@@ -74,10 +74,11 @@ def test_a_compiler_that_fails_makes_the_provider_absent(monkeypatch: pytest.Mon
 def test_one_graph_serves_every_number_of_stored_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of the compiler but its code generation, which takes long."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     torch._dynamo.reset()
     solve = plain_compiled.make_solve("cpu")
     problem = make_problem(SHAPES[2], dtype=torch.float64)
-    z = solve(problem.f, problem.z0, SHAPES[2].steps)
+    # monkeypatch would hide the option from all that is compiled later in this process.
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        z = solve(problem.f, problem.z0, SHAPES[2].steps)
     expected = plain_pytorch.solve_rearranged(problem.f, problem.z0, SHAPES[2].steps)
     torch.testing.assert_close(z, expected, rtol=1e-10, atol=1e-12)
