@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "algebra/secant.h"
+#include "algebra/crop.h"
 #include "algebra/termination.h"
 
 namespace deq {
@@ -47,18 +47,18 @@ class CellPrecision {
 
   // What follows from an approximate evaluation. Counts and traces it.
   CellDecision follow_approximate(const double* sums, double tolerance, const Limits& limits,
-                                  double* traced, int64_t* counters, Secant* last) {
+                                  double* traced, int64_t* counters, Crop* last) {
     const double residual = std::sqrt(sums[kResidualNorm]);
     ++counters[kSteps];
     *traced = residual;
     ++approximate_;
-    // To go back from a damped step is to evaluate the same iterate again.
-    const double most = last->extrapolated ? last->residual : kSlowShare * last->residual;
-    CellDecision decision = {CellAction::kGoBack, false, 0.0};
+    const bool combined = last->combined;
+    const double most = combined ? last->residual : kSlowShare * last->residual;
+    CellDecision decision = {combined ? CellAction::kGoBack : CellAction::kRepeat, false, {}};
     if (residual <= most) {
-      decision = {CellAction::kExtrapolate, false, look_back(sums, residual, last)};
+      decision = {CellAction::kAdvance, false, look_back(sums, residual, last)};
     } else {
-      *last = Secant();
+      *last = Crop();
     }
     choose(residual, tolerance, limits, decision, counters[kSteps]);
     return decision;
@@ -74,7 +74,7 @@ class CellPrecision {
     const int64_t most = limits.stall_steps > 0 && limits.stall_steps <= kMostApproximate
                              ? limits.stall_steps - 1
                              : kMostApproximate;
-    exact_ = !allowed_ || decision.action != CellAction::kExtrapolate || slow || last ||
+    exact_ = !allowed_ || decision.action != CellAction::kAdvance || slow || last ||
              approximate_ >= most || !(residual > kExactShare * exact_residual_);
     last_residual_ = residual;
   }

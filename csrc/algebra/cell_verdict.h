@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "algebra/crop.h"
 #include "algebra/macros.h"
-#include "algebra/secant.h"
 #include "algebra/termination.h"
 
 namespace deq {
@@ -16,7 +16,7 @@ namespace deq {
 // kept.
 DEQ_HOST_DEVICE inline CellDecision decide_cell(const double* sums, const Limits& limits,
                                                 bool fixed_steps, bool accelerate, double* norms,
-                                                double* traced, int64_t* counters, Secant* last) {
+                                                double* traced, int64_t* counters, Crop* last) {
   if (!fixed_steps) {
     return decide_cell_step(sums, accelerate, limits, norms, traced, counters, last);
   }
@@ -28,12 +28,12 @@ DEQ_HOST_DEVICE inline CellDecision decide_cell(const double* sums, const Limits
   }
   norms[kBestResidual] = norms[kProgressResidual] = residual;
   if (step + 1 < limits.max_steps) {
-    return {CellAction::kExtrapolate, false, 0.0};
+    return {CellAction::kAdvance, false, {}};
   }
   const bool finite = sums[kResidualNorm] < HUGE_VAL && sums[kValueNorm] < HUGE_VAL;
   const bool met = residual <= limits.atol + limits.rtol * std::sqrt(sums[kValueNorm]);
   counters[kStatus] = !finite ? kDiverged : met ? kConverged : kMaxSteps;
-  return {CellAction::kStop, false, 0.0};
+  return {CellAction::kStop, false, {}};
 }
 
 }  // namespace deq

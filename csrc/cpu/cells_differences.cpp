@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include "cpu/cells_advance.h"
+#include "cpu/cells_finish.h"
 #include "cpu/simd.h"
 
 namespace deq {
@@ -17,12 +19,31 @@ constexpr int kRegisterSums = 24;
 template <int vectors>
 constexpr int kRegisterRows = kRegisterSums / vectors < 12 ? kRegisterSums / vectors : 12;
 
-bfloat16 to_bfloat16(float value) {
-  Vector<float> filled = {};
-  filled[0] = value;
-  bfloat16 rounded[kVectorColumns];
-  store(filled, rounded);
-  return rounded[0];
+// Elements 0, 2, 4, ... and 1, 3, 5, ... of twice as many as a vector has lanes.
+struct Halves {
+  Vector<float> even;
+  Vector<float> odd;
+};
+
+using Bits = VectorOf<uint32_t, DEQ_VECTOR_BYTES>::type;
+
+inline Halves load_halves(const bfloat16* from) {
+  const Bits bits = load_bits<Bits>(from);
+  const Bits even = bits << 16;
+  const Bits odd = bits & 0xffff0000u;
+  return {load_bits<Vector<float>>(&even), load_bits<Vector<float>>(&odd)};
+}
+
+// Rounded, each in the low bits of a lane.
+inline Bits round_bits(Vector<float> value) {
+  using Narrow = VectorOf<uint16_t, DEQ_VECTOR_BYTES / 2>::type;
+  const __m256bh rounded = _mm512_cvtneps_pbh(value);
+  return __builtin_convertvector(load_bits<Narrow>(&rounded), Bits);
+}
+
+inline void store_halves(const Halves& halves, void* to) {
+  const Bits bits = round_bits(halves.even) | round_bits(halves.odd) << 16;
+  __builtin_memcpy(to, &bits, sizeof(bits));
 }
 
 void pack(const float* weight, int64_t dim, int64_t stride, BFloat16Pair* packed) {
@@ -33,10 +54,13 @@ void pack(const float* weight, int64_t dim, int64_t stride, BFloat16Pair* packed
     const float* from = weight + begin * dim;
     BFloat16Pair* to = packed + begin * pairs;
     for (int64_t pair = 0; pair < pairs; ++pair) {
-      const int64_t k = 2 * pair;
-      for (int64_t column = 0; column < width; ++column) {
-        const float second = k + 1 < dim ? from[(k + 1) * width + column] : 0.0f;
-        to[pair * width + column] = {to_bfloat16(from[k * width + column]), to_bfloat16(second)};
+      const float* first = from + 2 * pair * width;
+      const bool is_pair = 2 * pair + 1 < dim;
+      for (int64_t column = 0; column < width; column += kVectorColumns) {
+        const float* second = first + width + column;
+        store_halves(
+            {load(first + column, float()), is_pair ? load(second, float()) : Vector<float>{}},
+            to + pair * width + column);
       }
     }
   }
@@ -50,9 +74,10 @@ inline __m512bh pairs_of(__m512i bits) {
 
 template <int rows, int vectors>
 void multiply_block(const BFloat16Pair* packed, int64_t pairs, int64_t stride, const bfloat16* in,
-                    float* product) {
+                    float* product, const CellLines& ahead) {
   __m512 sums[rows][vectors] = {};
   for (int64_t pair = 0; pair < pairs; ++pair) {
+    ahead.fetch(pair);
     __m512bh weights[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
@@ -81,74 +106,49 @@ void multiply_block(const BFloat16Pair* packed, int64_t pairs, int64_t stride, c
 // `rows` is at most `most`.
 template <int most, int vectors>
 void multiply_rest(const BFloat16Pair* packed, int64_t pairs, int64_t stride, int64_t rows,
-                   const bfloat16* in, float* product) {
+                   const bfloat16* in, float* product, const CellLines& ahead) {
   if constexpr (most > 0) {
     if (rows == most) {
-      multiply_block<most, vectors>(packed, pairs, stride, in, product);
+      multiply_block<most, vectors>(packed, pairs, stride, in, product, ahead);
     } else {
-      multiply_rest<most - 1, vectors>(packed, pairs, stride, rows, in, product);
+      multiply_rest<most - 1, vectors>(packed, pairs, stride, rows, in, product, ahead);
     }
   }
 }
 
 template <int vectors>
 void multiply_columns(const BFloat16Pair* packed, int64_t pairs, int64_t stride, int64_t rows,
-                      const bfloat16* in, float* product) {
+                      const bfloat16* in, float* product, const CellAhead& ahead, int64_t part) {
   constexpr int together = kRegisterRows<vectors>;
   int64_t row = 0;
   for (; row + together <= rows; row += together) {
     multiply_block<together, vectors>(packed, pairs, stride, in + row * stride,
-                                      product + row * stride);
+                                      product + row * stride, {ahead, part, row, together});
   }
   multiply_rest<together - 1, vectors>(packed, pairs, stride, rows - row, in + row * stride,
-                                       product + row * stride);
+                                       product + row * stride, {ahead, part, row, rows - row});
 }
 
 void multiply(const BFloat16Pair* packed, int64_t dim, int64_t stride, int64_t rows,
-              const bfloat16* in, float* product) {
+              const bfloat16* in, float* product, const CellAhead& ahead) {
   const int64_t pairs = difference_pairs(dim);
   int64_t i = 0;
+  int64_t part = 0;
   for (; i + kDifferenceColumns <= stride; i += kDifferenceColumns) {
-    multiply_columns<kMostVectors>(packed + i * pairs, pairs, stride, rows, in, product + i);
+    multiply_columns<kMostVectors>(packed + i * pairs, pairs, stride, rows, in, product + i, ahead,
+                                   part++);
   }
   packed += i * pairs;
   switch ((stride - i) / kVectorColumns) {
     case 3:
-      return multiply_columns<3>(packed, pairs, stride, rows, in, product + i);
+      return multiply_columns<3>(packed, pairs, stride, rows, in, product + i, ahead, part);
     case 2:
-      return multiply_columns<2>(packed, pairs, stride, rows, in, product + i);
+      return multiply_columns<2>(packed, pairs, stride, rows, in, product + i, ahead, part);
     case 1:
-      return multiply_columns<1>(packed, pairs, stride, rows, in, product + i);
+      return multiply_columns<1>(packed, pairs, stride, rows, in, product + i, ahead, part);
     default:
       return;
   }
-}
-
-// Elements 0, 2, 4, ... and 1, 3, 5, ... of twice as many as a vector has lanes.
-struct Halves {
-  Vector<float> even;
-  Vector<float> odd;
-};
-
-using Bits = VectorOf<uint32_t, DEQ_VECTOR_BYTES>::type;
-
-inline Halves load_halves(const bfloat16* from) {
-  const Bits bits = load_bits<Bits>(from);
-  const Bits even = bits << 16;
-  const Bits odd = bits & 0xffff0000u;
-  return {load_bits<Vector<float>>(&even), load_bits<Vector<float>>(&odd)};
-}
-
-// Rounded, each in the low bits of a lane.
-inline Bits round_bits(Vector<float> value) {
-  using Narrow = VectorOf<uint16_t, DEQ_VECTOR_BYTES / 2>::type;
-  const __m256bh rounded = _mm512_cvtneps_pbh(value);
-  return __builtin_convertvector(load_bits<Narrow>(&rounded), Bits);
-}
-
-inline void store_halves(const Halves& halves, bfloat16* to) {
-  const Bits bits = round_bits(halves.even) | round_bits(halves.odd) << 16;
-  __builtin_memcpy(to, &bits, sizeof(bits));
 }
 
 template <int vectors>
@@ -194,21 +194,15 @@ void gather(const int64_t* crow, const int64_t* col, const float* values, int64_
   }
 }
 
-void extrapolate(const float* g, const float* last_g, float secant, int64_t size, const float* c,
-                 const float* z, float* out, bfloat16* change) {
-  for (int64_t i = 0; i < size; i += kVectorColumns) {
-    const Vector<float> from = load(g + i, float());
-    const Vector<float> next = from - secant * (from - load(last_g + i, float()));
-    const Vector<float> moved = next - load(z + i, float());
-    store(next, out + i);
-    store(c == nullptr ? moved : load(c + i, float()) * moved, change + i);
-  }
-}
-
 }  // namespace
 
 const CellDifferences& cell_differences() {
-  static constexpr CellDifferences loops = {pack, gather, multiply, extrapolate};
+  static constexpr CellDifferences loops = {pack,
+                                            gather,
+                                            multiply,
+                                            finish<float, bfloat16>,
+                                            advance<float, bfloat16, float>,
+                                            advance<float, bfloat16, bfloat16>};
   return loops;
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "algebra/types.h"
+#include "cpu/cells_tiles.h"
 
 namespace deq {
 
@@ -34,11 +35,12 @@ struct CellDifferences {
                  const bfloat16* y, int64_t stride, int64_t rows, bfloat16* out);
   // product = in V^T
   void (*multiply)(const BFloat16Pair* packed, int64_t dim, int64_t stride, int64_t rows,
-                   const bfloat16* in, float* product);
-  // As CellTiles::extrapolate, but out = g - secant (g - last_g) comes with c (out - z), or
-  // out - z where there is no c, instead of c out. `out` may be `z`.
-  void (*extrapolate)(const float* g, const float* last_g, float secant, int64_t size,
-                      const float* c, const float* z, float* out, bfloat16* change);
+                   const bfloat16* in, float* product, const CellAhead& ahead);
+  // As CellTiles::finish and CellTiles::advance where what is looked back on is bfloat16 too.
+  void (*finish)(const CellFinish<float, bfloat16>& arguments);
+  void (*advance)(const CellStep<float, bfloat16>& step, float* scaled);
+  // The same, with c next_moved instead of c next_z.
+  void (*advance_change)(const CellStep<float, bfloat16>& step, bfloat16* change);
 };
 
 // Null where the processor has no such instruction, or DEQ_KERNELS_CPU_ISA denies it.

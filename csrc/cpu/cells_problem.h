@@ -118,18 +118,29 @@ struct CellProblem {
     }
   }
 
-  // next = z + damping (f(z) - z) for `rows` rows whose S (c z) V^T + b is the product.
-  void finish(int64_t rows, CellFinish<accum_t> finish) const {
-    finish.activation = activation;
-    finish.norm = norm;
-    finish.damping = static_cast<accum_t>(damping);
-    finish.dim = dim;
-    finish.stride = stride;
-    finish.rows = rows;
-    cell_tiles<accum_t>().finish(finish);
+  // What of the end of an evaluation of `rows` rows does not depend on where they are.
+  template <typename small_t>
+  void describe(int64_t rows, CellFinish<accum_t, small_t>* finish) const {
+    finish->activation = activation;
+    finish->norm = norm;
+    finish->damping = static_cast<accum_t>(damping);
+    finish->dim = dim;
+    finish->stride = stride;
+    finish->rows = rows;
   }
 
-  CellDecision decide(int64_t sample, const double* sums, Secant* last) const {
+  // The same of a step of `size` elements.
+  template <typename small_t>
+  CellStep<accum_t, small_t> step(const CellWeights& weights, int64_t size) const {
+    CellStep<accum_t, small_t> step = {};
+    step.length = static_cast<accum_t>(damping * (1.0 - weights.share));
+    step.share = static_cast<accum_t>(weights.share);
+    step.momentum = static_cast<accum_t>(weights.momentum);
+    step.size = size;
+    return step;
+  }
+
+  CellDecision decide(int64_t sample, const double* sums, Crop* last) const {
     double* record = sample_record(records, sample, limits.max_steps);
     int64_t* counter = counters + sample * kCounterColumns;
     return decide_cell(sums, limits, fixed_steps, accelerate, record,
@@ -137,7 +148,7 @@ struct CellProblem {
   }
 
   // The same, of an evaluation that need not have been exact.
-  CellDecision decide(int64_t sample, const double* sums, Secant* last,
+  CellDecision decide(int64_t sample, const double* sums, Crop* last,
                       CellPrecision* precision) const {
     int64_t* counter = counters + sample * kCounterColumns;
     const double tolerance = limits.atol + limits.rtol * std::sqrt(sums[kValueNorm]);

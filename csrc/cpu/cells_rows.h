@@ -18,8 +18,8 @@ class CellRowTile {
 
   CellRowTile(const Problem& problem, int64_t capacity)
       : problem_(problem), stride_(problem.stride), scaled_(problem.scale.values != nullptr) {
-    accum_t** const parts[] = {&z_,        &next_,  &best_,     &bias_,       &last_,
-                               &residual_, &scale_, &scaled_z_, &scaled_next_};
+    accum_t** const parts[] = {&z_,     &next_,  &best_,      &bias_,  &combined_, &gap_,
+                               &drift_, &moved_, &earlier_z_, &scale_, &scaled_z_, &scaled_next_};
     const int64_t size = capacity * stride_;
     accum_t* buffer = memory_.resize(static_cast<int64_t>(std::size(parts)) * size);
     for (accum_t** rows : parts) {
@@ -41,22 +41,27 @@ class CellRowTile {
       finish.z = z_;
       finish.product = next_;
       finish.base = bias_;
-      finish.next = next_;
       if (problem_.accelerate) {
-        finish.residual = residual_;
+        finish.gap = gap_;
+        finish.combined = combined_;
+        finish.drift = drift_;
         finish.units = units_;
+        finish.fresh = fresh_;
         for (int64_t row = 0; row < rows; ++row) {
+          fresh_[row] = last_iterate_[row].known == 0;
           units_[row] = last_iterate_[row].template unit<accum_t>();
         }
-      } else if (scaled_) {
-        finish.scale = scale_;
-        finish.scaled_next = scaled_next_;
+      } else {
+        finish.next = next_;
+        finish.scale = scaled_ ? scale_ : nullptr;
+        finish.scaled_next = scaled_ ? scaled_next_ : nullptr;
       }
       finish.each_row = true;
       finish.sums = sums_;
       cell_tiles<accum_t>().multiply(problem_.packed, problem_.dim, stride_, rows,
-                                     scaled_ ? scaled_z_ : z_, next_);
-      problem_.finish(rows, finish);
+                                     scaled_ ? scaled_z_ : z_, next_, {});
+      problem_.describe(rows, &finish);
+      cell_tiles<accum_t>().finish(finish);
       rows = keep_running(rows);
       if (!problem_.accelerate) {
         std::swap(z_, next_);
@@ -72,8 +77,7 @@ class CellRowTile {
     problem_.load_rows({problem_.z, problem_.dim}, sample, 1, z_ + at);
     problem_.load_rows(problem_.bias, sample, 1, bias_ + at);
     std::copy_n(z_ + at, stride_, best_ + at);
-    std::fill_n(residual_ + at, stride_, accum_t(0));
-    last_iterate_[row] = Secant();
+    last_iterate_[row] = Crop();
     if (scaled_) {
       problem_.load_rows(problem_.scale, sample, 1, scale_ + at);
       cell_tiles<accum_t>().scale(z_ + at, scale_ + at, stride_, scaled_z_ + at);
@@ -95,7 +99,7 @@ class CellRowTile {
         continue;
       }
       if (problem_.accelerate) {
-        extrapolate(row, kept, decision);
+        advance(row, kept, decision);
       }
       if (kept < row) {
         samples_[kept] = samples_[row];
@@ -105,9 +109,7 @@ class CellRowTile {
         if (scaled_) {
           move(scale_, row, kept);
         }
-        if (problem_.accelerate) {
-          move(residual_, row, kept);
-        } else {
+        if (!problem_.accelerate) {
           move(next_, row, kept);
           move(scaled_next_, row, kept);
         }
@@ -117,15 +119,33 @@ class CellRowTile {
     return kept;
   }
 
-  // The next iterate of `row`, to be row `to`, which z does not hold any more.
-  void extrapolate(int64_t row, int64_t to, const CellDecision& decision) {
-    const bool back = decision.action == CellAction::kGoBack;
-    const accum_t* g = (back ? last_ : next_) + row * stride_;
-    const accum_t* other = decision.secant == 0.0 ? g : last_ + row * stride_;
-    cell_tiles<accum_t>().extrapolate(g, other, static_cast<accum_t>(decision.secant), stride_,
-                                      scaled_ ? scale_ + row * stride_ : nullptr, z_ + to * stride_,
-                                      scaled_ ? scaled_z_ + to * stride_ : nullptr);
-    std::copy_n(g, stride_, last_ + to * stride_);
+  // The next iterate of `row`, to be row `to`, with what it looks back on.
+  void advance(int64_t row, int64_t to, const CellDecision& decision) {
+    const int64_t at = row * stride_;
+    const int64_t to_at = to * stride_;
+    accum_t* z = z_ + to_at;
+    const accum_t* c = scaled_ ? scale_ + at : nullptr;
+    accum_t* scaled = scaled_ ? scaled_z_ + to_at : nullptr;
+    if (decision.action == CellAction::kGoBack) {
+      std::copy_n(earlier_z_ + at, stride_, z);
+      if (scaled_) {
+        cell_tiles<accum_t>().scale(z, c, stride_, scaled);
+      }
+      return;
+    }
+    std::copy_n(z_ + at, stride_, earlier_z_ + to_at);
+    CellStep<accum_t> step = problem_.template step<accum_t>(decision.weights, stride_);
+    step.z = earlier_z_ + to_at;
+    step.combined = combined_ + at;
+    step.gap = gap_ + at;
+    step.drift = drift_ + at;
+    step.moved = moved_ + at;
+    step.next_z = z;
+    step.next_combined = combined_ + to_at;
+    step.next_drift = drift_ + to_at;
+    step.next_moved = moved_ + to_at;
+    step.scale = c;
+    cell_tiles<accum_t>().advance(step, scaled);
   }
 
   void move(accum_t* rows, int64_t row, int64_t to) const {
@@ -140,14 +160,18 @@ class CellRowTile {
   accum_t* next_ = nullptr;
   accum_t* best_ = nullptr;
   accum_t* bias_ = nullptr;
-  accum_t* last_ = nullptr;      // the next_ of the iterate before
-  accum_t* residual_ = nullptr;  // of the iterate before
+  accum_t* combined_ = nullptr;  // o, the combined residual of the step before
+  accum_t* gap_ = nullptr;       // o less that of this iterate
+  accum_t* drift_ = nullptr;     // the o before, less o
+  accum_t* moved_ = nullptr;     // z less the iterate before
+  accum_t* earlier_z_ = nullptr;
   accum_t* scale_ = nullptr;
   accum_t* scaled_z_ = nullptr;
   accum_t* scaled_next_ = nullptr;
   int64_t samples_[kCellRows];
-  Secant last_iterate_[kCellRows];
+  Crop last_iterate_[kCellRows];
   accum_t units_[kCellRows];
+  bool fresh_[kCellRows];
   double sums_[kCellSums * kCellRows];
 };
 

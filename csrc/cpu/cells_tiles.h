@@ -12,15 +12,18 @@
 #include <cstdint>
 
 #include "algebra/activation.h"
-#include "algebra/secant.h"
+#include "algebra/crop.h"
 
 namespace deq {
 
 // The widest block of columns of any instruction set.
 constexpr int64_t kMostCellColumns = 64;
 
-// What follows the product: next receives z + damping (f - z).
-template <typename accum_t>
+// What follows the product. Damped steps: next receives z + damping (f - z). Accelerated ones
+// compare the residual r = f - z with o, the combined residual of the step before (algebra/crop.h).
+// Differences of residuals may be kept as a shorter type, small_t; residuals may not, because near
+// the end of slow solves their differences are all that counts.
+template <typename accum_t, typename small_t = accum_t>
 struct CellFinish {
   Activation activation;
   NormKind norm;
@@ -34,12 +37,68 @@ struct CellFinish {
   const accum_t* base;
   accum_t* sum;  // or null; receives it, and may be where either is
   accum_t* next;
-  const accum_t* scale;  // c, or null, as where there is a residual: extrapolate() scales then
+  const accum_t* scale;  // c, or null
   accum_t* scaled_next;  // receives c * next where there is a scale
-  accum_t* residual;     // where steps are accelerated: r' on entry, f - z on exit; else null
-  const accum_t* units;  // of the last two sums, one for each
-  bool each_row;         // sums per row, else of all rows together
-  double* sums;          // receives kCellSums for each, the last two where there is a residual
+  small_t* gap;          // receives u = o - r; null: steps are damped
+  accum_t* combined;     // o; receives r where there is none
+  const small_t* drift;  // v = o' - o
+  // Of the sums over u and v, and whether there is no o yet, one for each
+  const accum_t* units;
+  const bool* fresh;
+  bool each_row;  // sums per row, else of all rows together
+  double* sums;   // receives kCellSums for each, the last four where there is a gap
+};
+
+// The step from an evaluated iterate. What it is to may be where what it is from is.
+template <typename accum_t, typename small_t = accum_t>
+struct CellStep {
+  accum_t length;  // damping (1 - share)
+  accum_t share;
+  accum_t momentum;  // where it is zero, drift and moved are not read
+  int64_t size;
+  const accum_t* z;
+  const accum_t* combined;
+  const small_t* gap;
+  const small_t* drift;
+  const small_t* moved;  // z - z'
+  accum_t* next_z;
+  accum_t* next_combined;
+  small_t* next_drift;
+  small_t* next_moved;   // receives next_z - z, to which next_z is exact
+  const accum_t* scale;  // c, or null
+};
+
+// Rows that are read right after a product of as many. It asks for them on its way, one part with
+// each block of columns, so that they have come from a far cache when it ends.
+struct CellAhead {
+  static constexpr int64_t kParts = 4;
+
+  const void* part[kParts];  // or null
+  int64_t row_bytes[kParts];
+};
+
+// The lines of some of those rows.
+class CellLines {
+ public:
+  CellLines(const CellAhead& ahead, int64_t part, int64_t row, int64_t rows)
+      : first_(nullptr), lines_(0) {
+    if (part < CellAhead::kParts && ahead.part[part] != nullptr) {
+      first_ = static_cast<const char*>(ahead.part[part]) + row * ahead.row_bytes[part];
+      lines_ = rows * ahead.row_bytes[part] / kLine;
+    }
+  }
+
+  void fetch(int64_t line) const {
+    if (line < lines_) {
+      __builtin_prefetch(first_ + line * kLine, 0, 2);
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  const char* first_;
+  int64_t lines_;
 };
 
 template <typename accum_t>
@@ -56,11 +115,10 @@ struct CellTiles {
                  const accum_t* y, int64_t stride, int64_t rows, accum_t* out);
   // out = in V^T; they must not overlap.
   void (*multiply)(const accum_t* packed, int64_t dim, int64_t stride, int64_t rows,
-                   const accum_t* in, accum_t* out);
+                   const accum_t* in, accum_t* out, const CellAhead& ahead);
   void (*finish)(const CellFinish<accum_t>& arguments);
-  // out = g - secant (g - last_g) for `size` elements, and scaled_out = c * out where there is a c.
-  void (*extrapolate)(const accum_t* g, const accum_t* last_g, accum_t secant, int64_t size,
-                      const accum_t* c, accum_t* out, accum_t* scaled_out);
+  // scaled = c * next_z, unless that is null.
+  void (*advance)(const CellStep<accum_t>& step, accum_t* scaled);
 };
 
 template <typename accum_t>

@@ -158,6 +158,10 @@ inline void store(Vector<double> v, float* p) {
 }
 
 inline void store(Vector<float> v, bfloat16* p) {
+#if defined(__AVX512BF16__)
+  const __m256bh narrow = _mm512_cvtneps_pbh(v);
+  __builtin_memcpy(p, &narrow, sizeof(narrow));
+#else
   using Wide = typename VectorOf<uint32_t, DEQ_VECTOR_BYTES>::type;
   using Narrow = typename VectorOf<uint16_t, DEQ_VECTOR_BYTES / 2>::type;
   const Wide bits = load_bits<Wide>(&v);
@@ -166,6 +170,7 @@ inline void store(Vector<float> v, bfloat16* p) {
   const Wide is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
   const Narrow narrow = __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), Narrow);
   __builtin_memcpy(p, &narrow, sizeof(narrow));
+#endif
 }
 
 inline void store(Vector<double> v, bfloat16* p) {

@@ -2,9 +2,10 @@
 // cluster, or by all blocks of a grid, from its first step to its last.
 //
 // The blocks of a team share a sample's rows, take a step, meet at a barrier, and draw the same
-// conclusion from the same partial sums, each for itself; so one barrier per step is enough. A
-// sample's rows live in shared memory where they fit, each in that of the block that computes it,
-// from where the others of a cluster read it; else they live in scratch.
+// conclusion from the same partial sums, each for itself; so one barrier per step is enough, and a
+// second one where an accelerated step has written the next iterate. A sample's rows live in shared
+// memory where they fit, each in that of the block that computes it, from where the others of a
+// cluster read it; else they live in scratch.
 #pragma once
 
 #include <cstdint>
@@ -42,18 +43,13 @@ struct GroupState {
   int64_t rows;
   accum_t* iterates;  // its rows in slot 0
   int64_t slot_stride;
-  double* partials;          // [2, tiles, kCellSums]
-  int spread;                // rows on chip are spread over 2^spread blocks
-  int slots[kAllCellSlots];  // where what is kept of a row (CellSlot) lies
-  int parity;                // of the step
+  double* partials;  // [2, tiles, kCellSums]
+  int spread;        // rows on chip are spread over 2^spread blocks
+  int parity;        // of the step
   bool advance;
-  bool kept;  // whether there is a best one
-  Secant last;
+  CellSlots slots;
+  Crop last;
   double unit;
-  // Where an accelerated step goes from the iterate at hand: g - secant (g - other).
-  int g;
-  int other;
-  double secant;
 
   DEQ_DEVICE int64_t tiles() const { return (rows + kCellTile - 1) / kCellTile; }
   // Those of this step. Fast blocks of a team leave sums of the next one while slow ones read them.
@@ -84,10 +80,13 @@ struct GroupPass {
   }
   DEQ_DEVICE bool runs(int) const { return true; }
   DEQ_DEVICE int64_t global(int row) const { return state.begin + first + row; }
-  DEQ_DEVICE accum_t* slot(int which, int row) const { return at(state.slots[which], first + row); }
+  DEQ_DEVICE accum_t* slot(int which, int row) const {
+    return at(state.slots.of[which], first + row);
+  }
   DEQ_DEVICE accum_t* z(int row) const { return slot(kZ, row); }
-  DEQ_DEVICE accum_t* g(int row) const { return slot(kG, row); }
-  DEQ_DEVICE accum_t* residual(int row) const { return slot(kResidual, row); }
+  DEQ_DEVICE accum_t* output(int row) const { return slot(kOutput, row); }
+  DEQ_DEVICE accum_t* combined(int row) const { return slot(kCombined, row); }
+  DEQ_DEVICE accum_t* last_combined(int row) const { return slot(kLastCombined, row); }
   DEQ_DEVICE accum_t unit(int) const { return static_cast<accum_t>(state.unit); }
 
   DEQ_DEVICE void mix(int row, int64_t k, Pack<accum_t, kCellItem>& sums) const {
@@ -99,7 +98,7 @@ struct GroupPass {
     for (int64_t e = a.crow[global(row)]; e < end; ++e) {
       const int64_t other = a.col[e];
       const accum_t value = widen(a.values[e]);
-      const auto items = scaled_items(a, find(state.slots[kZ], other - state.begin), other, k);
+      const auto items = scaled_items(a, find(state.slots.of[kZ], other - state.begin), other, k);
       DEQ_UNROLL
       for (int v = 0; v < kCellItem; ++v) {
         sums.values[v] += value * items.values[v];
@@ -160,13 +159,10 @@ struct GroupSolve {
       s.iterates = a.row_scratch + first * plan.row_stride;
       s.slot_stride = a.rows * plan.row_stride;
     }
-    for (int slot = 0; slot < kAllCellSlots; ++slot) {
-      s.slots[slot] = slot;
-    }
+    s.slots.reset();
     s.parity = 0;
     s.advance = true;
-    s.kept = false;
-    s.last = Secant();
+    s.last = Crop();
     s.unit = 1.0;
     load_tables(a, sample, norms(), counters());
   }
@@ -281,45 +277,21 @@ struct GroupSolve {
         s.team.rank == 0 ? traced(a, s.sample, counters()[kSteps]) : sums + kCellSums;
     const CellDecision decision = decide_cell(sums, a.limits, a.fixed_steps, a.accelerate, norms(),
                                               trace, counters(), &s.last);
-    auto swap = [&](int i, int j) {
-      const int other = s.slots[i];
-      s.slots[i] = s.slots[j];
-      s.slots[j] = other;
-    };
-    if (decision.improved) {
-      swap(kZ, kBest);
-      s.kept = true;
-    }
+    s.slots.follow(decision, a.accelerate);
     s.parity ^= 1;
     s.advance = decision.action != CellAction::kStop;
-    if (!s.advance) {
-      return;
-    }
-    if (!a.accelerate) {
-      swap(kZ, kG);
-      return;
-    }
-    const bool back = decision.action == CellAction::kGoBack;
-    s.g = s.slots[back ? kLastG : kG];
-    s.other = decision.secant == 0.0 ? s.g : s.slots[kLastG];
-    s.secant = decision.secant;
     s.unit = static_cast<double>(s.last.template unit<accum_t>());
-    if (!back) {
-      swap(kG, kLastG);
-    }
   }
 
-  // The block's rows of the iterate that an accelerated step leads to.
-  DEQ_DEVICE void extrapolate() const {
-    const GroupState<accum_t>& s = state();
-    const accum_t secant = static_cast<accum_t>(s.secant);
+  // The block's rows of the iterate that a combined step leads to.
+  DEQ_DEVICE void combine() const {
+    const CellSlots slots = state().slots;
+    const int64_t slot_stride = state().slot_stride;
+    const accum_t damping = static_cast<accum_t>(a.damping);
     for_each_pass([&](const Pass& pass, int rows) {
       const int dim = static_cast<int>(a.dim);
       for (int i = block.thread(); i < rows * dim; i += kGpuThreads) {
-        const int64_t row = pass.first + i / dim;
-        const int column = i % dim;
-        pass.z(i / dim)[column] =
-            extrapolated(pass.at(s.g, row)[column], pass.at(s.other, row)[column], secant);
+        slots.combine(damping, slot_stride, pass.at(0, pass.first + i / dim) + i % dim);
       }
     });
   }
@@ -336,13 +308,13 @@ struct GroupSolve {
         judge_step(sums);
       }
       block.sync();
-      if (a.accelerate && state().advance) {
-        extrapolate();
+      if (state().slots.combines) {
+        combine();
         state().team.sync(block);
       }
     }
-    if (a.fixed_steps || state().kept) {
-      store(state().slots[a.fixed_steps ? kG : kBest]);
+    if (a.fixed_steps || state().slots.kept) {
+      store(state().slots.of[a.fixed_steps ? kOutput : kBest]);
     }
     if (state().team.rank == 0 && block.thread() == 0) {
       store_tables(block, a, state().sample, norms(), counters());

@@ -1,6 +1,7 @@
 // One evaluation of a structured cell on a few rows by one block:
-//     g = z + damping (f(z) - z),    f(z) = phi(S (c z) V^T + b),
-// and what is summed over a sample of each row (CellSum).
+//     r = f(z) - z,    f(z) = phi(S (c z) V^T + b),
+// what is summed over a sample of each row (CellSum) and, where steps are not accelerated, the next
+// iterate z + damping r in place of r.
 //
 // Every element of S (c z) is one chain of multiply-adds over the entries of S in their order.
 // Every element of its product with V is a chain for each kChainTerms columns of V, one chain added
@@ -11,10 +12,11 @@
 //   bool runs(row)                   false: nothing of the row is wanted
 //   int64_t global(row)              its place among all rows
 //   accum_t* z(row)                  [row_stride]
-//   accum_t* g(row)                  receives g
-//   accum_t* residual(row)           where steps are accelerated: holds the residual of the iterate
-//                                    before, and receives f(z) - z
-//   accum_t unit(row)                of the sums that compare the two
+//   accum_t* output(row)             receives r, or the next iterate
+//   where steps are accelerated:
+//   accum_t* combined(row)           o, the combined residual of the step before
+//   accum_t* last_combined(row)      o', that of the one before it
+//   accum_t unit(row)                of the sums that compare them with r
 //   mix(row, k, sums)                adds (S (c z))[row, k .. k + kCellItem) to sums
 #pragma once
 
@@ -136,8 +138,8 @@ DEQ_DEVICE void stage_resident(const Block& block, const CellArguments<state_t>&
   }
 }
 
-// g = S (c z) V^T for the first `rows` rows of a pass. Each thread computes kCellItem
-// neighbouring rows of columns that are column_groups apart, and keeps what they have come to in g.
+// S (c z) V^T of the first `rows` rows of a pass, in place of the output. Each thread computes
+// kCellItem neighbouring rows of columns that are column_groups apart.
 template <typename state_t, typename Block, typename Pass>
 DEQ_DEVICE void multiply_rows(const Block& block, const CellArguments<state_t>& a,
                               const CellPlan& plan, const Pass& pass, int rows) {
@@ -213,19 +215,19 @@ DEQ_DEVICE void multiply_rows(const Block& block, const CellArguments<state_t>& 
       DEQ_UNROLL
       for (int i = 0; i < kCellItem; ++i) {
         if (first_row + i < rows && pass.runs(first_row + i)) {
-          accum_t* const g = pass.g(first_row + i) + begin;
+          accum_t* const product = pass.output(first_row + i) + begin;
           // All are read before any is written, so that they are waited for together.
           accum_t before[kCellItem] = {};
           DEQ_UNROLL
           for (int j = 0; j < kCellItem; ++j) {
             if (!first && group + j * groups < columns) {
-              before[j] = g[group + j * groups];
+              before[j] = product[group + j * groups];
             }
           }
           DEQ_UNROLL
           for (int j = 0; j < kCellItem; ++j) {
             if (group + j * groups < columns) {
-              g[group + j * groups] = before[j] + sums[i][j];
+              product[group + j * groups] = before[j] + sums[i][j];
             }
           }
         }
@@ -269,8 +271,8 @@ DEQ_DEVICE void put_pair(const Block& block, double value, double* pair) {
   }
 }
 
-// From S (c z) V^T in g to g itself, a warp per row; row_sums [rows, kCellSums] receives what
-// `combined` combines, in double so that no float32 state overflows it.
+// From S (c z) V^T to the output in its place, a warp per row; row_sums [rows, kCellSums] receives
+// what `combined` combines, in double so that no float32 state overflows it.
 template <typename state_t, typename Block, typename Pass>
 DEQ_DEVICE void finish_rows(const Block& block, const CellArguments<state_t>& a, const Pass& pass,
                             int rows, double* row_sums) {
@@ -281,17 +283,20 @@ DEQ_DEVICE void finish_rows(const Block& block, const CellArguments<state_t>& a,
       continue;
     }
     const accum_t* const z = pass.z(row);
-    accum_t* const g = pass.g(row);
+    accum_t* const output = pass.output(row);
     const state_t* const bias = a.bias + pass.global(row) * a.bias_stride;
-    accum_t* const last = a.accelerate ? pass.residual(row) : nullptr;
+    const accum_t* const newer = a.accelerate ? pass.combined(row) : nullptr;
+    const accum_t* const older = a.accelerate ? pass.last_combined(row) : nullptr;
     const accum_t unit = a.accelerate ? pass.unit(row) : accum_t(1);
     double norms[2] = {};
-    double changes[2] = {};
+    double first[2] = {};   // <u, u> and <u, v>
+    double second[2] = {};  // <v, v> and <u, r>
     accum_t largest[2] = {};
     for (int64_t i = block.lane(); i < a.dim; i += kGpuWarp) {
-      const accum_t f = activated(a.activation, g[i] + widen(bias[i]));
+      const accum_t f = activated(a.activation, output[i] + widen(bias[i]));
       const accum_t residual = f - z[i];
-      g[i] = share == accum_t(1) ? f : z[i] + share * residual;
+      const accum_t next = share == accum_t(1) ? f : z[i] + share * residual;
+      output[i] = a.accelerate ? residual : next;
       if (a.norm == NormKind::kTwo) {
         norms[0] += static_cast<double>(residual) * static_cast<double>(residual);
         norms[1] += static_cast<double>(f) * static_cast<double>(f);
@@ -304,10 +309,12 @@ DEQ_DEVICE void finish_rows(const Block& block, const CellArguments<state_t>& a,
         }
       }
       if (a.accelerate) {
-        const double change = static_cast<double>(unit * (residual - last[i]));
-        changes[0] += change * change;
-        changes[1] += change * static_cast<double>(unit * residual);
-        last[i] = residual;
+        const double u = static_cast<double>(unit * (newer[i] - residual));
+        const double v = static_cast<double>(unit * (older[i] - newer[i]));
+        first[0] += u * u;
+        first[1] += u * v;
+        second[0] += v * v;
+        second[1] += u * static_cast<double>(unit * residual);
       }
     }
     if (a.norm == NormKind::kMax) {
@@ -317,12 +324,13 @@ DEQ_DEVICE void finish_rows(const Block& block, const CellArguments<state_t>& a,
     double* const sums = row_sums + kCellSums * row;
     put_pair(block, combine_warp(block, a.norm, norms), sums);
     if (a.accelerate) {
-      put_pair(block, combine_warp(block, NormKind::kTwo, changes), sums + kChangeSquare);
+      put_pair(block, combine_warp(block, NormKind::kTwo, first), sums + kSquareU);
+      put_pair(block, combine_warp(block, NormKind::kTwo, second), sums + kSquareV);
     }
   }
 }
 
-// g of the first `rows` rows of a pass, and their sums; all threads see them.
+// The output of the first `rows` rows of a pass, and their sums; all threads see them.
 template <typename state_t, typename Block, typename Pass>
 DEQ_DEVICE void evaluate_rows(const Block& block, const CellArguments<state_t>& a,
                               const CellPlan& plan, const Pass& pass, int rows) {
@@ -336,11 +344,11 @@ DEQ_DEVICE void evaluate_rows(const Block& block, const CellArguments<state_t>& 
 // How many sums an evaluation leaves, and how sum `i` of them is combined.
 template <typename state_t>
 DEQ_DEVICE int sums_of(const CellArguments<state_t>& a) {
-  return a.accelerate ? kCellSums : kChangeSquare;
+  return a.accelerate ? kCellSums : kSquareU;
 }
 template <typename state_t>
 DEQ_DEVICE NormKind kind_of(const CellArguments<state_t>& a, int i) {
-  return i < kChangeSquare ? a.norm : NormKind::kTwo;
+  return i < kSquareU ? a.norm : NormKind::kTwo;
 }
 
 // Squared norms in place of what `combined` has combined.
@@ -350,12 +358,6 @@ DEQ_DEVICE void square_norms(const CellArguments<state_t>& a, double* sums) {
     sums[kResidualNorm] *= sums[kResidualNorm];
     sums[kValueNorm] *= sums[kValueNorm];
   }
-}
-
-// z = g - secant (g - other) for one element.
-template <typename accum_t>
-DEQ_DEVICE accum_t extrapolated(accum_t g, accum_t other, accum_t secant) {
-  return g - secant * (g - other);
 }
 
 // A sample's tables as they are kept on chip for a solve; its trace stays where it is.

@@ -8,9 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "algebra/crop.h"
 #include "algebra/macros.h"
-#include "algebra/secant.h"
 #include "algebra/termination.h"
+#include "cuda/cells_slots.h"
 #include "cuda/plan.h"
 
 namespace deq {
@@ -23,16 +24,13 @@ constexpr int kCellItem = 4;
 // terms rounds too often, each time by the size of what it has come to. Weights that do not stay on
 // chip are read in tiles of a divisor of it.
 constexpr int kChainTerms = 64;
-// What is kept of every row: z, g = z + damping (f(z) - z) and the best z; where steps are
-// accelerated, the g and the residual of the iterate before as well.
-enum CellSlot : int { kZ, kG, kBest, kCellSlots, kLastG = kCellSlots, kResidual, kAllCellSlots };
 // Samples of up to this many rows are left to single blocks where others are shared by a grid.
 constexpr int64_t kAloneRows = 64;
 // From this many tiles on a sample is worth a barrier of many blocks in each step.
 constexpr int64_t kSharedTiles = 4;
 // Room for what a block knows of the sample it works on.
 constexpr int64_t kGroupStateBytes = 144;
-constexpr int64_t kRowStateBytes = 56;
+constexpr int64_t kRowStateBytes = 64;
 
 struct CellDemand {
   int64_t rows;
@@ -142,9 +140,11 @@ inline void fit_tiles(const CellDemand& demand, const GpuDevice& device, CellPla
 
 inline void keep_rows(const CellDemand& demand, const GpuDevice& device, int64_t wanted,
                       CellPlan* plan) {
-  // What a row takes, and a little for the partial sums.
-  const int64_t row = plan->slots * plan->row_stride * demand.accum_bytes + 4;
-  constexpr int64_t kSlack = 2 * kCellSums * 8 + 16;
+  // What a row takes, its share of its tile's partial sums, and those of a tile that is cut short.
+  constexpr int64_t kTileSums = 2 * kCellSums * 8;
+  const int64_t row =
+      plan->slots * plan->row_stride * demand.accum_bytes + ceil_div(kTileSums, kCellTile);
+  constexpr int64_t kSlack = kTileSums + 16;
   const int64_t room = (device.shared_bytes - plan->shared.bytes - kSlack) / row;
   plan->kept_rows = std::max<int64_t>(0, std::min(wanted, room));
   choose_tiles(demand, plan->tile_k, plan);

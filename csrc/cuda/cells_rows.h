@@ -12,15 +12,10 @@ constexpr int kRowWarps = 64 / kGpuWarp;
 
 // What a block knows of each row of its tile, in shared memory.
 struct CellRowState {
-  int16_t slots[kAllCellSlots];  // where what is kept of the row (CellSlot) lies
-  // Where an accelerated step goes from the iterate at hand: g - secant (g - other).
-  int16_t g;
-  int16_t other;
+  CellSlots slots;
   bool runs;
-  bool stored;  // whether the best one is to be stored
-  double secant;
+  Crop last;
   double unit;
-  Secant last;
 };
 static_assert(sizeof(CellRowState) <= kRowStateBytes, "has its place in the layout");
 
@@ -40,9 +35,13 @@ struct RowPass {
   DEQ_DEVICE accum_t* at(int slot, int row) const {
     return iterates + slot * slot_stride + row * plan.row_stride;
   }
-  DEQ_DEVICE accum_t* z(int row) const { return at(states[row].slots[kZ], row); }
-  DEQ_DEVICE accum_t* g(int row) const { return at(states[row].slots[kG], row); }
-  DEQ_DEVICE accum_t* residual(int row) const { return at(states[row].slots[kResidual], row); }
+  DEQ_DEVICE accum_t* slot(int which, int row) const {
+    return at(states[row].slots.of[which], row);
+  }
+  DEQ_DEVICE accum_t* z(int row) const { return slot(kZ, row); }
+  DEQ_DEVICE accum_t* output(int row) const { return slot(kOutput, row); }
+  DEQ_DEVICE accum_t* combined(int row) const { return slot(kCombined, row); }
+  DEQ_DEVICE accum_t* last_combined(int row) const { return slot(kLastCombined, row); }
   DEQ_DEVICE accum_t unit(int row) const { return static_cast<accum_t>(states[row].unit); }
 
   DEQ_DEVICE void mix(int row, int64_t k, Pack<accum_t, kCellItem>& sums) const {
@@ -76,31 +75,12 @@ DEQ_DEVICE bool judge_row(const Block& block, const CellArguments<state_t>& a, i
   const CellDecision decision =
       decide_cell(sums, a.limits, a.fixed_steps, a.accelerate, norms,
                   traced(a, sample, counters[kSteps]), counters, &state->last);
-  auto swap = [&](int i, int j) {
-    const int16_t other = state->slots[i];
-    state->slots[i] = state->slots[j];
-    state->slots[j] = other;
-  };
-  if (decision.improved) {
-    swap(kZ, kBest);
-    state->stored = true;
-  }
+  state->slots.follow(decision, a.accelerate);
+  state->unit = static_cast<double>(state->last.template unit<accumulate_t<state_t>>());
   if (decision.action == CellAction::kStop) {
     state->runs = false;
     store_tables(block, a, sample, norms, counters);
     return false;
-  }
-  if (!a.accelerate) {
-    swap(kZ, kG);
-    return true;
-  }
-  const bool back = decision.action == CellAction::kGoBack;
-  state->g = state->slots[back ? kLastG : kG];
-  state->other = decision.secant == 0.0 ? state->g : state->slots[kLastG];
-  state->secant = decision.secant;
-  state->unit = static_cast<double>(state->last.template unit<accumulate_t<state_t>>());
-  if (!back) {
-    swap(kG, kLastG);
   }
   return true;
 }
@@ -131,13 +111,10 @@ DEQ_DEVICE void solve_rows(const Block& block, const CellArguments<state_t>& a,
   const int thread = block.thread();
   if (thread < rows) {
     CellRowState& state = states[thread];
-    for (int slot = 0; slot < kAllCellSlots; ++slot) {
-      state.slots[slot] = static_cast<int16_t>(slot);
-    }
+    state.slots.reset();
     state.runs = is_running(block, a, begin + thread);
-    state.stored = false;
+    state.last = Crop();
     state.unit = 1.0;
-    state.last = Secant();
     if (state.runs) {
       load_tables(a, begin + thread, norms + thread * kNormColumns,
                   counters + thread * kCounterColumns);
@@ -161,12 +138,10 @@ DEQ_DEVICE void solve_rows(const Block& block, const CellArguments<state_t>& a,
     block.sync();
     if (a.accelerate) {
       for (int i = thread; i < rows * dim; i += kGpuThreads) {
-        const int row = i / dim;
-        const CellRowState& state = states[row];
-        if (state.runs) {
-          pass.z(row)[i % dim] =
-              extrapolated(pass.at(state.g, row)[i % dim], pass.at(state.other, row)[i % dim],
-                           static_cast<accum_t>(state.secant));
+        const CellSlots& slots = states[i / dim].slots;
+        if (slots.combines) {
+          slots.combine(static_cast<accum_t>(a.damping), pass.slot_stride,
+                        pass.at(0, i / dim) + i % dim);
         }
       }
       block.sync();
@@ -174,13 +149,13 @@ DEQ_DEVICE void solve_rows(const Block& block, const CellArguments<state_t>& a,
   }
   if (started && a.fixed_steps) {
     // Nothing was kept; the last iterate is in the place of the next one.
-    states[thread].slots[kBest] = states[thread].slots[kG];
-    states[thread].stored = true;
+    states[thread].slots.of[kBest] = states[thread].slots.of[kOutput];
+    states[thread].slots.kept = true;
   }
   block.sync();
   for (int i = thread; i < rows * dim; i += kGpuThreads) {
-    if (states[i / dim].stored) {
-      narrow(pass.at(states[i / dim].slots[kBest], i / dim)[i % dim], &a.z[begin * a.dim + i]);
+    if (states[i / dim].slots.kept) {
+      narrow(pass.slot(kBest, i / dim)[i % dim], &a.z[begin * a.dim + i]);
     }
   }
 }

@@ -8,8 +8,8 @@ namespace {
 using deq::CellAction;
 using deq::CellDecision;
 using deq::CellPrecision;
+using deq::Crop;
 using deq::Limits;
-using deq::Secant;
 
 constexpr double kTolerance = 1e-6;
 
@@ -23,13 +23,13 @@ class Sample {
   }
 
   // Whether the next evaluation has to be exact.
-  bool follow(double residual, CellAction action = CellAction::kExtrapolate) {
-    // With the last two sums, gamma is 1/2.
-    const double sums[deq::kCellSums] = {residual * residual, 1.0, 2.0, 1.0};
+  bool follow(double residual, CellAction action = CellAction::kAdvance) {
+    // With the sums over u and r, the share is 1/2.
+    const double sums[deq::kCellSums] = {residual * residual, 1.0, 2.0, 0.0, 0.0, -1.0};
     if (precision_.exact()) {
       ++counters[deq::kSteps];
       last.residual = residual;
-      precision_.follow_exact(residual, kTolerance, limits_, {action, true, 0.0},
+      precision_.follow_exact(residual, kTolerance, limits_, {action, true, {}},
                               counters[deq::kSteps]);
     } else {
       decision = precision_.follow_approximate(sums, kTolerance, limits_, &traced, counters, &last);
@@ -39,7 +39,7 @@ class Sample {
 
   bool exact() const { return precision_.exact(); }
 
-  Secant last = {true, true, 0.0};
+  Crop last = {1, true, 0.0};
   CellDecision decision = {};
   double traced = 0.0;
   int64_t counters[deq::kCounterColumns] = {};
@@ -69,9 +69,9 @@ TEST(precision_records_and_looks_back) {
   CHECK(sample.traced == 0.5);
   CHECK(sample.counters[deq::kSteps] == 2);
   CHECK(sample.counters[deq::kStatus] == deq::kRunning);
-  CHECK(sample.decision.action == CellAction::kExtrapolate && !sample.decision.improved);
-  CHECK(sample.decision.secant == 0.5);
-  CHECK(sample.last.known && sample.last.extrapolated && sample.last.residual == 0.5);
+  CHECK(sample.decision.action == CellAction::kAdvance && !sample.decision.improved);
+  CHECK(sample.decision.weights.share == 0.5 && sample.decision.weights.momentum == 0.0);
+  CHECK(sample.last.known == 2 && sample.last.combined && sample.last.residual == 0.5);
 }
 
 TEST(precision_goes_back_to_exact) {
@@ -81,14 +81,14 @@ TEST(precision_goes_back_to_exact) {
     sample.follow(0.5);
     CHECK(sample.follow(residual));
     CHECK(sample.decision.action == CellAction::kGoBack);
-    CHECK(!sample.last.known);
+    CHECK(sample.last.known == 0);
   }
-  // To go back from a damped step is to evaluate the same iterate again.
+  // There is nothing before a damped step to go back to.
   Sample damped;
   damped.follow(1.0);
-  damped.last.extrapolated = false;
+  damped.last.combined = false;
   CHECK(damped.follow(0.96));
-  CHECK(damped.decision.action == CellAction::kGoBack);
+  CHECK(damped.decision.action == CellAction::kRepeat);
   Sample taken_back;
   CHECK(taken_back.follow(1.0, CellAction::kGoBack));
 }
@@ -98,7 +98,7 @@ TEST(precision_is_exact_where_steps_are_short) {
   sample.follow(1.0);
   CHECK(!sample.follow(0.9));
   CHECK(sample.follow(0.88));
-  CHECK(sample.decision.action == CellAction::kExtrapolate);
+  CHECK(sample.decision.action == CellAction::kAdvance);
   CHECK(sample.follow(0.87));
   CHECK(!sample.follow(0.8));
 }

@@ -54,10 +54,6 @@ std::vector<bfloat16> rounded(const std::vector<float>& values) {
   return out;
 }
 
-bool same_bits(const bfloat16* a, const bfloat16* b, int64_t count) {
-  return std::memcmp(a, b, index(count) * sizeof(bfloat16)) == 0;
-}
-
 TEST(differences_multiply) {
   if (!supported()) {
     return;
@@ -80,7 +76,10 @@ TEST(differences_multiply) {
     for (int64_t rows : {1, 2, 5, 6, 7, 11, 13, 23}) {
       const std::vector<bfloat16> in = rounded(random_rows(rows, dim, 2));
       std::vector<float> product(in.size(), 7.0f);
-      loops.multiply(pairs.data(), dim, stride, rows, in.data(), product.data());
+      // To ask for rows changes nothing.
+      const int64_t bytes = stride * static_cast<int64_t>(sizeof(bfloat16));
+      const deq::CellAhead ahead = {{in.data(), nullptr, in.data()}, {bytes, 0, bytes}};
+      loops.multiply(pairs.data(), dim, stride, rows, in.data(), product.data(), ahead);
       for (int64_t row = 0; row < rows; ++row) {
         for (int64_t column = 0; column < stride; ++column) {
           double expected = 0.0;
@@ -92,7 +91,7 @@ TEST(differences_multiply) {
         }
         // A row by itself has the same bits as among others.
         std::vector<float> alone(index(stride));
-        loops.multiply(pairs.data(), dim, stride, 1, in.data() + row * stride, alone.data());
+        loops.multiply(pairs.data(), dim, stride, 1, in.data() + row * stride, alone.data(), {});
         CHECK(std::memcmp(alone.data(), product.data() + row * stride,
                           index(stride) * sizeof(float)) == 0);
       }
@@ -125,29 +124,113 @@ TEST(differences_gather) {
   }
 }
 
-TEST(differences_extrapolate) {
+TEST(differences_finish) {
+  if (!supported()) {
+    return;
+  }
+  const int64_t rows = 3;
+  for (int64_t dim : kDims) {
+    for (bool fresh : {false, true}) {
+      const std::vector<float> product = random_rows(rows, dim, 6);
+      const std::vector<float> z = random_rows(rows, dim, 7);
+      const std::vector<float> combined = random_rows(rows, dim, 8);
+      const std::vector<bfloat16> drift = rounded(random_rows(rows, dim, 9));
+      const std::vector<float> base = random_rows(rows, dim, 10);
+      std::vector<float> sum = base;
+      std::vector<float> kept = combined;
+      std::vector<bfloat16> gap(z.size(), bfloat16{7});
+      const float unit = 2.0f;
+      double sums[deq::kCellSums];
+      deq::CellFinish<float, bfloat16> finish = {};
+      finish.activation = deq::Activation::kTanh;
+      finish.norm = deq::NormKind::kTwo;
+      finish.damping = 0.5f;
+      finish.dim = dim;
+      finish.stride = padded(dim);
+      finish.rows = rows;
+      finish.z = z.data();
+      finish.product = product.data();
+      finish.base = finish.sum = sum.data();
+      finish.gap = gap.data();
+      finish.combined = kept.data();
+      finish.drift = drift.data();
+      finish.units = &unit;
+      finish.fresh = &fresh;
+      finish.sums = sums;
+      deq::avx512_bf16::cell_differences().finish(finish);
+      double expected[deq::kCellSums] = {};
+      for (size_t i = 0; i < z.size(); ++i) {
+        CHECK(sum[i] == base[i] + product[i]);
+        const double f = std::tanh(static_cast<double>(sum[i]));
+        const double r = f - z[i];
+        const double o = fresh ? r : combined[i];
+        CHECK_NEAR(kept[i], o, 1e-6);
+        CHECK_NEAR(widen(gap[i]), o - r, 0x1p-8 * std::fabs(o - r) + 1e-6);
+        const double u = unit * (o - r);
+        const double v = unit * widen(drift[i]);
+        expected[deq::kResidualNorm] += r * r;
+        expected[deq::kValueNorm] += f * f;
+        expected[deq::kSquareU] += u * u;
+        expected[deq::kProductUV] += u * v;
+        expected[deq::kSquareV] += v * v;
+        expected[deq::kProductUR] += u * unit * r;
+      }
+      for (int64_t i = 0; i < deq::kCellSums; ++i) {
+        CHECK_NEAR(sums[i], expected[i], 1e-3);
+      }
+    }
+  }
+}
+
+TEST(differences_advance) {
   if (!supported()) {
     return;
   }
   for (int64_t dim : kDims) {
-    const std::vector<float> g = random_rows(2, dim, 10);
-    const std::vector<float> last = random_rows(2, dim, 11);
-    const std::vector<float> c = random_rows(2, dim, 12);
-    const std::vector<float> z = random_rows(2, dim, 13);
-    const auto size = static_cast<int64_t>(g.size());
+    const std::vector<float> z = random_rows(2, dim, 10);
+    const std::vector<float> c = random_rows(2, dim, 11);
+    const std::vector<float> combined = random_rows(2, dim, 12);
+    const std::vector<bfloat16> moved = rounded(random_rows(2, dim, 13));
+    const std::vector<bfloat16> gap = rounded(random_rows(2, dim, 14));
+    const std::vector<bfloat16> drift = rounded(random_rows(2, dim, 15));
     for (bool scaled : {false, true}) {
-      std::vector<float> out = z;  // in place
-      std::vector<bfloat16> change(g.size(), bfloat16{7});
-      std::vector<bfloat16> expected;
-      deq::avx512_bf16::cell_differences().extrapolate(g.data(), last.data(), -1.5f, size,
-                                                       scaled ? c.data() : nullptr, out.data(),
-                                                       out.data(), change.data());
-      for (size_t i = 0; i < g.size(); ++i) {
-        CHECK_NEAR(out[i], g[i] + 1.5 * (static_cast<double>(g[i]) - last[i]), 1e-6);
-        const float moved = out[i] - z[i];
-        expected.push_back(round(scaled ? c[i] * moved : moved));
+      for (bool exact : {false, true}) {
+        std::vector<float> next_z = z;
+        std::vector<float> next_combined = combined;
+        std::vector<bfloat16> next_moved = moved;
+        std::vector<bfloat16> next_drift = drift;
+        std::vector<float> scaled_z(z.size(), 7.0f);
+        std::vector<bfloat16> change(z.size(), bfloat16{7});
+        deq::CellStep<float, bfloat16> step = {};
+        step.length = 0.75f;
+        step.share = 0.5f;
+        step.momentum = -1.5f;
+        step.size = static_cast<int64_t>(z.size());
+        step.gap = gap.data();
+        step.z = step.next_z = next_z.data();
+        step.combined = step.next_combined = next_combined.data();
+        step.drift = step.next_drift = next_drift.data();
+        step.moved = step.next_moved = next_moved.data();
+        step.scale = scaled ? c.data() : nullptr;
+        const deq::CellDifferences& loops = deq::avx512_bf16::cell_differences();
+        if (exact) {
+          loops.advance(step, scaled ? scaled_z.data() : nullptr);
+        } else {
+          loops.advance_change(step, scaled ? change.data() : nullptr);
+        }
+        for (size_t i = 0; i < z.size(); ++i) {
+          const double r = static_cast<double>(combined[i]) - widen(gap[i]);
+          const double o = r + 0.5 * widen(gap[i]) - 1.5 * widen(drift[i]);
+          CHECK_NEAR(widen(next_moved[i]), 0.75 * r + 1.5 * widen(moved[i]), 0x1p-6);
+          // The iterate moves by what is kept of its move.
+          CHECK(next_z[i] == z[i] + widen(next_moved[i]));
+          CHECK_NEAR(next_combined[i], o, 2e-6);
+          CHECK_NEAR(widen(next_drift[i]), combined[i] - o, 0x1p-6);
+          CHECK(scaled_z[i] == (scaled && exact ? c[i] * next_z[i] : 7.0f));
+          CHECK(change[i].bits ==
+                (scaled && !exact ? round(c[i] * widen(next_moved[i])) : bfloat16{7}).bits);
+        }
       }
-      CHECK(same_bits(change.data(), expected.data(), size));
     }
   }
 }

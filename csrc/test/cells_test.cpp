@@ -54,7 +54,10 @@ void check_multiply(const CellTiles<accum_t>& tiles, double tolerance) {
     for (int64_t rows : kRowCounts) {
       const auto in = random_rows<accum_t>(rows, dim, stride, 2);
       std::vector<accum_t> out(in.size(), accum_t(7));
-      tiles.multiply(packed.data(), dim, stride, rows, in.data(), out.data());
+      // To ask for rows changes nothing.
+      const int64_t bytes = stride * static_cast<int64_t>(sizeof(accum_t));
+      const deq::CellAhead ahead = {{in.data(), nullptr, out.data()}, {bytes, 0, bytes}};
+      tiles.multiply(packed.data(), dim, stride, rows, in.data(), out.data(), ahead);
       for (int64_t row = 0; row < rows; ++row) {
         for (int64_t column = 0; column < stride; ++column) {
           double expected = 0.0;
@@ -66,7 +69,7 @@ void check_multiply(const CellTiles<accum_t>& tiles, double tolerance) {
         }
         // A row by itself has the same bits as among others.
         std::vector<accum_t> alone(static_cast<size_t>(stride));
-        tiles.multiply(packed.data(), dim, stride, 1, in.data() + row * stride, alone.data());
+        tiles.multiply(packed.data(), dim, stride, 1, in.data() + row * stride, alone.data(), {});
         CHECK(std::memcmp(alone.data(), out.data() + row * stride,
                           static_cast<size_t>(stride) * sizeof(accum_t)) == 0);
       }
@@ -81,7 +84,7 @@ void check_long_sums(const CellTiles<float>& tiles) {
   std::vector<float> in(static_cast<size_t>(dim), 1.0f / 3000.0f);
   in[0] = 1000.0f;
   std::vector<float> out(in.size());
-  tiles.multiply(packed.data(), dim, dim, 1, in.data(), out.data());
+  tiles.multiply(packed.data(), dim, dim, 1, in.data(), out.data(), {});
   for (float value : out) {
     // One chain is off by 0.03.
     CHECK(std::fabs(value - (1000.0 + 1023.0 / 3000.0)) < 3e-3);
@@ -124,7 +127,8 @@ void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
     const auto old_base = random_rows<accum_t>(rows, dim, stride, 13);
     const auto z = random_rows<accum_t>(rows, dim, stride, 7);
     const auto c = random_rows<accum_t>(rows, dim, stride, 8);
-    const auto last_residual = random_rows<accum_t>(rows, dim, stride, 9);
+    const auto combined = random_rows<accum_t>(rows, dim, stride, 9);
+    const auto drift = random_rows<accum_t>(rows, dim, stride, 10);
     for (int64_t number = 0; number < deq::kActivations; ++number) {
       for (int variant = 0; variant < 32; ++variant) {
         std::vector<accum_t> pre = product;
@@ -134,7 +138,8 @@ void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
         }
         std::vector<accum_t> next = product;
         std::vector<accum_t> scaled(pre.size(), accum_t(7));
-        std::vector<accum_t> kept_residual = last_residual;
+        std::vector<accum_t> gap(pre.size(), accum_t(7));
+        std::vector<accum_t> kept = combined;
         double sums[deq::kCellSums * rows];
         CellFinish<accum_t> finish = {};
         finish.activation = static_cast<Activation>(number);
@@ -149,11 +154,16 @@ void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
         finish.base = base.data();
         finish.sum = variant & 16 ? base.data() : nullptr;
         finish.next = next.data();
-        finish.scale = variant & 8 ? nullptr : c.data();
-        finish.scaled_next = variant & 8 ? nullptr : scaled.data();
+        const bool accelerated = (variant & 8) != 0;
+        finish.scale = accelerated ? nullptr : c.data();
+        finish.scaled_next = accelerated ? nullptr : scaled.data();
         const accum_t units[rows] = {1, 2, accum_t(0.25)};
         finish.units = units;
-        finish.residual = variant & 8 ? kept_residual.data() : nullptr;
+        finish.gap = accelerated ? gap.data() : nullptr;
+        finish.combined = kept.data();
+        finish.drift = drift.data();
+        const bool fresh[rows] = {(number & 1) != 0, true, false};
+        finish.fresh = fresh;
         finish.sums = sums;
         tiles.finish(finish);
         CHECK(base == (variant & 16 ? pre : old_base));
@@ -165,15 +175,22 @@ void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
             const bool real = static_cast<int64_t>(i) < dim;
             const double f = real ? activation_value(finish.activation, pre[at]) : 0.0;
             const double residual = f - z[at];
-            CHECK_NEAR(next[at], z[at] + finish.damping * residual, tolerance);
+            if (!accelerated) {
+              CHECK_NEAR(next[at], z[at] + finish.damping * residual, tolerance);
+            }
             CHECK_NEAR(scaled[at], finish.scale ? c[at] * static_cast<double>(next[at]) : 7.0,
                        tolerance);
             const double unit = units[finish.each_row ? row : 0];
-            const double change = unit * (residual - last_residual[at]);
-            of_row[deq::kChangeSquare] += change * change;
-            of_row[deq::kChangeResidual] += change * unit * residual;
-            CHECK_NEAR(kept_residual[at], finish.residual ? residual : last_residual[at],
-                       tolerance);
+            const bool is_fresh = fresh[finish.each_row ? row : 0];
+            const double o = is_fresh ? residual : combined[at];
+            const double u = unit * (o - residual);
+            const double v = unit * static_cast<double>(drift[at]);
+            of_row[deq::kSquareU] += u * u;
+            of_row[deq::kProductUV] += u * v;
+            of_row[deq::kSquareV] += v * v;
+            of_row[deq::kProductUR] += u * unit * residual;
+            CHECK_NEAR(gap[at], accelerated ? o - residual : 7.0, 2 * tolerance);
+            CHECK_NEAR(kept[at], accelerated ? o : static_cast<double>(combined[at]), tolerance);
             const double squares[2] = {residual * residual, f * f};
             for (int s = 0; s < 2; ++s) {
               of_row[s] = finish.norm == NormKind::kTwo ? of_row[s] + squares[s]
@@ -182,7 +199,7 @@ void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
           }
         }
         for (int64_t i = 0; i < deq::kCellSums * (finish.each_row ? rows : 1); ++i) {
-          if (finish.residual != nullptr || i % deq::kCellSums < deq::kChangeSquare) {
+          if (finish.gap != nullptr || i % deq::kCellSums < deq::kSquareU) {
             CHECK_NEAR(sums[i], expected[i], 200 * tolerance);
           }
         }
@@ -192,25 +209,49 @@ void check_finish(const CellTiles<accum_t>& tiles, double tolerance) {
 }
 
 template <typename accum_t>
-void check_extrapolate(const CellTiles<accum_t>& tiles, double tolerance) {
+void check_advance(const CellTiles<accum_t>& tiles, double tolerance) {
   for (int64_t dim : kDims) {
     const int64_t stride = padded(tiles, dim);
-    const auto g = random_rows<accum_t>(2, dim, stride, 10);
-    const auto last = random_rows<accum_t>(2, dim, stride, 11);
+    const auto z = random_rows<accum_t>(2, dim, stride, 10);
+    const auto moved = random_rows<accum_t>(2, dim, stride, 11);
     const auto c = random_rows<accum_t>(2, dim, stride, 12);
+    const auto gap = random_rows<accum_t>(2, dim, stride, 13);
+    const auto combined = random_rows<accum_t>(2, dim, stride, 14);
+    const auto drift = random_rows<accum_t>(2, dim, stride, 15);
+    const std::vector<accum_t> nothing(z.size(), std::numeric_limits<accum_t>::quiet_NaN());
     for (bool scaled : {false, true}) {
-      std::vector<accum_t> out(g.size(), accum_t(7));
-      std::vector<accum_t> scaled_out(g.size(), accum_t(7));
-      tiles.extrapolate(g.data(), last.data(), accum_t(-1.5), 2 * stride,
-                        scaled ? c.data() : nullptr, out.data(), scaled_out.data());
-      for (size_t i = 0; i < g.size(); ++i) {
-        const double expected = g[i] + 1.5 * (static_cast<double>(g[i]) - last[i]);
-        CHECK_NEAR(out[i], expected, 3 * tolerance);
-        CHECK_NEAR(scaled_out[i], scaled ? c[i] * expected : 7.0, 10 * tolerance);
+      for (double momentum : {0.0, -1.5}) {
+        // In place. What is not read may be anything.
+        std::vector<accum_t> next_z = z;
+        std::vector<accum_t> next_combined = combined;
+        std::vector<accum_t> next_drift = momentum == 0.0 ? nothing : drift;
+        std::vector<accum_t> next_moved = momentum == 0.0 ? nothing : moved;
+        std::vector<accum_t> mixed(z.size(), accum_t(7));
+        deq::CellStep<accum_t> step = {};
+        step.length = accum_t(0.75);
+        step.share = accum_t(0.5);
+        step.momentum = static_cast<accum_t>(momentum);
+        step.size = 2 * stride;
+        step.gap = gap.data();
+        step.z = step.next_z = next_z.data();
+        step.combined = step.next_combined = next_combined.data();
+        step.drift = step.next_drift = next_drift.data();
+        step.moved = step.next_moved = next_moved.data();
+        step.scale = scaled ? c.data() : nullptr;
+        tiles.advance(step, scaled ? mixed.data() : nullptr);
+        for (size_t i = 0; i < z.size(); ++i) {
+          const double o = combined[i];
+          const double r = o - gap[i];
+          const double back = momentum == 0.0 ? 0.0 : momentum * moved[i];
+          const double along = momentum == 0.0 ? 0.0 : momentum * drift[i];
+          CHECK_NEAR(next_moved[i], 0.75 * r - back, 10 * tolerance);
+          CHECK(next_z[i] == z[i] + next_moved[i]);
+          const double expected = r + 0.5 * gap[i] + along;
+          CHECK_NEAR(next_combined[i], expected, 10 * tolerance);
+          CHECK_NEAR(next_drift[i], o - expected, 10 * tolerance);
+          CHECK_NEAR(mixed[i], scaled ? c[i] * static_cast<double>(next_z[i]) : 7.0, tolerance);
+        }
       }
-      // With nothing to extrapolate, it is a copy to the bit.
-      tiles.extrapolate(g.data(), g.data(), accum_t(0), 2 * stride, nullptr, out.data(), nullptr);
-      CHECK(out == g);
     }
   }
 }
@@ -278,7 +319,7 @@ void check_all(const CellTiles<accum_t>& tiles, double tolerance, double relativ
   check_multiply(tiles, 10 * tolerance);
   check_gather(tiles, tolerance);
   check_finish(tiles, tolerance);
-  check_extrapolate(tiles, tolerance);
+  check_advance(tiles, tolerance);
   check_activations(tiles, relative);
 }
 

@@ -32,6 +32,7 @@ struct CellOptions {
   bool fixed_steps = false;
   bool accelerate = false;
   int64_t max_steps = 6;
+  double rtol = 0.0;
   double atol = 1e-3;
 };
 
@@ -235,7 +236,7 @@ struct Cell {
     a.damping = options.damping;
     a.fixed_steps = options.fixed_steps;
     a.accelerate = options.accelerate;
-    a.limits = {0.0, options.atol, options.max_steps, 0, 1e6, 0};
+    a.limits = {options.rtol, options.atol, options.max_steps, 0, 1e6, 0};
     std::vector<accum_t> row_scratch(static_cast<size_t>(plan.row_scratch),
                                      std::numeric_limits<accum_t>::quiet_NaN());
     std::vector<double> sum_scratch(static_cast<size_t>(plan.sum_scratch), std::nan(""));

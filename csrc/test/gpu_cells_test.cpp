@@ -41,47 +41,74 @@ CellPlan plan_of(const Cell<state_t>& cell, const Way& way) {
   return plan;
 }
 
-// Anderson's method with one earlier iterate, and the damped step where that is not wanted or not
-// known.
+// Conjugate residuals with optimal trial vectors from three of them, and the damped step where that
+// is not wanted or not known.
 struct PlainSteps {
+  using Vector = std::vector<double>;
+
   bool accelerate;
   double damping;
-  std::vector<double> last_g = {};
-  std::vector<double> last_residual = {};
+  std::vector<Vector> combined = {};  // residuals, the newest first
+  Vector last_z = {};
   double last_norm = 0.0;
-  bool extrapolated = false;
+  bool looked_back = false;
   int64_t taken_back = 0;
 
-  std::vector<double> from(const std::vector<double>& z, const std::vector<double>& f,
-                           double norm) {
-    if (extrapolated && norm > last_norm) {
+  static double dot(const Vector& x, const Vector& y) {
+    double sum = 0.0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      sum += x[i] * y[i];
+    }
+    return sum;
+  }
+
+  static Vector difference(const Vector& x, const Vector& y) {
+    Vector result = x;
+    for (size_t i = 0; i < x.size(); ++i) {
+      result[i] -= y[i];
+    }
+    return result;
+  }
+
+  Vector from(const Vector& z, const Vector& f, double norm) {
+    if (looked_back && norm > last_norm) {
       ++taken_back;
-      extrapolated = false;
-      last_residual = {};
-      return last_g;
+      looked_back = false;
+      combined.clear();
+      return last_z;
     }
-    std::vector<double> g = z;
-    std::vector<double> residual = z;
-    double change_square = 0.0;
-    double change_residual = 0.0;
+    const Vector r = difference(f, z);
+    const Vector none(z.size(), 0.0);
+    const Vector u = combined.size() > 0 ? difference(combined[0], r) : none;
+    const Vector v = combined.size() > 1 ? difference(combined[1], combined[0]) : none;
+    // The normal equations of the least r + a u + b v.
+    const double uu = dot(u, u);
+    const double uv = dot(u, v);
+    const double vv = dot(v, v);
+    const double determinant = uu * vv - uv * uv;
+    double a = uu > 0.0 ? -dot(u, r) / uu : 0.0;
+    double b = 0.0;
+    if (determinant > deq::kLeastAngle * uu * vv) {
+      a = (uv * dot(v, r) - vv * dot(u, r)) / determinant;
+      b = (uv * dot(u, r) - uu * dot(v, r)) / determinant;
+    }
+    // What would leave the iterate where it is, or is no number, is forgotten.
+    if (!(std::fabs(1.0 - a) >= deq::kLeastLength)) {
+      a = b = 0.0;
+      combined.clear();
+    }
+    Vector next = z;
+    Vector o = r;
     for (size_t i = 0; i < z.size(); ++i) {
-      residual[i] = f[i] - z[i];
-      g[i] += damping * residual[i];
-      if (!last_residual.empty()) {
-        const double change = residual[i] - last_residual[i];
-        change_square += change * change;
-        change_residual += change * residual[i];
-      }
-    }
-    std::vector<double> next = g;
-    extrapolated = accelerate && change_residual != 0.0;
-    for (size_t i = 0; extrapolated && i < z.size(); ++i) {
-      next[i] -= change_residual / change_square * (g[i] - last_g[i]);
+      next[i] += damping * (1.0 - a) * r[i] + (b == 0.0 ? 0.0 : b * (last_z[i] - z[i]));
+      o[i] += a * u[i] + b * v[i];
     }
     if (accelerate) {
-      last_g = g;
-      last_residual = residual;
+      combined.insert(combined.begin(), o);
+      combined.resize(std::min<size_t>(2, combined.size()));
+      last_z = z;
       last_norm = norm;
+      looked_back = a != 0.0 || b != 0.0;
     }
     return next;
   }
@@ -318,6 +345,77 @@ TEST(gpu_cells_with_accelerated_steps) {
   }
 }
 
+// The mean over both neighbours of a ring, times 0.99: S V is symmetric, its spectral radius 0.99.
+TEST(gpu_cells_take_few_accelerated_steps_of_a_symmetric_map) {
+  constexpr int64_t kNodes = 150;
+  CellOptions options;
+  options.accelerate = true;
+  options.sizes = {kNodes};
+  options.entries = Entries::kSymmetric;
+  options.activation = Activation::kIdentity;
+  options.dim = 2;
+  options.max_steps = 100;
+  options.rtol = 1e-8;
+  options.atol = 0.0;
+  Cell<double> start(options);
+  start.col.clear();
+  start.values.assign(2 * kNodes, 0.5);
+  for (int64_t row = 0; row < kNodes; ++row) {
+    start.crow[static_cast<size_t>(row + 1)] = 2 * (row + 1);
+    start.col.push_back((row + kNodes - 1) % kNodes);
+    start.col.push_back((row + 1) % kNodes);
+  }
+  for (int64_t i = 0; i < 4; ++i) {
+    start.weight.set(0, i / 2, i % 2, i % 3 == 0 ? 0.99 : 0.0);
+  }
+  Cell<double> first = start;
+  for (const Way& way : kWays) {
+    Cell<double> cell = start;
+    cell.run(plan_of(cell, way), Order::kForwards);
+    CHECK(cell.counter(0, deq::kStatus) == deq::kConverged);
+    CHECK(cell.counter(0, deq::kSteps) < options.max_steps);
+    CHECK(deq_test::near(cell.evaluate(0, cell.z_of(0)), cell.z_of(0), 1e-7));
+    first = &way == kWays ? cell : first;
+    CHECK(deq_test::same_results(cell, first));
+  }
+}
+
+// Products of four residuals leave the range of float64 where its squares do not: a linear map
+// scaled by a power of two is solved in the same steps, to the bit.
+TEST(gpu_cells_take_the_same_accelerated_steps_at_any_scale) {
+  for (const bool grouped : {true, false}) {
+    CellOptions options;
+    options.accelerate = true;
+    options.sizes = grouped ? std::vector<int64_t>{3, 20} : std::vector<int64_t>{};
+    options.rows = grouped ? 0 : 9;
+    options.entries = grouped ? Entries::kSymmetric : Entries::kNone;
+    options.activation = Activation::kIdentity;
+    options.dim = 9;
+    options.gain = 0.9;
+    options.max_steps = 12;
+    options.rtol = 1e-8;
+    options.atol = 0.0;
+    const Cell<double> start(options);
+    Cell<double> cell = start;
+    cell.run(plan_of(cell, kWays[0]), Order::kForwards);
+    for (const int exponent : {-400, 400}) {
+      Cell<double> scaled = start;
+      for (double& z : scaled.z) {
+        z = std::ldexp(z, exponent);
+      }
+      for (double& b : scaled.bias.values) {
+        b = std::ldexp(b, exponent);
+      }
+      scaled.run(plan_of(scaled, kWays[0]), Order::kForwards);
+      CHECK(scaled.counters == cell.counters);
+      for (double& z : scaled.z) {
+        z = std::ldexp(z, -exponent);
+      }
+      CHECK(deq_test::same_bits(scaled.z, cell.z));
+    }
+  }
+}
+
 // The value of an activation by itself, near zero and far from it.
 template <typename accum_t>
 void check_activations(double relative) {
@@ -411,6 +509,38 @@ TEST(gpu_cells_keep_the_best_iterate) {
       for (int64_t sample = 0; sample < cell.samples; ++sample) {
         CHECK(cell.counter(sample, deq::kStatus) == deq::kMaxSteps);
         CHECK(cell.trace(sample, 1) > cell.trace(sample, 0));
+      }
+    }
+  }
+}
+
+// Tables that tell of an evaluation with a residual that is never reached again.
+TEST(gpu_cells_keep_an_iterate_of_before) {
+  for (const bool accelerate : {false, true}) {
+    for (const bool grouped : {true, false}) {
+      CellOptions options;
+      options.accelerate = accelerate;
+      options.sizes = grouped ? std::vector<int64_t>{3, 80} : std::vector<int64_t>{};
+      options.rows = grouped ? 0 : 9;
+      options.dim = 4;
+      options.entries = Entries::kNone;
+      options.atol = 0.0;
+      Cell<double> start(options);
+      for (int64_t sample = 0; sample < start.samples; ++sample) {
+        start.counter(sample, deq::kSteps) = 1;
+        double* const norms =
+            start.record.data() + sample * (deq::kNormColumns + options.max_steps);
+        norms[deq::kFirstResidual] = norms[deq::kProgressResidual] = 1.0;
+        norms[deq::kBestResidual] = 0.0;
+      }
+      for (const Way& way : kWays) {
+        Cell<double> cell = start;
+        cell.run(plan_of(cell, way), Order::kForwards);
+        CHECK(deq_test::same_bits(cell.z, start.z));
+        for (int64_t sample = 0; sample < cell.samples; ++sample) {
+          CHECK(cell.counter(sample, deq::kStatus) == deq::kMaxSteps);
+          CHECK(cell.counter(sample, deq::kSteps) == options.max_steps);
+        }
       }
     }
   }

@@ -51,11 +51,11 @@ def solve_dense(
         atol: see rtol.
         norm: of a sample's n elements: "l2", or "max" for the largest magnitude.
         damping: λ, above 0 and at most 2.
-        accelerate: let each step look back on the one before (Anderson's method with one earlier
-            iterate, see `deq_kernels.ops.cells.iterate_`), which takes about three fifths of the
-            steps on contractions of 0.6 to 0.9. A step that does not lower the residual is taken
-            back, so that it converges where the damped iteration lowers the residual in each step.
-            False: the damped iteration alone.
+        accelerate: let each step look back on the two before, by conjugate residuals (CROP:
+            Ziolkowski et al. 2008; see `deq_kernels.ops.cells.iterate_`). Where ∂f/∂z is symmetric
+            and f nearly linear, that takes about the square root of the number of steps; elsewhere
+            mostly fewer, too. A step that does not lower the residual is taken back, and the
+            iterate before evaluated again. False: the damped iteration alone.
         stall_steps: see `deq_kernels.Solver`.
         divergence_factor: see `deq_kernels.Solver`.
         gradient: `Implicit()` or None, the adjoint solved with the options above, atol being that

@@ -36,7 +36,7 @@ class Stopping:
         divergence_factor: growth of the residual that is refused.
         norm: "l2" or "max", over all elements of a sample.
         damping: λ.
-        accelerate: whether steps look back on the iterate before.
+        accelerate: whether steps look back on the two before.
 
     Raises:
         TypeError: accelerate is no bool.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch.testing import assert_close
 import deq_kernels as dk
 from deq_kernels.ops.cells import Activation, NormKind
 from deq_kernels.ops.termination import Norm, Status
+from python_tests.crop_oracle import crop_residuals
+from python_tests.ops.conftest import FUSED, running
 from python_tests.ops.test_cells import (
     DIMS,
     DTYPES,
@@ -62,6 +65,59 @@ def test_graphs_reach_the_fixed_point_of_the_damped_iteration(
     assert_close(fast, plain, rtol=0, atol=2e-9)
 
 
+@pytest.mark.parametrize("backend_of_rows", [*FUSED, "reference"])
+@pytest.mark.parametrize("damping", [1.0, 0.6])
+def test_rows_follow_published_conjugate_residuals(backend_of_rows: str, damping: float) -> None:
+    options = {"activation": Activation.TANH, "damping": damping, "max_steps": 14, "atol": 0.0}
+    with running(backend_of_rows):
+        weight, bias = weight_of(20, torch.float64), torch.randn(3, 20, dtype=torch.float64)
+        _, tables = iterate(weight, bias, accelerate=True, **options)
+    trace, weight = tables.trace.cpu(), weight.cpu()
+    assert (trace.diff() < 0).all(), "no step may be taken back"
+    for b, own in zip(bias.cpu(), trace, strict=True):
+        expected = crop_residuals(
+            lambda z, b=b: torch.tanh(z @ weight.T + b),
+            torch.zeros(20, dtype=torch.float64),
+            damping=damping,
+            steps=14,
+        )
+        assert_close(own, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-14)
+
+
+@pytest.mark.parametrize("damping", [1.0, 0.6])
+def test_graphs_follow_published_conjugate_residuals(backend: str, damping: float) -> None:
+    sparse = Sparse.random([9, 30, 14], torch.float64)
+    weight, bias = weight_of(5, torch.float64), torch.randn(53, 5, dtype=torch.float64)
+    options = {"activation": Activation.SOFTPLUS, "damping": damping, "max_steps": 11, "atol": 0.0}
+    _, tables = iterate(weight, bias, accelerate=True, **sparse.arguments, **options)
+    assert (tables.trace.diff() < 0).all(), "no step may be taken back"
+    for graph, (begin, end) in enumerate(pairwise(sparse.sample_ptr.tolist())):
+        rows = slice(begin, end)
+        expected = crop_residuals(
+            lambda z, rows=rows: torch.nn.functional.softplus(
+                sparse.dense[rows, rows] @ z @ weight.T + bias[rows]
+            ),
+            torch.zeros(end - begin, 5, dtype=torch.float64),
+            damping=damping,
+            steps=11,
+        )
+        expected_trace = torch.tensor(expected, dtype=torch.float64)
+        assert_close(tables.trace[graph], expected_trace, rtol=1e-6, atol=1e-14)
+
+
+@pytest.mark.parametrize("activation", [Activation.TANH, Activation.SOFTPLUS, Activation.GELU])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_curved_cells_of_few_dimensions_do_not_stand_still(
+    backend: str, dim: int, activation: Activation
+) -> None:
+    """There the combined residuals reach zero before f does."""
+    weight, bias = weight_of(dim, torch.float64), torch.randn(20, dim, dtype=torch.float64)
+    _, plain = iterate(weight, bias, activation=activation)
+    _, fast = iterate(weight, bias, activation=activation, accelerate=True)
+    assert status_of(fast) == [Status.CONVERGED] * 20
+    assert sum(steps_of(fast)) < sum(steps_of(plain))
+
+
 def test_fewer_steps(backend: str) -> None:
     """On paths with the symmetric normalisation of graph networks."""
     graphs = []
@@ -104,8 +160,10 @@ def test_a_step_that_raises_the_residual_is_taken_back(backend: str, graphs: boo
     rises = (trace[:, 1:] > trace[:, :-1]).nonzero().tolist()
     assert len(rises) > 10
     for sample, step in rises:
-        # g' lies one damped step from the iterate before, and in this norm f contracts by 0.97.
-        assert trace[sample, step + 2] <= 0.9701 * trace[sample, step]
+        # The iterate before once more, and its damped step: in this norm f contracts by 0.97.
+        again, before = float(trace[sample, step + 2]), float(trace[sample, step])
+        assert again == before
+        assert trace[sample, step + 3] <= 0.9701 * trace[sample, step]
 
 
 def test_expansive_samples_end_as_diverged_or_at_the_limit(backend: str) -> None:

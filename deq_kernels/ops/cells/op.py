@@ -86,11 +86,11 @@ def iterate_(
         fixed_steps: take exactly as many steps as the tables have room for, and leave in z the
             last iterate, which is not evaluated. Status and residual are then those of the one
             before: `CONVERGED`, `MAX_STEPS`, or `DIVERGED` where it is not finite.
-        accelerate: look back on the iterate before, z', f': with r = f(z) − z and g = z + λ r the
-            next is g − γ (g − g'), γ = ⟨r − r', r⟩ / ‖r − r'‖² over the sample (Anderson's method
-            with one earlier iterate). A step that does not lower the residual is taken back and
-            replaced by the damped one, g'. Not together with `fixed_steps`. A CPU may then compute
-            evaluations that neither stop a sample nor are returned by products in bfloat16.
+        accelerate: look back on the steps before by conjugate residuals (CROP, which combines three
+            of them: docs/algebra.md, section 3). A step that does not lower the residual is taken
+            back: the iterate before is evaluated again, and followed by its damped step. Not
+            together with `fixed_steps`. A CPU may then compute evaluations that neither stop a
+            sample nor are returned by products in bfloat16.
 
     weight, bias, scale and values have the dtype of z.
 

@@ -19,7 +19,6 @@ from deq_kernels.ops.termination import (
     Status,
     Tables,
     Trial,
-    Verdict,
     judge_,
     squared_norm,
 )
@@ -65,7 +64,7 @@ def iterate_(
     sample_of_row = _owners(sample_ptr, len(z), z.device)
     row_of_entry = _owners(crow, 0 if col is None else len(col), z.device)
     best = iterate.clone()
-    last = _Last.none(samples, iterate)
+    crop = _Crop.none(samples, iterate)
     status = counters[:, Counter.STATUS]
     started = status == Status.RUNNING
     while bool((status == Status.RUNNING).any()):
@@ -93,49 +92,74 @@ def iterate_(
                 stall_steps=stall_steps,
                 divergence_factor=divergence_factor,
                 max_rejections=0,
-                trial=Trial(last.extrapolated, last.residual),
+                trial=Trial(crop.combined, crop.residual),
             )
             advance = verdict.advance | verdict.backtrack
             best = torch.where(verdict.improved[sample_of_row, None], iterate, best)
             if accelerate:
-                moved, last = _extrapolate(moved, r, residual, last, verdict, sample_of_row)
+                moved, crop = _combine(
+                    iterate, r, damping, residual, verdict.backtrack, crop, sample_of_row
+                )
         iterate = torch.where(advance[sample_of_row, None], moved, iterate)
     result = iterate if fixed_steps else best
     z.copy_(torch.where(started[sample_of_row, None], result.to(z.dtype), z))
 
 
 @dataclass(frozen=True, slots=True)
-class _Last:
-    """The iterate before: g = z + λ r and r, [N, n], and per sample, [G], what is known of it."""
+class _Crop:
+    """The steps before: z', o and o', [N, n], and per sample, [G], what is known of them."""
 
-    g: Tensor
-    r: Tensor
+    z: Tensor
+    o: Tensor
+    earlier_o: Tensor
     residual: Tensor
     known: Tensor
-    extrapolated: Tensor
+    """How many of o and o' there are."""
+    combined: Tensor
+    """Whether the step before was more than the damped one."""
 
     @classmethod
-    def none(cls, samples: int, like: Tensor) -> _Last:
+    def none(cls, samples: int, like: Tensor) -> _Crop:
         zero = torch.zeros_like(like)
-        no = torch.zeros(samples, dtype=torch.bool, device=like.device)
-        return cls(zero, zero, no.double(), no, no)
+        none = torch.zeros(samples, dtype=torch.int64, device=like.device)
+        return cls(zero, zero, zero, none.double(), none, none.bool())
 
 
-def _extrapolate(
-    g: Tensor, r: Tensor, residual: Tensor, last: _Last, verdict: Verdict, sample_of_row: Tensor
-) -> tuple[Tensor, _Last]:
-    """g − γ (g − g') of each sample, or g' where the step from the iterate before is taken back."""
-    change = (r - last.r).double()
-    totals = torch.zeros(len(residual), 2, dtype=torch.float64, device=g.device)
-    products = torch.stack((change.square().sum(1), (change * r.double()).sum(1)), 1)
-    totals.index_add_(0, sample_of_row, products)
-    gamma = totals[:, 1] / totals[:, 0]
-    gamma = torch.where(last.known & gamma.isfinite(), gamma, 0.0)
-    back = verdict.backtrack
-    of_row = gamma[sample_of_row, None].to(g.dtype)
-    onwards = torch.where(of_row == 0.0, g, g - of_row * (g - last.g))
-    moved = torch.where(back[sample_of_row, None], last.g, onwards)
-    return moved, _Last(g, r, residual, ~back, ~back & (gamma != 0.0))
+LEAST_ANGLE = 1e-6
+"""Two directions whose angle has a sine of this square or less count as one."""
+
+LEAST_LENGTH = 1 / 32
+"""Of the damped step in the next one: with less the iterate would stand still, because f is not as
+linear as was assumed, and o, once it is near zero, is no residual of anything."""
+
+
+def _combine(
+    z: Tensor, r: Tensor, damping: float, residual: Tensor, back: Tensor, crop: _Crop, owner: Tensor
+) -> tuple[Tensor, _Crop]:
+    """The next iterate of each sample, or the one before where the step from it is taken back."""
+    u, v = crop.o - r, crop.earlier_o - crop.o
+    pairs = [(x.double() * y.double()).sum(1) for x, y in ((u, u), (u, v), (v, v), (u, r))]
+    totals = torch.zeros(len(residual), 4, dtype=torch.float64, device=z.device)
+    uu, uv, vv, ur = totals.index_add_(0, owner, torch.stack(pairs, 1)).unbind(1)
+    # o is orthogonal to v, so that <v, r> = -<u, v>.
+    determinant = uu * vv - uv * uv
+    two = (crop.known > 1) & (determinant > LEAST_ANGLE * uu * vv)
+    share = torch.where(two, (-ur * vv - uv * uv) / determinant, -ur / uu)
+    momentum = torch.where(two, uv * (uu + ur) / determinant, 0.0)
+    usable = (crop.known > 0) & share.isfinite() & momentum.isfinite()
+    usable &= (1.0 - share).abs() >= LEAST_LENGTH
+    known = torch.where(usable, crop.known, 0)
+    share, momentum = torch.where(usable, share, 0.0), torch.where(usable, momentum, 0.0)
+
+    a, b = (weight[owner, None].to(z.dtype) for weight in (share, momentum))
+    # Where a weight is zero, what it belongs to may be infinite.
+    towards = torch.where(a == 0.0, 0.0, a * u)
+    o = r + towards + torch.where(b == 0.0, 0.0, b * v)
+    ahead = z + damping * (1.0 - a) * r + torch.where(b == 0.0, 0.0, b * (crop.z - z))
+    moved = torch.where(back[owner, None], crop.z, ahead)
+    known = torch.where(back, 0, (known + 1).clamp_max(2))
+    combined = ~back & ((share != 0.0) | (momentum != 0.0))
+    return moved, _Crop(z, o, crop.o, residual, known, combined)
 
 
 def _owners(starts: Tensor | None, length: int, device: torch.device) -> Tensor:

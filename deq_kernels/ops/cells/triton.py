@@ -58,6 +58,8 @@ CHAIN = 64
 often, each time by the size of what it has come to."""
 
 MAX_REJECTIONS = tl.constexpr(0)
+LEAST_ANGLE = tl.constexpr(reference.LEAST_ANGLE)
+LEAST_LENGTH = tl.constexpr(reference.LEAST_LENGTH)
 
 
 @triton.jit
@@ -125,29 +127,91 @@ def _measure(
 
 
 @triton.jit
-def _look_back(
-    g: tl.tensor,  # [ROWS, 1] pointers
-    last_g: tl.tensor,  # [ROWS, 1] pointers
-    there: tl.tensor,  # [ROWS, 1] pointers
-    gamma: tl.tensor,  # [ROWS]
-    back: tl.tensor,  # bool [ROWS]
-    running: tl.tensor,  # bool [ROWS]
+def _least_residual(
+    r: tl.tensor,  # [ROWS, 1] pointers
+    combined: tl.tensor,  # [ROWS, 1] pointers, of o
+    combined_earlier: tl.tensor,  # [ROWS, 1] pointers, of o'
+    known: tl.tensor,  # [ROWS], how many of them there are
+    advance: tl.tensor,  # bool [ROWS]
+    dim: tl.tensor,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+) -> tl.tuple:
+    """(share, momentum) of the least combined residual, float64 [ROWS], and what is still known.
+
+    Both are 0 where there is none. In a pass of its own: beside the product its sums would not fit
+    the registers.
+    """
+    tl.debug_barrier()
+    uu = tl.zeros((ROWS,), tl.float64)
+    uv = tl.zeros((ROWS,), tl.float64)
+    vv = tl.zeros((ROWS,), tl.float64)
+    ur = tl.zeros((ROWS,), tl.float64)
+    one, two = (advance & (known > 0))[:, None], (advance & (known > 1))[:, None]
+    for begin in range(0, dim, COLUMNS):
+        column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)[None, :]
+        columns = (tl.arange(0, COLUMNS) < tl.multiple_of(dim - begin, ALIGN))[None, :]
+        residual = tl.load(r + column, mask=one & columns, other=0.0)
+        o = tl.load(combined + column, mask=one & columns, other=0.0)
+        o_earlier = tl.load(combined_earlier + column, mask=two & columns, other=0.0)
+        u, v = (o - residual).to(tl.float64), (o_earlier - o).to(tl.float64)
+        uu += tl.sum(u * u, 1)
+        uv += tl.sum(u * v, 1)
+        vv += tl.sum(v * v, 1)
+        ur += tl.sum(u * residual.to(tl.float64), 1)
+    # o is orthogonal to v, so that <v, r> = -<u, v>.
+    product = uu * vv
+    determinant = product - uv * uv
+    independent = (known > 1) & (determinant > product * LEAST_ANGLE)
+    divisor = tl.where(independent, determinant, tl.where(uu == 0.0, 1.0, uu))
+    share = tl.where(independent, -ur * vv - uv * uv, -ur) / divisor
+    momentum = tl.where(independent, uv * (uu + ur), 0.0) / divisor
+    usable = (known > 0) & (uu > 0.0) & (tl.abs(share) < INFINITY) & (tl.abs(momentum) < INFINITY)
+    usable = usable & (tl.abs(1.0 - share) >= LEAST_LENGTH)
+    known = tl.where(usable, known, 0)
+    return tl.where(usable, share, 0.0), tl.where(usable, momentum, 0.0), known
+
+
+@triton.jit
+def _combine(
+    here: tl.tensor,  # [ROWS, 1] pointers, where the rows of z start
+    earlier: tl.tensor,  # [ROWS, 1] pointers, of z'
+    there: tl.tensor,  # [ROWS, 1] pointers, of the next z; may be those of z'
+    r: tl.tensor,  # [ROWS, 1] pointers
+    combined: tl.tensor,  # [ROWS, 1] pointers, of o
+    combined_earlier: tl.tensor,  # [ROWS, 1] pointers, of o', and of the next o
+    share: tl.tensor,  # [ROWS]
+    momentum: tl.tensor,  # [ROWS]
+    step_length: tl.tensor,
+    advance: tl.tensor,  # bool [ROWS]
     dim: tl.tensor,
     COLUMNS: tl.constexpr,
     ALIGN: tl.constexpr,
 ) -> None:
-    """there <- g - gamma (g - last_g), or last_g where the step before is taken back."""
+    """there <- z + damping (1 - share) r + momentum (z' - z), and the combined residual of it.
+
+    What a weight of zero belongs to is not read: it may not be there.
+    """
+    # What other threads have yet to read is written here.
     tl.debug_barrier()
-    needed = running & (back | (gamma != 0.0))
+    a, b = share[:, None], momentum[:, None]
     for begin in range(0, dim, COLUMNS):
-        column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)
+        column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)[None, :]
         columns = tl.arange(0, COLUMNS) < tl.multiple_of(dim - begin, ALIGN)
-        inside = running[:, None] & columns[None, :]
-        x = tl.load(g + column[None, :], mask=inside, other=0.0)
-        earlier = tl.load(last_g + column[None, :], mask=needed[:, None] & columns[None, :])
-        onwards = tl.where(gamma[:, None] == 0.0, x, x - gamma[:, None] * (x - earlier))
-        moved = tl.where(back[:, None], earlier, onwards)
-        tl.store(there + column[None, :], moved, mask=inside)
+        inside = advance[:, None] & columns[None, :]
+        shared, moving = inside & ((a != 0.0) | (b != 0.0)), inside & (b != 0.0)
+        residual = tl.load(r + column, mask=inside, other=0.0)
+        o = tl.load(combined + column, mask=shared, other=0.0)
+        o_earlier = tl.load(combined_earlier + column, mask=moving, other=0.0)
+        towards = residual + tl.where(a == 0.0, 0.0, a * (o - residual))
+        towards += tl.where(b == 0.0, 0.0, b * (o_earlier - o))
+        tl.store(combined_earlier + column, towards, mask=inside)
+        z = tl.load(here + column, mask=inside, other=0.0)
+        z_earlier = tl.load(earlier + column, mask=moving, other=0.0)
+        ahead = z + step_length * (1.0 - a) * residual
+        ahead += tl.where(b == 0.0, 0.0, b * (z_earlier - z))
+        tl.store(there + column, ahead, mask=inside)
 
 
 @kernel
@@ -160,7 +224,7 @@ def _iterate(
     scale_stride: tl.tensor,
     z: tl.tensor,  # [samples, dim]
     iterates: tl.tensor,  # ACCUM [3, samples, dim]: of each row this one, the next and the best
-    lasts: tl.tensor,  # ACCUM [4, samples, dim]: g and r of this evaluation, and of the one before
+    lasts: tl.tensor,  # ACCUM [3, samples, dim]: r, and o and o' in two halves that take turns
     record: tl.tensor,  # float64 [samples, NORMS + max_steps]
     counters: tl.tensor,  # int64 [samples, COUNTERS]
     active: tl.tensor,  # int64 [1]
@@ -204,15 +268,16 @@ def _iterate(
     mark = tl.load(record + PROGRESS, mask=exists, other=0.0)
     marked_step = tl.load(counters + PROGRESS_STEP, mask=exists, other=0)
     status = tl.where(running, RUNNING, MAX_STEPS)
-    # Which of its three iterates each row is at, and which is the best.
+    # Which of its three iterates each row is at, which is the one before, and which the best.
     now = tl.zeros((ROWS,), tl.int32)
-    kept = tl.zeros((ROWS,), tl.int32)
+    previous = now
+    kept = now
     size = tl.multiple_of(samples.to(tl.int64) * dim, ALIGN)
-    # Of the evaluation before: its residual, whether it is known, and whether it led here by
-    # looking back; and which half of `lasts` it has.
+    # Of the step before: the residual it started from, and whether it was more than the damped one;
+    # how many of o and o' there are, and which half of `lasts` has o.
     last_residual = tl.zeros((ROWS,), tl.float64)
-    known = exists & (row < 0)
-    extrapolated = known
+    combined = exists & (row < 0)
+    known = tl.zeros((ROWS,), tl.int32)
     half = 0
     step_length = option(damping, ACCUM)
 
@@ -231,10 +296,7 @@ def _iterate(
         alive = running[:, None]
         residual_sq = tl.zeros((ROWS,), tl.float64)
         f_sq = tl.zeros((ROWS,), tl.float64)
-        change_sq = tl.zeros((ROWS,), tl.float64)
-        change_r = tl.zeros((ROWS,), tl.float64)
-        this_g = lasts + (tl.multiple_of(half * 2 * size, ALIGN) + place)
-        last_g = lasts + (tl.multiple_of((1 - half) * 2 * size, ALIGN) + place)
+        this_r = lasts + place
         # What was written by other threads is read now.
         tl.debug_barrier()
         for begin in range(0, dim, COLUMNS):
@@ -265,18 +327,12 @@ def _iterate(
             r = f - before
             residual_sq = _measure(r, residual_sq, norm)
             f_sq = _measure(f, f_sq, norm)
-            # A full step lands on f(z) itself, without rounding.
-            g = tl.where(step_length == 1.0, f, before + step_length * r)
             if ACCELERATE:
-                earlier = inside & known[:, None]
-                last_r = tl.load(last_g + (size + column)[None, :], mask=earlier, other=0.0)
-                change = (r - last_r).to(tl.float64)
-                change_sq += tl.sum(change * change, 1)
-                change_r += tl.sum(change * r.to(tl.float64), 1)
-                tl.store(this_g + column[None, :], g, mask=inside)
-                tl.store(this_g + (size + column)[None, :], r, mask=inside)
+                tl.store(this_r + column[None, :], r, mask=inside)
             else:
-                tl.store(there + column[None, :], g, mask=inside)
+                # A full step lands on f(z) itself, without rounding.
+                moved = tl.where(step_length == 1.0, f, before + step_length * r)
+                tl.store(there + column[None, :], moved, mask=inside)
 
         residual, f_norm = tl.sqrt(residual_sq), tl.sqrt(f_sq)
         finite = (residual_sq < INFINITY) & (f_sq < INFINITY)
@@ -304,7 +360,7 @@ def _iterate(
                 stall_steps,
                 divergence_factor,
                 MAX_REJECTIONS,
-                extrapolated,
+                combined,
                 last_residual,
             )
             first = tl.where(running, tables[0], first)
@@ -312,16 +368,37 @@ def _iterate(
             mark = tl.where(running, tables[2], mark)
             marked_step = tl.where(running, tables[3], marked_step)
             kept = tl.where(running & improved, now, kept)
-            now = tl.where(running & (verdict == RUNNING), after, now)
+            advance = running & (verdict == RUNNING)
+            landed = after
             if ACCELERATE:
-                gamma = change_r / tl.where(change_sq == 0.0, 1.0, change_sq)
-                usable = known & (change_sq > 0.0) & (tl.abs(gamma) < INFINITY)
-                gamma = tl.where(usable, gamma, 0.0).to(ACCUM)
-                _look_back(this_g, last_g, there, gamma, back, running, dim, COLUMNS, ALIGN)
+                onwards = advance & (back == 0)
+                last_o = lasts + (tl.multiple_of((1 + half) * size, ALIGN) + place)
+                earlier_o = lasts + (tl.multiple_of((2 - half) * size, ALIGN) + place)
+                share, momentum, known = _least_residual(
+                    *(this_r, last_o, earlier_o, known, onwards, dim, ROWS, COLUMNS, ALIGN)
+                )
+                _combine(
+                    here,
+                    iterates + (tl.multiple_of(previous * size, ALIGN)[:, None] + place),
+                    there,
+                    this_r,
+                    last_o,
+                    earlier_o,
+                    share.to(ACCUM),
+                    momentum.to(ACCUM),
+                    step_length,
+                    onwards,
+                    dim,
+                    COLUMNS,
+                    ALIGN,
+                )
+                landed = tl.where(back, previous, after)
+                previous = now
                 last_residual = residual
-                known = back == 0
-                extrapolated = known & (gamma != 0.0)
+                combined = onwards & ((share != 0.0) | (momentum != 0.0))
+                known = tl.where(back, 0, tl.minimum(known + 1, 2))
                 half = 1 - half
+            now = tl.where(advance, landed, now)
         step += running.to(tl.int64)
         status = tl.where(running, verdict, status)
         running = running & (verdict == RUNNING)
@@ -404,7 +481,7 @@ def iterate_(
     scale_stride = 0 if scale is None else stride(scale, 0)
     accum = accumulate_dtype(z.dtype)
     iterates = z.new_empty((3, rows, dim), dtype=accum)
-    lasts = z.new_empty((4, rows, dim), dtype=accum) if accelerate else iterates
+    lasts = z.new_empty((3, rows, dim), dtype=accum) if accelerate else iterates
     sums = tl.float64 if accum == torch.float64 else tl.float32
     align = alignment(dim, weight_stride, bias_stride, scale_stride)
     # Narrow loads take a register for every address, and float64 two.
