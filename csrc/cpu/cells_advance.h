@@ -31,7 +31,7 @@ void advance(const CellStep<accum_t, small_t>& step, mixed_t* mixed) {
     store(combined - next_combined, a.next_drift + i);
     store(next_combined, a.next_combined + i);
     store(moved, a.next_moved + i);
-    moved = load(a.next_moved + i, accum_t());
+    moved = load(a.next_moved + i, accum_t());  // as it was rounded
     const Vector<accum_t> next = z + moved;
     store(next, a.next_z + i);
     if (mixed != nullptr) {

@@ -111,13 +111,13 @@ print(solution.trace[0, 2].item(), *solution.steps.tolist())
     exact, approximate = found("avx512"), found("avx512_bf16")
     assert exact[0] != pytest.approx(approximate[0], rel=1e-5)
     # A move that is rounded leads to another iterate, not to a wrong residual of it.
-    assert exact[0] == pytest.approx(approximate[0], rel=0.2)
+    assert exact[0] == pytest.approx(approximate[0], rel=0.15)
     for one, other in zip(exact[1], approximate[1], strict=True):
         assert other <= one + 2
 
 
-@pytest.mark.parametrize("factor", [0.99, 0.9995])
-def test_where_steps_are_short_the_solve_is_exact(factor: float) -> None:
+@pytest.mark.parametrize(("factor", "most"), [(0.99, 20), (0.999, 12), (0.9995, 5)])
+def test_where_steps_are_short_the_solve_is_exact(factor: float, most: int) -> None:
     """J = 0.9995 I, say: a product's error moves the fixed point by 2,000 times as much."""
     loops = torch.arange(100).expand(2, 100)
     adjacency = Adjacency.from_coo(loops, torch.ones(100), nodes=100)
@@ -125,8 +125,25 @@ def test_where_steps_are_short_the_solve_is_exact(factor: float) -> None:
     cell = _Cell((torch.randn(100, FEATURES),), factor * torch.eye(FEATURES), (adjacency,))
     solution = cell.solve("identity", rtol=1e-6)
     assert solution.status[0] == Status.CONVERGED
-    # Damped steps alone take more than a thousand.
-    assert solution.steps[0] <= 20
+    # Damped steps alone take more than a thousand; approximate ones, where they are short, some 20.
+    assert solution.steps[0] <= most
+
+
+def test_a_step_that_raises_the_residual_is_taken_back() -> None:
+    """Then the iterate before is evaluated again, this time exactly."""
+    rotating = torch.tensor([[0.05, 0.92], [-0.02, 0.95]])
+    loop = Adjacency.from_coo(torch.zeros(2, 1, dtype=torch.int64), torch.ones(1), nodes=1)
+    b = tuple(torch.randn(1, 60) for _ in range(60))
+    cell = _Cell(b, torch.block_diag(*[rotating] * 30), (loop,) * 60)
+    z0 = 10.0 * torch.randn(60, 60)
+    solution = cell.solve(z0=z0, norm="max", rtol=0.0, atol=1e-4, stall_steps=None)
+    assert (solution.status == Status.CONVERGED).all()
+    trace = solution.trace
+    rises = (trace[:, 1:] > trace[:, :-1]).nonzero()
+    before, again = (trace[rises[:, 0], rises[:, 1] + later] for later in (0, 2))
+    assert len(rises) > 100
+    # What rose after a damped step stays where it is.
+    assert ((again / before - 1.0).abs() < 0.05).double().mean() > 0.8
 
 
 def test_a_graph_that_leaves_the_numbers_diverges_and_keeps_its_best_iterate() -> None:

@@ -85,9 +85,10 @@ def test_a_replay_is_a_whole_solve_however_often_it_runs(provider: BroydenProvid
     captured = capture_step(variant, CASE, anchor, device, dtype=torch.float32)
     assert captured.work.refusal is None
     assert captured.replay is not None
-    first = device.recorded[0].__self__.best_z.clone()  # type: ignore[attr-defined]
+    recorded: Any = device.recorded[0]  # a bound method, whose self is the solve
+    first = recorded.__self__.best_z.clone()
     captured.replay()
-    assert torch.equal(first, device.recorded[0].__self__.best_z)  # type: ignore[attr-defined]
+    assert torch.equal(first, recorded.__self__.best_z)
 
 
 def test_a_recording_that_does_nothing_when_replayed_is_refused() -> None:

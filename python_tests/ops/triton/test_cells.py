@@ -137,6 +137,9 @@ def test_accelerated_steps_follow_the_reference(
     assert set(solved.status) == {Status.CONVERGED}
     rises = solved.tables.trace.diff() > 0
     assert bool(rises.any()), "some step must be taken back"
+    plain = {**options, "accelerate": False}
+    damped = iterate(engine, weight, bias, backend="reference", **plain)
+    assert solved.steps != damped.steps
     expected = iterate(engine, weight, bias, backend="reference", **options)
     # What extrapolation makes of a rounding may be many times as large.
     assert_same(solved, expected, 1e-11 if dtype == torch.float64 else 3e-4)
