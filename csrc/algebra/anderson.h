@@ -16,6 +16,7 @@
 #include "algebra/direction_scale.h"
 #include "algebra/lanes.h"
 #include "algebra/macros.h"
+#include "algebra/norms.h"
 #include "algebra/termination.h"
 #include "algebra/types.h"
 
@@ -161,12 +162,12 @@ DEQ_HOST_DEVICE inline bool mixing_weights(const Lanes& lanes, const AndersonTab
 
 // Judges the evaluation, and leaves in b, by slot, the coefficients -gamma_j of the changes.
 //
-// norms_sq: ||f(z) - z||^2 and ||f(z)||^2. b_j = <t_j, c r> and column_j = <t_j, t_newest> for the
+// b_j = <t_j, c r> and column_j = <t_j, t_newest> for the
 // changes as stored, where there are any. The decision is memory that all lanes see.
 template <typename Lanes>
 DEQ_HOST_DEVICE inline void conclude_anderson(const Lanes& lanes, const AndersonOptions& options,
                                               const AndersonTable& table, int64_t dim,
-                                              const double* norms_sq, double* b,
+                                              const StepNorms& norms, double* b,
                                               const double* column, double* record,
                                               int64_t* counters, AndersonDecision* decision) {
   const int64_t seen = counters[kCount];
@@ -176,7 +177,8 @@ DEQ_HOST_DEVICE inline void conclude_anderson(const Lanes& lanes, const Anderson
     if (counters[kSteps] == 0) {
       record[kDirectionScale] = 1.0;
     }
-    const Verdict verdict = judge(norms_sq[0], norms_sq[1], options.limits, record, counters);
+    const double residual = norms.residual.root();
+    const Verdict verdict = judge(residual, norms.f.root(), options.limits, record, counters);
     const bool advance = verdict.action == Action::kAdvance;
     const bool restore = verdict.action == Action::kReject;
     *decision = {static_cast<int32_t>(ring.count),
@@ -187,8 +189,7 @@ DEQ_HOST_DEVICE inline void conclude_anderson(const Lanes& lanes, const Anderson
                  advance};
     counters[kCount] = restore ? 0 : seen + (advance ? 1 : 0);
     if (advance && seen == 0) {
-      record[kDirectionScale] =
-          std::ldexp(1.0, direction_exponent(norms_sq[0], dim, options.range));
+      record[kDirectionScale] = std::ldexp(1.0, direction_exponent(residual, dim, options.range));
     }
   }
   lanes.sync();
@@ -198,8 +199,8 @@ DEQ_HOST_DEVICE inline void conclude_anderson(const Lanes& lanes, const Anderson
   }
   table.set_newest(lanes, ring.newest, count, column);
   lanes.sync();
-  const double scale = record[kDirectionScale];
-  const double lambda = options.regularization * norms_sq[0] * scale * scale;
+  const double scale = norms.residual.unit * record[kDirectionScale];
+  const double lambda = options.regularization * norms.residual.sum * scale * scale;
   if (mixing_weights(lanes, table, ring, lambda, options.dependent_share, b)) {
     for_each_lane(lanes, 0, count, [&](int64_t j) { b[j] = -b[j]; });
   } else if (lanes.first()) {

@@ -10,6 +10,7 @@
 #include "algebra/lanes.h"
 #include "algebra/line_search.h"
 #include "algebra/macros.h"
+#include "algebra/norms.h"
 #include "algebra/product_form.h"
 #include "algebra/termination.h"
 
@@ -52,21 +53,23 @@ DEQ_HOST_DEVICE inline bool only_judges(const StepOptions& options, const int64_
 }
 
 // Whether the scale of the initial inverse changes, and with it the sample's history begins again.
-DEQ_HOST_DEVICE inline bool estimates_gamma(const ProductForm& form, double residual_sq, double pi,
-                                            double norm_sq, double* record, int64_t* counters) {
+DEQ_HOST_DEVICE inline bool estimates_gamma(const ProductForm& form, const SquaredNorm& residual,
+                                            double pi, double norm_sq, double* record,
+                                            int64_t* counters) {
   if (counters[kCount] != 1 || counters[kEstimates] != 0) {
     return false;
   }
   ++counters[kEstimates];
   const double before = record[kGamma];
-  const double scale = record[kDirectionScale];
-  record[kGamma] = estimate_gamma(before, form.step(0), pi, norm_sq, residual_sq * scale * scale);
+  const double scale = residual.unit * record[kDirectionScale];
+  const double scaled_sq = residual.sum * scale * scale;
+  record[kGamma] = estimate_gamma(before, form.step(0), pi, norm_sq, scaled_sq);
   return record[kGamma] != before;
 }
 
 // The part of conclude_step that is no rank-sized algebra; q and column as there.
 DEQ_HOST_DEVICE inline StepDecision judge_step(const StepOptions& options, const ProductForm& form,
-                                               int64_t dim, const double* norms_sq, const double* q,
+                                               int64_t dim, const StepNorms& norms, const double* q,
                                                const double* column, double* record,
                                                int64_t* counters) {
   if (counters[kSteps] == 0) {
@@ -76,13 +79,13 @@ DEQ_HOST_DEVICE inline StepDecision judge_step(const StepOptions& options, const
   const int64_t count = counters[kCount];
   const bool full = count == form.capacity;
   const bool drops = options.drop_oldest && form.capacity > 1;
-  const double residual = std::sqrt(norms_sq[0]);
+  const double residual = norms.residual.root();
   Trial trial = {count > 0 && counters[kBacktracks] < options.max_backtracks, 0.0};
   if (trial.can_shorten && !only_judges(options, counters)) {
     trial.accepted =
         accepted_residual(record[kBaseResidual], form.step(count - 1), counters[kSteps]);
   }
-  const Verdict verdict = judge(norms_sq[0], norms_sq[1], options.limits, record, counters, trial);
+  const Verdict verdict = judge(residual, norms.f.root(), options.limits, record, counters, trial);
   StepDecision decision = {};
   decision.count = static_cast<int32_t>(count);
   decision.keep = verdict.improved;
@@ -115,12 +118,11 @@ DEQ_HOST_DEVICE inline StepDecision judge_step(const StepOptions& options, const
         decision.count = 0;
       }
       if (options.estimate_gamma &&
-          estimates_gamma(form, norms_sq[0], q[0], column[0], record, counters)) {
+          estimates_gamma(form, norms.residual, q[0], column[0], record, counters)) {
         decision.count = 0;
       }
       if (decision.count == 0) {
-        record[kDirectionScale] =
-            std::ldexp(1.0, direction_exponent(norms_sq[0], dim, options.range));
+        record[kDirectionScale] = std::ldexp(1.0, direction_exponent(residual, dim, options.range));
       }
       record[kBaseResidual] = residual;
       counters[kBacktracks] = 0;
@@ -136,16 +138,16 @@ DEQ_HOST_DEVICE inline StepDecision judge_step(const StepOptions& options, const
 
 // Judges the evaluation, and leaves in q the coefficients of the next direction.
 //
-// norms_sq: ||f(z) - z||^2 and ||f(z)||^2. q_j = <p_j, c r> and column_j = <p_j, p_newest> for the
+// q_j = <p_j, c r> and column_j = <p_j, p_newest> for the
 // directions stored, c their scale. The decision is memory that all lanes see.
 template <typename Lanes>
 DEQ_HOST_DEVICE inline void conclude_step(const Lanes& lanes, const StepOptions& options,
                                           const ProductForm& form, int64_t dim,
-                                          const double* norms_sq, double* q, const double* column,
+                                          const StepNorms& norms, double* q, const double* column,
                                           double* record, int64_t* counters,
                                           StepDecision* decision) {
   if (lanes.first()) {
-    *decision = judge_step(options, form, dim, norms_sq, q, column, record, counters);
+    *decision = judge_step(options, form, dim, norms, q, column, record, counters);
   }
   lanes.sync();
   if (!decision->extend) {

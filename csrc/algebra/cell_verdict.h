@@ -21,17 +21,21 @@ DEQ_HOST_DEVICE inline CellDecision decide_cell(const double* sums, const Limits
     return decide_cell_step(sums, accelerate, limits, norms, traced, counters, last);
   }
   const double residual = std::sqrt(sums[kResidualNorm]);
+  const double f_norm = std::sqrt(sums[kValueNorm]);
   const int64_t step = counters[kSteps]++;
   *traced = residual;
   if (step == 0) {
-    norms[kFirstResidual] = residual;
+    mark_first(residual, f_norm, norms);
   }
   norms[kBestResidual] = norms[kProgressResidual] = residual;
+  const bool finite = residual < HUGE_VAL && f_norm < HUGE_VAL;
+  const bool met = finite && meets_tolerance(residual, f_norm, limits, norms);
+  if (finite && !met) {
+    follow_growth(residual, f_norm, norms);
+  }
   if (step + 1 < limits.max_steps) {
     return {CellAction::kAdvance, false, {}};
   }
-  const bool finite = sums[kResidualNorm] < HUGE_VAL && sums[kValueNorm] < HUGE_VAL;
-  const bool met = residual <= limits.atol + limits.rtol * std::sqrt(sums[kValueNorm]);
   counters[kStatus] = !finite ? kDiverged : met ? kConverged : kMaxSteps;
   return {CellAction::kStop, false, {}};
 }

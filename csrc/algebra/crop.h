@@ -112,7 +112,7 @@ DEQ_HOST_DEVICE inline CellDecision decide_cell_step(const double* sums, bool ac
                                                      double* traced, int64_t* counters,
                                                      Crop* last) {
   const double residual = std::sqrt(sums[kResidualNorm]);
-  const Verdict verdict = judge(sums[kResidualNorm], sums[kValueNorm], limits, norms, traced,
+  const Verdict verdict = judge(residual, std::sqrt(sums[kValueNorm]), limits, norms, traced,
                                 counters, {last->combined, last->residual});
   if (verdict.action == Action::kBacktrack) {
     *last = Crop();

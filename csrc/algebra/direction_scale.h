@@ -37,11 +37,11 @@ struct ScaleRangeOf<float16, accum_t> {
   static constexpr ScaleRange value = {0x1p-7, 0x1p7, largest_exponent<accum_t>()};
 };
 
-// The exponent of the scale of a history that begins with a residual of this squared norm: 0 in
+// The exponent of the scale of a history that begins with a residual of this norm: 0 in
 // range; otherwise what brings the root mean square into [1/2, 1), as far as the exponent goes.
-DEQ_HOST_DEVICE inline int direction_exponent(double residual_sq, int64_t dim,
+DEQ_HOST_DEVICE inline int direction_exponent(double residual, int64_t dim,
                                               const ScaleRange& range) {
-  const double mean = std::sqrt(residual_sq / static_cast<double>(dim > 0 ? dim : 1));
+  const double mean = residual / std::sqrt(static_cast<double>(dim > 0 ? dim : 1));
   if (mean >= range.least && mean <= range.most) {
     return 0;
   }

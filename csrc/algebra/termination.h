@@ -22,6 +22,9 @@ enum Norm : int64_t {
   // What the stored vectors that dots are taken with are multiplied with, of Broyden's and
   // Anderson's.
   kDirectionScale,
+  // Where ||f(z)|| was last marked: its value, and the residual there; infinite at the first mark.
+  kMarkedImage,
+  kMarkedResidual,
   kNormColumns
 };
 enum Counter : int64_t {
@@ -37,6 +40,11 @@ enum Counter : int64_t {
 
 // A residual must fall below this share of the last mark to count as progress.
 constexpr double kProgressShare = 0.99;
+
+// ||f(z)|| has grown where it is above this multiple of the one marked.
+constexpr double kGrowth = 2.0;
+// The share of the marked residual that convergence then demands.
+constexpr double kDemandedShare = 0.5;
 
 struct Limits {
   double rtol;
@@ -61,29 +69,59 @@ struct Verdict {
   bool rejected;  // the residual says nothing about the Jacobian here
 };
 
-// Judges the evaluation f(z) of one running sample from ||f(z) - z||^2 and ||f(z)||^2, and records
+// The norms of a sample's first evaluation, which the later ones are compared with.
+DEQ_HOST_DEVICE inline void mark_first(double residual, double f_norm, double* norms) {
+  norms[kFirstResidual] = residual;
+  norms[kMarkedImage] = f_norm;
+  norms[kMarkedResidual] = HUGE_VAL;
+}
+
+DEQ_HOST_DEVICE inline bool has_grown(double f_norm, const double* norms) {
+  return f_norm > kGrowth * norms[kMarkedImage];
+}
+
+// Whether the residual is within the tolerance: at most atol, or atol + rtol ||f(z)|| where that
+// says something. An f(z) that runs away makes the tolerance as large as one likes; so, once
+// ||f(z)|| has doubled since it was first marked, the residual must have halved since the last
+// mark.
+DEQ_HOST_DEVICE inline bool meets_tolerance(double residual, double f_norm, const Limits& limits,
+                                            const double* norms) {
+  const bool moved = norms[kMarkedResidual] < HUGE_VAL;
+  const double marked = moved ? norms[kMarkedResidual] : norms[kFirstResidual];
+  const bool trusted = !(moved || has_grown(f_norm, norms)) || residual <= kDemandedShare * marked;
+  return residual <= limits.atol + (trusted ? limits.rtol * f_norm : 0.0);
+}
+
+// Moves the mark to an evaluation that is not within the tolerance, if ||f(z)|| has doubled.
+DEQ_HOST_DEVICE inline void follow_growth(double residual, double f_norm, double* norms) {
+  if (has_grown(f_norm, norms)) {
+    norms[kMarkedImage] = f_norm;
+    norms[kMarkedResidual] = residual;
+  }
+}
+
+// Judges the evaluation f(z) of one running sample from ||f(z) - z|| and ||f(z)||, and records
 // it in its norms [kNormColumns], its element of the trace and its counters [kCounterColumns].
 //
-// Converged when ||f(z) - z|| <= atol + rtol ||f(z)||. A residual that is not finite, or has grown
+// Converged when `meets_tolerance` says so. A residual that is not finite, or has grown
 // by divergence_factor, is rejected: back to the best iterate while rejections are left, else
 // diverged. The first evaluation is always kept, so that there is an iterate to return. A step that
 // can be shortened is, instead of rejected or accepted with too large a residual, where an
 // evaluation is left for that.
-DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limits& limits,
+DEQ_HOST_DEVICE inline Verdict judge(double residual, double f_norm, const Limits& limits,
                                      double* norms, double* traced, int64_t* counters,
                                      const Trial& trial = {false, 0.0}) {
-  const double residual = std::sqrt(residual_sq);
   const double infinity = HUGE_VAL;
-  const bool finite = residual_sq < infinity && f_sq < infinity;
+  const bool finite = residual < infinity && f_norm < infinity;
   const int64_t step = counters[kSteps]++;
   const bool first = step == 0;
   *traced = residual;
   if (first) {
-    norms[kFirstResidual] = residual;
+    mark_first(residual, f_norm, norms);
     norms[kBestResidual] = infinity;
     norms[kProgressResidual] = infinity;
   }
-  if (finite && residual <= limits.atol + limits.rtol * std::sqrt(f_sq)) {
+  if (finite && meets_tolerance(residual, f_norm, limits, norms)) {
     norms[kBestResidual] = residual;
     counters[kStatus] = kConverged;
     return {Action::kStop, true, false};
@@ -99,6 +137,9 @@ DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limi
   }
   const bool last = step + 1 >= limits.max_steps;
   const bool backtrack = trial.can_shorten && !last && (rejected || residual > trial.accepted);
+  if (!rejected && !backtrack) {
+    follow_growth(residual, f_norm, norms);
+  }
   if (rejected && !backtrack && (first || counters[kRejections] >= limits.max_rejections)) {
     counters[kStatus] = kDiverged;
     return {Action::kStop, improved, rejected};
@@ -119,11 +160,11 @@ DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limi
 }
 
 // The same where a `record` holds the norms and then the trace [max_steps].
-DEQ_HOST_DEVICE inline Verdict judge(double residual_sq, double f_sq, const Limits& limits,
+DEQ_HOST_DEVICE inline Verdict judge(double residual, double f_norm, const Limits& limits,
                                      double* record, int64_t* counters,
                                      const Trial& trial = {false, 0.0}) {
-  return judge(residual_sq, f_sq, limits, record, record + kNormColumns + counters[kSteps],
-               counters, trial);
+  return judge(residual, f_norm, limits, record, record + kNormColumns + counters[kSteps], counters,
+               trial);
 }
 
 }  // namespace deq

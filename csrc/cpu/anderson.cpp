@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "algebra/lanes.h"
+#include "cpu/norms.h"
 #include "cpu/samples.h"
 #include "cpu/step.h"
 #include "cpu/streaming.h"
@@ -98,9 +99,10 @@ struct AndersonStep {
     double* sums = totals(sample);
     add_tiles(partials(sample), tiles, width(), sums);
     const AndersonTable table = {algebra + sample * AndersonTable::table_size(capacity), capacity};
+    const StepNorms measured = step_norms(sums, f_z + sample * f_stride, z + sample * dim, dim);
     AndersonDecision decision;
-    conclude_anderson(OneLane(), options, table, dim, sums, sums + kDots, sums + kDots + capacity,
-                      norms(sample), counter(sample), &decision);
+    conclude_anderson(OneLane(), options, table, dim, measured, sums + kDots,
+                      sums + kDots + capacity, norms(sample), counter(sample), &decision);
     return decision;
   }
 

@@ -7,6 +7,7 @@
 #include "algebra/broyden_step.h"
 #include "algebra/lanes.h"
 #include "algebra/product_form.h"
+#include "cpu/norms.h"
 #include "cpu/product.h"
 #include "cpu/samples.h"
 #include "cpu/step.h"
@@ -77,8 +78,9 @@ struct Step {
     double* sums = totals(sample);
     add_tiles(partials(sample), tiles, width(), sums);
     double* const q = sums + kDots;
+    const StepNorms measured = step_norms(sums, f_z + sample * f_stride, z + sample * dim, dim);
     StepDecision decision;
-    conclude_step(OneLane(), options, form(sample), dim, sums, q, q + capacity, norms(sample),
+    conclude_step(OneLane(), options, form(sample), dim, measured, q, q + capacity, norms(sample),
                   counters + sample * kCounterColumns, &decision);
     return decision;
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "algebra/termination.h"
+#include "cpu/norms.h"
 #include "cpu/samples.h"
 #include "cpu/streaming.h"
 #include "torch/arguments.h"
@@ -63,9 +64,11 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
         [&](int64_t sample) {
           double* sums = partials + (sample * (tiles + 1) + tiles) * 2;
           add_tiles(sums - tiles * 2, tiles, 2, sums);
+          const StepNorms norms =
+              step_norms(sums, f_data + sample * f_stride, z_data + sample * dim, dim);
           const Verdict verdict =
-              judge(sums[0], sums[1], limits, sample_record(records, sample, max_steps),
-                    counter + sample * kCounterColumns);
+              judge(norms.residual.root(), norms.f.root(), limits,
+                    sample_record(records, sample, max_steps), counter + sample * kCounterColumns);
           return Decision{verdict.improved, verdict.action == Action::kAdvance};
         },
         [&](int64_t sample, int64_t tile, const Decision& decision) {

@@ -10,6 +10,7 @@
 
 #include "algebra/anderson.h"
 #include "algebra/types.h"
+#include "cuda/norms.h"
 #include "cuda/stored_rows.h"
 #include "cuda/two_pass.h"
 
@@ -110,7 +111,9 @@ struct AndersonStep {
     double* const b = totals + kNorms;
     const double* const column = b + view.count;
     int64_t* const counter = this->counter(sample);
-    conclude_anderson(lanes, options, AndersonTable{table, capacity}, dim, totals, b, column,
+    const StepNorms measured =
+        step_norms(block, totals, f_z + sample * f_stride, z + sample * dim, dim);
+    conclude_anderson(lanes, options, AndersonTable{table, capacity}, dim, measured, b, column,
                       norms(sample), counter, decision);
     if (staged && decision->advance) {
       // What later steps read of what the conclusion wrote into its copy of the table.

@@ -7,6 +7,7 @@
 #include "algebra/broyden_step.h"
 #include "algebra/product_form.h"
 #include "algebra/types.h"
+#include "cuda/norms.h"
 #include "cuda/two_pass.h"
 
 namespace deq {
@@ -119,7 +120,9 @@ struct BroydenStep {
     double* const q = totals + kNorms;
     const double* const column = q + view.count;
     int64_t* const counter = this->counter(sample);
-    conclude_step(lanes, options, form, dim, totals, q, column, norms(sample), counter, decision);
+    const StepNorms measured =
+        step_norms(block, totals, f_z + sample * f_stride, z + sample * dim, dim);
+    conclude_step(lanes, options, form, dim, measured, q, column, norms(sample), counter, decision);
     if (staged && (decision->extend || decision->backtrack)) {
       publish(lanes, form, sample, *decision);
     }

@@ -7,6 +7,7 @@
 
 #include "algebra/termination.h"
 #include "algebra/types.h"
+#include "cuda/norms.h"
 #include "cuda/two_pass.h"
 
 namespace deq {
@@ -86,11 +87,13 @@ struct DampedStep : NoRows<state_t> {
   template <typename Block>
   DEQ_DEVICE void conclude(const Block& block, const View&, int64_t sample, double*, bool,
                            double* totals, Decision* decision) const {
+    const StepNorms measured =
+        step_norms(block, totals, f_z + sample * f_stride, z + sample * dim, dim);
     if (block.lane() != 0) {
       return;
     }
     int64_t* const counter = this->counter(sample);
-    const Verdict verdict = judge(totals[0], totals[1], limits,
+    const Verdict verdict = judge(measured.residual.root(), measured.f.root(), limits,
                                   record + sample * (kNormColumns + limits.max_steps), counter);
     *decision = {verdict.improved, verdict.action == Action::kAdvance};
     if (counter[kStatus] != kRunning) {

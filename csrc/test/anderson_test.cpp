@@ -231,9 +231,9 @@ struct Conclusion {
     for (int64_t j = 0; j < example.ring.count; ++j) {
       column.push_back(example.table().gram(j, example.ring.newest));
     }
-    const double norms_sq[] = {residual_sq, 1.0};
-    deq::conclude_anderson(deq::OneLane(), options, example.table(), kDim, norms_sq,
-                           example.b.data(), column.data(), record, counters, &decision);
+    const deq::StepNorms norms = {{residual_sq}, {1.0}};
+    deq::conclude_anderson(deq::OneLane(), options, example.table(), kDim, norms, example.b.data(),
+                           column.data(), record, counters, &decision);
   }
 };
 

@@ -63,18 +63,22 @@ TEST(gamma_is_that_of_barzilai_and_borwein) {
 TEST(the_scale_brings_residuals_to_one) {
   const deq::ScaleRange range = deq::ScaleRangeOf<float, float>::value;
   for (double size : {1e-8, 1.0, 1e8}) {
-    CHECK(deq::direction_exponent(100.0 * size * size, 100, range) == 0);
+    CHECK(deq::direction_exponent(10.0 * size, 100, range) == 0);
   }
-  CHECK(deq::direction_exponent(100.0 * 0x1p-80, 100, range) == 39);
-  CHECK(deq::direction_exponent(100.0 * 0x1p80, 100, range) == -41);
-  CHECK(deq::direction_exponent(0x1p-250, 1, range) == 96);
-  CHECK(deq::direction_exponent(0x1p250, 1, range) == -96);
-  CHECK(deq::direction_exponent(0x1p-900, 1, deq::ScaleRangeOf<float, double>::value) == 449);
+  CHECK(deq::direction_exponent(10.0 * 0x1p-40, 100, range) == 39);
+  CHECK(deq::direction_exponent(10.0 * 0x1p40, 100, range) == -41);
+  CHECK(deq::direction_exponent(0x1p-125, 1, range) == 96);
+  CHECK(deq::direction_exponent(0x1p125, 1, range) == -96);
+  const deq::ScaleRange wide = deq::ScaleRangeOf<float, double>::value;
+  CHECK(deq::direction_exponent(0x1p-450, 1, wide) == 449);
+  // Whose square is no number.
+  CHECK(deq::direction_exponent(0x1p-800, 1, wide) == 799);
+  CHECK(deq::direction_exponent(0x1p800, 1, wide) == -801);
   // float16 needs it sooner.
   const deq::ScaleRange half = deq::ScaleRangeOf<deq::float16, float>::value;
-  CHECK(deq::direction_exponent(0x1p-14, 1, half) == 0);
-  CHECK(deq::direction_exponent(0x1p-16, 1, half) == 7);
-  CHECK(deq::direction_exponent(0x1p-16, 1, range) == 0);
+  CHECK(deq::direction_exponent(0x1p-7, 1, half) == 0);
+  CHECK(deq::direction_exponent(0x1p-8, 1, half) == 7);
+  CHECK(deq::direction_exponent(0x1p-8, 1, range) == 0);
 }
 
 // Three directions stored, room for three, and the sums of the evaluation at hand.
@@ -107,9 +111,9 @@ struct Sample {
 
   deq::ProductForm form() { return {table.data(), kCapacity}; }
   void step(double residual) {
-    const double norms_sq[] = {residual * residual, 1.0};
-    deq::conclude_step(deq::OneLane(), options, form(), 16, norms_sq, q.data(), column.data(),
-                       record, counters, &decision);
+    const deq::StepNorms norms = {{residual * residual}, {1.0}};
+    deq::conclude_step(deq::OneLane(), options, form(), 16, norms, q.data(), column.data(), record,
+                       counters, &decision);
   }
 };
 

@@ -141,12 +141,12 @@ struct Solve {
     double* const own_record = record.data() + sample * kRecord;
     const double scale = own_record[deq::kDirectionScale];
     Vector r;
-    std::array<double, 2> norms = {};
+    deq::StepNorms norms = {};
     for (int64_t i = 0; i < setup.dim; ++i) {
       const double f = f_z.at(sample, 0, i);
       r.push_back(f - z.at(sample, 0, i));
-      norms[0] += r.back() * r.back();
-      norms[1] += f * f;
+      norms.residual.sum += r.back() * r.back();
+      norms.f.sum += f * f;
       if (count > 0) {
         const double change = r.back() - last_residual.at(sample, 0, i);
         residual_changes.set(sample, ring.newest, i, scale * change);
@@ -162,8 +162,8 @@ struct Solve {
       }
     }
     deq::AndersonDecision decision;
-    deq::conclude_anderson(deq::OneLane(), options, table(sample), setup.dim, norms.data(),
-                           b.data(), column.data(), own_record, counter(sample), &decision);
+    deq::conclude_anderson(deq::OneLane(), options, table(sample), setup.dim, norms, b.data(),
+                           column.data(), own_record, counter(sample), &decision);
     active[0] -= counter(sample)[deq::kStatus] != deq::kRunning ? 1 : 0;
     for (int64_t i = 0; i < setup.dim; ++i) {
       if (decision.restore) {

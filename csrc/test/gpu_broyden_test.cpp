@@ -118,12 +118,12 @@ struct Solve {
     const bool dots = !deq::only_judges(options, counter(sample));
     const int64_t k = dots ? counter(sample)[deq::kCount] : 0;
     Vector r;
-    std::array<double, 2> norms = {};
+    deq::StepNorms norms = {};
     for (int64_t i = 0; i < setup.dim; ++i) {
       const double f = f_z.at(sample, 0, i);
       r.push_back(f - z.at(sample, 0, i));
-      norms[0] += r.back() * r.back();
-      norms[1] += f * f;
+      norms.residual.sum += r.back() * r.back();
+      norms.f.sum += f * f;
     }
     double* const norms_of_sample = record.data() + sample * (deq::kNormColumns + kMaxSteps);
     const double scale = norms_of_sample[deq::kDirectionScale];
@@ -136,7 +136,7 @@ struct Solve {
       }
     }
     deq::StepDecision decision;
-    deq::conclude_step(deq::OneLane(), options, form(sample), setup.dim, norms.data(), q.data(),
+    deq::conclude_step(deq::OneLane(), options, form(sample), setup.dim, norms, q.data(),
                        column.data(), norms_of_sample, counter(sample), &decision);
     active[0] -= counter(sample)[deq::kStatus] != deq::kRunning ? 1 : 0;
     for (int64_t i = 0; i < setup.dim; ++i) {

@@ -13,7 +13,7 @@ struct Sample {
   deq::Limits limits = {1e-3, 0.0, 10, 3, 100.0, 1};
 
   deq::Verdict judge(double residual, double f_norm) {
-    return deq::judge(residual * residual, f_norm * f_norm, limits, norms, counters);
+    return deq::judge(residual, f_norm, limits, norms, counters);
   }
   int64_t status() const { return counters[deq::kStatus]; }
 };

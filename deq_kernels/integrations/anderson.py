@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops.dtypes import accumulate_dtype, check_state_dtype
-from deq_kernels.ops.termination import squared_norm
+from deq_kernels.ops.norms import norm
 from deq_kernels.options import check_count, check_damping, check_not_negative, check_option
 from deq_kernels.solvers.rows import Rows
 from deq_kernels.solvers.structure import State, Structure, evaluate
@@ -71,9 +71,9 @@ def anderson_visits(
             allow_cast=torch.is_autocast_enabled(z.device.type),
         )
         r = f_z.to(accum) - z.to(accum)
-        norm, f_norm = squared_norm(r).sqrt(), squared_norm(f_z).sqrt()
-        diverged = diverged | ~(norm.isfinite() & f_norm.isfinite())
-        yield Visit(z, f_z, torch.where(judged, norm, torch.nan), f_norm, judged, diverged)
+        residual, f_norm = norm(r), norm(f_z)
+        diverged = diverged | ~(residual.isfinite() & f_norm.isfinite())
+        yield Visit(z, f_z, torch.where(judged, residual, torch.nan), f_norm, judged, diverged)
         usable = (~diverged)[:, None]
         slot, count = k % history_length, min(k + 1, history_length)
         r = torch.where(usable, r, 0.0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.inverse import InverseJacobian, LowRankInverse, ProductFormInverse
-from deq_kernels.ops.termination import squared_norm
+from deq_kernels.ops.norms import norm, squared_norm
 from deq_kernels.options import check_not_negative
 
 PARALLEL = 1e3
@@ -159,8 +159,8 @@ def _product_form(
         cosine = (factor * following).sum(1)
         weight[:, k] = torch.where(inside, cosine / squared_norm(following), 1.0)
         apart = factor - weight[:, k, None] * following
-        bound = tolerance * squared_norm(factor).sqrt()
-        if not bool((~inside | (squared_norm(apart).sqrt() < bound)).all()):
+        bound = tolerance * norm(factor)
+        if not bool((~inside | (norm(apart) < bound)).all()):
             return None
     number = torch.arange(most + 1, device=u.device)
     steps = torch.where((number <= rank[:, None])[:, :, None], steps, 0.0)

@@ -7,6 +7,7 @@ two chosen where it begins; the factors (I + u pᵀ / N) do not depend on c.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,7 @@ def choose(residual: Tensor, dim: int, scales: ScaleRange) -> Tensor:
     1 in range; otherwise the power of two that brings the root mean square into [1/2, 1), as far as
     the exponent goes.
     """
-    mean = (residual.square() / max(1, dim)).sqrt()
+    mean = residual / math.sqrt(max(1, dim))
     exponent = (-torch.frexp(mean).exponent).clamp(-scales.exponent, scales.exponent)
     inside = (mean >= scales.least) & (mean <= scales.most)
     return torch.ldexp(torch.ones_like(mean), torch.where(inside, 0, exponent))

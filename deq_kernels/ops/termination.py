@@ -2,9 +2,9 @@
 
 The tables are shared by all solver steps (`csrc/algebra/termination.h` names the same columns):
 
-- `record` [batch, 6 + max_steps] float64: the best, first and last progress-marking residual
-  norm, what the methods of Broyden and Anderson keep per sample, then the trace, the residual
-  norm at each evaluation, NaN where none was;
+- `record` [batch, 8 + max_steps] float64: the best, first and last progress-marking residual
+  norm, what the methods of Broyden and Anderson keep per sample, where ‖f(z)‖ was marked, then the
+  trace, the residual norm at each evaluation, NaN where none was;
 - `counters` [batch, 7] int64: status, stored directions, evaluations, rejections, the evaluation
   at which progress was last marked, and Broyden's backtracks and estimates;
 - `active` [1] int64: how many samples still run. Both read and written: the ops keep it up to date
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops.dtypes import accumulate_dtype
+from deq_kernels.ops.norms import norm
 
 
 class Status(IntEnum):
@@ -28,7 +29,11 @@ class Status(IntEnum):
 
     RUNNING = 0
     CONVERGED = 1
-    """‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖ at the returned iterate."""
+    """‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖ at the returned iterate.
+
+    Where ‖f(z)‖ has doubled since the start, that counts only if the residual has halved since the
+    last doubling, or is at most atol: iterates that run away make any tolerance large.
+    """
     MAX_STEPS = 2
     """The evaluations were used up."""
     STALLED = 3
@@ -50,6 +55,10 @@ class Norm(IntEnum):
     SCALE = 5
     """Broyden and Anderson: the power of two that the stored vectors which dots are taken with,
     directions or changes of the residual, are multiplied with."""
+    MARKED_IMAGE = 6
+    """‖f(z)‖ where it was last marked: at the first evaluation, then whenever it has doubled."""
+    MARKED_RESIDUAL = 7
+    """The residual norm there; infinite at the first mark."""
 
 
 class Counter(IntEnum):
@@ -69,6 +78,12 @@ class Counter(IntEnum):
 PROGRESS_SHARE = 0.99
 """A residual must fall below this share of the last mark to count as progress."""
 
+GROWTH = 2.0
+"""‖f(z)‖ has grown where it is above this multiple of the one marked."""
+
+DEMANDED_SHARE = 0.5
+"""The share of the marked residual that convergence then demands."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tables:
@@ -83,7 +98,7 @@ class Tables:
 
     @property
     def norms(self) -> Tensor:
-        """The norms in `record`, [batch, 6]; a view."""
+        """The norms in `record`, [batch, 8]; a view."""
         return self.record[:, : len(Norm)]
 
     @property
@@ -99,11 +114,6 @@ class Tables:
         counters = torch.zeros((batch, len(Counter)), dtype=torch.int64, device=device)
         active = torch.full((1,), batch, dtype=torch.int64, device=device)
         return cls(record, counters, active)
-
-
-def squared_norm(x: Tensor) -> Tensor:
-    """‖x‖² over the last dimension in float64: no float32 state overflows it."""
-    return x.double().square().sum(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +141,42 @@ class Verdict:
     backtrack: Tensor
 
 
+def mark_first_(residual: Tensor, f_norm: Tensor, first: Tensor, norms: Tensor) -> None:
+    """Record the norms of the first evaluation, of the samples in `first` [batch] bool."""
+    for column, value in (
+        (Norm.FIRST, residual),
+        (Norm.MARKED_IMAGE, f_norm),
+        (Norm.MARKED_RESIDUAL, torch.inf),
+    ):
+        norms[:, column] = torch.where(first, value, norms[:, column])
+
+
+def meets_tolerance(
+    residual: Tensor, f_norm: Tensor, norms: Tensor, *, rtol: float, atol: float
+) -> Tensor:
+    """Which residuals ‖f(z) − z‖ [batch] are within the tolerance, [batch] bool.
+
+    Within it is a residual of at most atol + rtol ‖f(z)‖. Once ‖f(z)‖ has doubled since it was
+    first marked, the residual must also be at most atol, or half of the one marked last.
+    """
+    mark = norms[:, Norm.MARKED_RESIDUAL]
+    moved = mark < torch.inf
+    marked = torch.where(moved, mark, norms[:, Norm.FIRST])
+    trusted = ~(moved | _has_grown(f_norm, norms)) | (residual <= DEMANDED_SHARE * marked)
+    return residual <= atol + torch.where(trusted, rtol * f_norm, 0.0)
+
+
+def follow_growth_(residual: Tensor, f_norm: Tensor, samples: Tensor, norms: Tensor) -> None:
+    """Move the mark of `samples` [batch] bool, none of them converged, if ‖f(z)‖ has doubled."""
+    moving = samples & _has_grown(f_norm, norms)
+    for column, value in ((Norm.MARKED_IMAGE, f_norm), (Norm.MARKED_RESIDUAL, residual)):
+        norms[:, column] = torch.where(moving, value, norms[:, column])
+
+
+def _has_grown(f_norm: Tensor, norms: Tensor) -> Tensor:
+    return f_norm > GROWTH * norms[:, Norm.MARKED_IMAGE]
+
+
 def judge_(
     f_z: Tensor,
     z: Tensor,
@@ -145,7 +191,7 @@ def judge_(
 ) -> Verdict:
     """Judge the evaluation f(z) of every running sample and record it in `tables`.
 
-    A sample converges when ‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖. A residual that is not finite, or
+    A sample converges when `meets_tolerance` says so. A residual that is not finite, or
     exceeds `divergence_factor` times the first one, is rejected: while `max_rejections` are left
     the sample goes back to its best iterate, after that it has diverged. The first evaluation is
     always kept, so that there is an iterate to return.
@@ -157,8 +203,8 @@ def judge_(
     accum = accumulate_dtype(z.dtype)
     running = counters[:, Counter.STATUS] == Status.RUNNING
     f_accum = f_z.to(accum)
-    residual = squared_norm(f_accum - z.to(accum)).sqrt()
-    f_norm = squared_norm(f_accum).sqrt()
+    residual = norm(f_accum - z.to(accum))
+    f_norm = norm(f_accum)
     finite = residual.isfinite() & f_norm.isfinite()
     step = counters[:, Counter.STEPS].clone()
     first = step == 0
@@ -169,9 +215,10 @@ def judge_(
     rows = running.nonzero().flatten()
     trace[rows, step[rows]] = residual[rows]
     counters[:, Counter.STEPS] += running
-    norms[:, Norm.FIRST] = torch.where(running & first, residual, norms[:, Norm.FIRST])
+    mark_first_(residual, f_norm, running & first, norms)
 
-    converged = running & finite & (residual <= atol + rtol * f_norm)
+    met = meets_tolerance(residual, f_norm, norms, rtol=rtol, atol=atol)
+    converged = running & finite & met
     rejected = running & ~(finite & (residual <= divergence_factor * norms[:, Norm.FIRST]))
     rejected &= ~converged
     better = finite & (residual < norms[:, Norm.BEST])
@@ -189,6 +236,7 @@ def judge_(
     if trial is not None:
         backtrack = running & trial.can_shorten & ~converged & (step + 1 < trace.shape[1])
         backtrack &= rejected | (residual > trial.accepted)
+    follow_growth_(residual, f_norm, running & ~converged & ~rejected & ~backtrack, norms)
     spent = first | (counters[:, Counter.REJECTIONS] >= max_rejections)
     diverged = rejected & ~backtrack & spent
     exhausted = running & (step + 1 >= trace.shape[1])

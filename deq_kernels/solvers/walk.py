@@ -11,7 +11,8 @@ from torch import Tensor
 
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops.dtypes import check_state_dtype
-from deq_kernels.ops.termination import Counter, Status, Tables, squared_norm
+from deq_kernels.ops.norms import norm
+from deq_kernels.ops.termination import Counter, Status, Tables
 from deq_kernels.solvers.base import Iteration, Solver
 from deq_kernels.solvers.structure import State, Structure, evaluate
 
@@ -86,7 +87,7 @@ class Walk:
         residual = self._tables.trace[:, self._evaluations]
         self._evaluations += 1
         diverged = self._tables.counters[:, Counter.STATUS] == Status.DIVERGED
-        return Visit(self._visited, flat, residual, squared_norm(flat).sqrt(), judged, diverged)
+        return Visit(self._visited, flat, residual, norm(flat), judged, diverged)
 
     def inverse(self) -> InverseJacobian | None:
         """The estimate of (J − I)⁻¹ as it stands, where the solver builds one."""

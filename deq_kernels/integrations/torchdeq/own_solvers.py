@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deq_kernels.integrations.torchdeq.record import MODES, Info, new_info, with_batch
 from deq_kernels.integrations.torchdeq.solvers import Map, OnInverse, Result
-from deq_kernels.ops.termination import squared_norm
+from deq_kernels.ops.norms import norm
 from deq_kernels.options import check_callback, check_choice
 from deq_kernels.solvers import (
     GMRES,
@@ -119,9 +119,9 @@ class _Seen:
     def __call__(self, z: Tensor) -> Tensor:
         f_z = self._func(z.view(self._shape)).reshape(z.shape)
         rows, images = (x.detach().reshape(len(z), -1) for x in (z, f_z))
-        self.f_norms.append(squared_norm(images).sqrt())
+        self.f_norms.append(norm(images))
         if len(self.f_norms) <= max(self._indexing, default=0):
-            residual = squared_norm(images.double() - rows.double())
+            residual = norm(images.double() - rows.double())
             if self._best is None or self._lowest is None:
                 self._lowest, self._best = residual, rows.clone()
             else:

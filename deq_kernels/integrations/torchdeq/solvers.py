@@ -13,7 +13,7 @@ from torch import Tensor
 from deq_kernels.integrations.anderson import anderson_visits
 from deq_kernels.integrations.torchdeq.record import Info, Record, with_batch
 from deq_kernels.inverse import InverseJacobian
-from deq_kernels.ops.termination import squared_norm
+from deq_kernels.ops.norms import norm
 from deq_kernels.options import check_callback, check_flag, check_not_negative, check_option
 from deq_kernels.solvers import Broyden, FixedPoint
 from deq_kernels.solvers.walk import Walk
@@ -190,7 +190,7 @@ def fixed_point_iter(
         )
         for step in range(1, max_iter + 1):
             visit = walk.advance()
-            visit = replace(visit, f_norm=squared_norm(walk.z).sqrt())
+            visit = replace(visit, f_norm=norm(walk.z))
             if record.add(visit, walk.z, step, index=step, scale=tau):
                 break
         info = record.info(max_iter + 1, x0.dtype)

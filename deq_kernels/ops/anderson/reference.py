@@ -81,7 +81,7 @@ def step_(
         _complete_newest(
             residual, residual_changes, image_changes, last_residual, index, before, scale, damping
         )
-        ridge = regularization * norm.square() * scale * scale
+        ridge = regularization * (norm * scale).square()
         share = dependent_share(z.dtype, residual_changes.dtype)
         gram = algebra[..., :capacity]
         scaled = scale.to(accum)[:, None] * residual

@@ -36,6 +36,7 @@ from deq_kernels.ops.triton_support.launch import (
     table_constants,
 )
 from deq_kernels.ops.triton_support.mixing import mixing_weights, slots_by_age
+from deq_kernels.ops.triton_support.norms import root, step_norms
 from deq_kernels.ops.triton_support.product_form import entry
 from deq_kernels.ops.triton_support.rows import add_rows, add_tiles, dot_rows_pair, row_at
 from deq_kernels.ops.triton_support.step import check_step
@@ -179,6 +180,8 @@ def _weigh(
 
 @triton.jit
 def _conclude(
+    f_z: tl.tensor,  # [dim]
+    z: tl.tensor,  # [dim]
     partials: tl.tensor,  # float64 [tiles, 2 + 2 capacity]
     decision: tl.tensor,  # float64 [2 + 2 capacity]
     table: tl.tensor,  # float64 [capacity, 2 capacity]
@@ -200,16 +203,19 @@ def _conclude(
     most_exponent: tl.tensor,
     SLOTS: tl.constexpr,
     TILES: tl.constexpr,
+    ACCUM: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     """Judge one running sample, and find the weights of its changes."""
     sums = add_tiles(partials, tiles, 2 + 2 * capacity, 2, 2, 512)
-    residual_sq = entry(sums, R_SQ, 2)
+    residual, f = step_norms(entry(sums, R_SQ, 2), entry(sums, F_SQ, 2), f_z, z, dim, ACCUM, BLOCK)
+    residual_norm = root(residual)
     seen = tl.load(counters + COUNT)
     started = tl.load(counters + STEPS) > 0
     scale = tl.where(started, tl.load(record + SCALE), 1.0)
     status, improved, _rejected, reject = judge(
-        residual_sq,
-        entry(sums, F_SQ, 2),
+        residual_norm,
+        root(f),
         record,
         counters,
         active,
@@ -223,14 +229,15 @@ def _conclude(
     advance = (status == RUNNING) & (reject == 0)
     orders = tl.where(improved, KEEP, 0) | tl.where(reject, RESTORE, 0)
     orders |= tl.where(advance, ADVANCE, 0)
-    exponent = direction_exponent(residual_sq, dim, least_unscaled, most_unscaled, most_exponent)
+    exponent = direction_exponent(residual_norm, dim, least_unscaled, most_unscaled, most_exponent)
     scale = tl.where(advance & (seen == 0), power_of_two(exponent), scale)
     if advance & (seen > 0) & (capacity > 0):
+        own_scale = residual[1] * scale
         useful = _weigh(
             partials,
             decision,
             table,
-            regularization * residual_sq * scale * scale,
+            regularization * residual[0] * own_scale * own_scale,
             seen,
             capacity,
             tiles,
@@ -410,6 +417,8 @@ def _step(
     if PASS == "conclude" or PASS == "whole":
         if running:
             _conclude(
+                start_of(f_z, sample, f_stride, 0, ALIGN),
+                start_of(z, sample, dim, 0, ALIGN),
                 partials,
                 decision,
                 algebra + sample * capacity * 2 * capacity,
@@ -431,6 +440,8 @@ def _step(
                 most_exponent,
                 SLOTS,
                 TILES,
+                ACCUM,
+                BLOCK,
             )
         else:
             tl.store(decision + ORDERS, 0.0)

@@ -12,7 +12,8 @@ from deq_kernels.ops import direction_scale
 from deq_kernels.ops.broyden import initial_scale, line_search
 from deq_kernels.ops.direction_scale import ScaleRange
 from deq_kernels.ops.dtypes import accumulate_dtype
-from deq_kernels.ops.termination import Counter, Norm, Status, Tables, Trial, judge_, squared_norm
+from deq_kernels.ops.norms import norm, squared_norm
+from deq_kernels.ops.termination import Counter, Norm, Status, Tables, Trial, judge_
 
 SINGULAR_SHARE = 1e-8
 """A denominator π + N below this share of N leaves no digits in the new direction."""
@@ -144,16 +145,16 @@ def step_(
 
     accum = accumulate_dtype(z.dtype)
     residual = f_z.to(accum) - z.to(accum)
-    norm = squared_norm(residual).sqrt()
+    length = norm(residual)
     back = verdict.backtrack.nonzero().flatten()
-    shorter = line_search.shorter(norms[back, Norm.BASE], step[back], norm[back])
+    shorter = line_search.shorter(norms[back, Norm.BASE], step[back], length[back])
     moved = ((shorter - step[back]) / norms[back, Norm.SCALE]).to(accum)[:, None]
     along = directions[back, newest[back, 0]].to(accum)
     z[back] = (z[back].to(accum) + moved * along).to(z.dtype)
     factors[back, newest[back, 0], 0] = shorter
     backtracks[back] += 1
     backtracks.masked_fill_(verdict.advance | verdict.reject, 0)
-    norms[:, Norm.BASE] = torch.where(verdict.advance, norm, norms[:, Norm.BASE])
+    norms[:, Norm.BASE] = torch.where(verdict.advance, length, norms[:, Norm.BASE])
 
     z.copy_(torch.where(verdict.reject[:, None], best_z, z))
     restart = verdict.reject
@@ -179,7 +180,7 @@ def step_(
         changed = norms[index, Norm.GAMMA] != before
         restart = restart.index_put((index,), restart[index] | changed)
     count.masked_fill_(restart, 0)
-    scale = direction_scale.choose(norm, dim, ScaleRange.of(directions.dtype, accum))
+    scale = direction_scale.choose(length, dim, ScaleRange.of(directions.dtype, accum))
     begins = verdict.advance & (count == 0)
     norms[:, Norm.SCALE] = torch.where(begins, scale, norms[:, Norm.SCALE])
 

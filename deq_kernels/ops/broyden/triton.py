@@ -39,6 +39,7 @@ from deq_kernels.ops.triton_support.launch import (
     stride,
     table_constants,
 )
+from deq_kernels.ops.triton_support.norms import root, step_norms
 from deq_kernels.ops.triton_support.product import check_product, two_pass_product
 from deq_kernels.ops.triton_support.product_form import (
     direction_coefficients,
@@ -147,6 +148,8 @@ def _measure(
 
 @triton.jit
 def _conclude(
+    f_z: tl.tensor,  # [dim]
+    z: tl.tensor,  # [dim]
     partials: tl.tensor,  # float64 [tiles, 2 + 2 capacity]
     decision: tl.tensor,  # float64 [2 + 2 capacity]
     table: tl.tensor,  # float64 [capacity, capacity + 2]
@@ -172,12 +175,15 @@ def _conclude(
     most_exponent: tl.tensor,
     SLOTS: tl.constexpr,
     TILES: tl.constexpr,
+    ACCUM: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     """Judge one running sample, and find the coefficients of its next direction."""
     width = 2 + 2 * capacity
     dots = partials + DOTS
     sums = add_tiles(partials, tiles, width, 2, 2, 512)
-    residual_sq = entry(sums, R_SQ, 2)
+    residual, f = step_norms(entry(sums, R_SQ, 2), entry(sums, F_SQ, 2), f_z, z, dim, ACCUM, BLOCK)
+    residual_norm = root(residual)
     count = tl.load(counters + COUNT)
     steps = tl.load(counters + STEPS)
     backtracks = tl.load(counters + BACKTRACKS)
@@ -188,8 +194,8 @@ def _conclude(
     newest_step = table + (count - 1) * (capacity + 2) + capacity
     step = tl.load(newest_step, mask=count > 0, other=1.0)
     status, improved, rejected, reject, backtrack = judge_trial(
-        residual_sq,
-        entry(sums, F_SQ, 2),
+        residual_norm,
+        root(f),
         record,
         counters,
         active,
@@ -214,10 +220,11 @@ def _conclude(
     if estimating:
         pi = entry(add_tiles(dots, tiles, width, 1, 2, 512), 0, 2)
         norm_sq = entry(add_tiles(dots + capacity, tiles, width, 1, 2, 512), 0, 2)
-        found = estimated_gamma(h_0, step, pi, norm_sq, residual_sq * scale * scale)
+        own_scale = residual[1] * scale
+        found = estimated_gamma(h_0, step, pi, norm_sq, residual[0] * own_scale * own_scale)
         slot = tl.where(found != h_0, 0, slot)
         h_0 = found
-    exponent = direction_exponent(residual_sq, dim, least_unscaled, most_unscaled, most_exponent)
+    exponent = direction_exponent(residual_norm, dim, least_unscaled, most_unscaled, most_exponent)
     scale = tl.where(advance & (slot == 0), power_of_two(exponent), scale)
     factor = option(-1.0, tl.float64)
     if extend:
@@ -233,7 +240,7 @@ def _conclude(
         tl.store(table + slot * (capacity + 2) + capacity, option(damping, tl.float64))
     move = option(damping, tl.float64) / scale
     if backtrack:
-        shorter = shorter_step(base, step, residual_sq)
+        shorter = shorter_step(base, step, residual_norm)
         tl.store(newest_step, shorter)
         move = (shorter - step) / scale
     orders = tl.where(improved, KEEP, 0) | tl.where(reject, RESTORE, 0)
@@ -245,7 +252,7 @@ def _conclude(
     tl.store(decision + COEFFICIENTS + capacity, move)
     tl.store(record + GAMMA, h_0)
     tl.store(record + SCALE, scale)
-    tl.store(record + BASE, tl.where(advance, tl.sqrt(residual_sq), base))
+    tl.store(record + BASE, tl.where(advance, residual_norm, base))
     shortened = tl.where(advance | reject, 0, backtracks + backtrack.to(tl.int64))
     tl.store(counters + BACKTRACKS, shortened)
     tl.store(counters + ESTIMATES, estimates + estimating.to(tl.int64))
@@ -373,6 +380,8 @@ def _step(
     if PASS == "conclude" or PASS == "whole":
         if running:
             _conclude(
+                start_of(f_z, sample, f_stride, 0, ALIGN),
+                start_of(z, sample, dim, 0, ALIGN),
                 partials,
                 decision,
                 algebra + sample * capacity * (capacity + 2),
@@ -398,6 +407,8 @@ def _step(
                 most_exponent,
                 SLOTS,
                 TILES,
+                ACCUM,
+                BLOCK,
             )
         else:
             tl.store(decision + ORDERS, 0.0)

@@ -13,14 +13,17 @@ from torch import Tensor
 from deq_kernels.ops.cells.activations import Activation, value
 from deq_kernels.ops.cells.arguments import check_iterate, check_steps_left, check_structure
 from deq_kernels.ops.dtypes import accumulate_dtype
+from deq_kernels.ops.norms import squared_norm
 from deq_kernels.ops.termination import (
     Counter,
     Norm,
     Status,
     Tables,
     Trial,
+    follow_growth_,
     judge_,
-    squared_norm,
+    mark_first_,
+    meets_tolerance,
 )
 
 
@@ -188,14 +191,15 @@ def _record(tables: Tables, residual: Tensor, f_norm: Tensor, rtol: float, atol:
     tables.trace[rows, steps[rows]] = residual[rows]
     first = running & (steps == 0)
     norms = tables.norms
-    norms[:, Norm.FIRST] = torch.where(first, residual, norms[:, Norm.FIRST])
+    mark_first_(residual, f_norm, first, norms)
+    finite = residual.isfinite() & f_norm.isfinite()
+    met = finite & meets_tolerance(residual, f_norm, norms, rtol=rtol, atol=atol)
+    follow_growth_(residual, f_norm, running & finite & ~met, norms)
     for column in (Norm.BEST, Norm.PROGRESS):
         norms[:, column] = torch.where(running, residual, norms[:, column])
     steps += running
     last = running & (steps == tables.trace.shape[1])
-    finite = residual.isfinite() & f_norm.isfinite()
     status.masked_fill_(last, int(Status.MAX_STEPS))
     status.masked_fill_(last & ~finite, int(Status.DIVERGED))
-    converged = last & finite & (residual <= atol + rtol * f_norm)
-    status.masked_fill_(converged, int(Status.CONVERGED))
+    status.masked_fill_(last & met, int(Status.CONVERGED))
     tables.active.copy_((status == Status.RUNNING).sum())

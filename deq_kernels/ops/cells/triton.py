@@ -32,6 +32,8 @@ from deq_kernels.ops.triton_support.termination import (
     DIVERGED,
     FIRST,
     INFINITY,
+    MARKED_IMAGE,
+    MARKED_RESIDUAL,
     MAX_STEPS,
     NORMS,
     PROGRESS,
@@ -41,6 +43,9 @@ from deq_kernels.ops.triton_support.termination import (
     STATUS,
     STEPS,
     decide,
+    first_marks,
+    follow_growth,
+    meets_tolerance,
 )
 from deq_kernels.ops.triton_support.values import option, rounded
 
@@ -267,6 +272,8 @@ def _iterate(
     best = tl.load(record + BEST, mask=exists, other=0.0)
     mark = tl.load(record + PROGRESS, mask=exists, other=0.0)
     marked_step = tl.load(counters + PROGRESS_STEP, mask=exists, other=0)
+    marked_image = tl.load(record + MARKED_IMAGE, mask=exists, other=0.0)
+    marked_residual = tl.load(record + MARKED_RESIDUAL, mask=exists, other=0.0)
     status = tl.where(running, RUNNING, MAX_STEPS)
     # Which of its three iterates each row is at, which is the one before, and which the best.
     now = tl.zeros((ROWS,), tl.int32)
@@ -335,14 +342,17 @@ def _iterate(
                 tl.store(there + column[None, :], moved, mask=inside)
 
         residual, f_norm = tl.sqrt(residual_sq), tl.sqrt(f_sq)
-        finite = (residual_sq < INFINITY) & (f_sq < INFINITY)
+        finite = (residual < INFINITY) & (f_norm < INFINITY)
         tl.store(record + (NORMS + step), residual, mask=running & (step < max_steps))
         if fixed_steps != 0:
             first = tl.where(running & (step == 0), residual, first)
             best = tl.where(running, residual, best)
             mark = tl.where(running, residual, mark)
             verdict = tl.where(finite, MAX_STEPS, DIVERGED)
-            verdict = tl.where(finite & (residual <= atol + rtol * f_norm), CONVERGED, verdict)
+            marks = first_marks(step == 0, f_norm, (marked_image, marked_residual))
+            met = finite & meets_tolerance(residual, f_norm, first, marks, rtol, atol)
+            marks = follow_growth(residual, f_norm, marks, finite & (met == 0))
+            verdict = tl.where(met, CONVERGED, verdict)
             verdict = tl.where(step + 1 >= max_steps, verdict, RUNNING)
             now = tl.where(running, after, now)
             kept = now
@@ -353,7 +363,7 @@ def _iterate(
                 finite,
                 step,
                 rejections,
-                (first, best, mark, marked_step),
+                (first, best, mark, marked_step, (marked_image, marked_residual)),
                 max_steps,
                 rtol,
                 atol,
@@ -367,6 +377,7 @@ def _iterate(
             best = tl.where(running, tables[1], best)
             mark = tl.where(running, tables[2], mark)
             marked_step = tl.where(running, tables[3], marked_step)
+            marks = tables[4]
             kept = tl.where(running & improved, now, kept)
             advance = running & (verdict == RUNNING)
             landed = after
@@ -399,6 +410,8 @@ def _iterate(
                 known = tl.where(back, 0, tl.minimum(known + 1, 2))
                 half = 1 - half
             now = tl.where(advance, landed, now)
+        marked_image = tl.where(running, marks[0], marked_image)
+        marked_residual = tl.where(running, marks[1], marked_residual)
         step += running.to(tl.int64)
         status = tl.where(running, verdict, status)
         running = running & (verdict == RUNNING)
@@ -410,6 +423,8 @@ def _iterate(
     tl.store(record + FIRST, first, mask=started)
     tl.store(record + BEST, best, mask=started)
     tl.store(record + PROGRESS, mark, mask=started)
+    tl.store(record + MARKED_IMAGE, marked_image, mask=started)
+    tl.store(record + MARKED_RESIDUAL, marked_residual, mask=started)
     tl.atomic_add(active, -tl.sum(started.to(tl.int64), 0), sem="relaxed")
     result = iterates + (tl.multiple_of(kept * size, ALIGN)[:, None] + place)
     for begin in range(0, dim, COLUMNS):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops.dtypes import accumulate_dtype
-from deq_kernels.ops.termination import Tables, judge_, squared_norm
+from deq_kernels.ops.norms import norm
+from deq_kernels.ops.termination import Tables, judge_
 
 
 def step_(
@@ -50,6 +51,6 @@ def neumann_step_(vjp: Tensor, cotangent: Tensor, w: Tensor, norms: Tensor, damp
     before = w.to(accum)
     change = damping * (cotangent.to(accum) + vjp.to(accum) - before)
     updated = before + change
-    norms[:, 0] = squared_norm(change).sqrt()
-    norms[:, 1] = squared_norm(updated).sqrt()
+    norms[:, 0] = norm(change)
+    norms[:, 1] = norm(updated)
     w.copy_(updated)

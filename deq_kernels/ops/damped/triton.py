@@ -31,6 +31,7 @@ from deq_kernels.ops.triton_support.launch import (
     launch,
     stride,
 )
+from deq_kernels.ops.triton_support.norms import root, step_norms
 from deq_kernels.ops.triton_support.product_form import entry
 from deq_kernels.ops.triton_support.rows import add_tiles
 from deq_kernels.ops.triton_support.step import check_step
@@ -63,23 +64,31 @@ ADVANCE = tl.constexpr(1)  # z <- z + damping (f(z) - z)
 
 @triton.jit
 def _conclude(
+    f_z: tl.tensor,  # [dim]
+    z: tl.tensor,  # [dim]
     partials: tl.tensor,  # float64 [tiles, 2]
     decision: tl.tensor,  # float64 [2]
     record: tl.tensor,  # float64 [NORMS + max_steps]
     counters: tl.tensor,  # int64 [COUNTERS]
     active: tl.tensor,  # int64 [1]
+    dim: tl.tensor,
     max_steps: tl.tensor,
     tiles: tl.tensor,
     rtol: tl.float64,
     atol: tl.float64,
     stall_steps: tl.tensor,
     divergence_factor: tl.float64,
+    ACCUM: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     """Judge one running sample."""
     sums = add_tiles(partials, tiles, WIDTH, WIDTH, WIDTH, 512)
+    residual, f = step_norms(
+        entry(sums, 0, WIDTH), entry(sums, 1, WIDTH), f_z, z, dim, ACCUM, BLOCK
+    )
     status, improved, _, _ = judge(
-        entry(sums, 0, WIDTH),
-        entry(sums, 1, WIDTH),
+        root(residual),
+        root(f),
         record,
         counters,
         active,
@@ -165,17 +174,22 @@ def _step(
     if PASS == "conclude" or PASS == "whole":
         if running:
             _conclude(
+                start_of(f_z, sample, f_stride, 0, ALIGN),
+                start_of(z, sample, dim, 0, ALIGN),
                 partials,
                 decision,
                 record + sample * (max_steps + NORMS),
                 counter,
                 active,
+                dim,
                 max_steps,
                 tiles,
                 rtol,
                 atol,
                 stall_steps,
                 divergence_factor,
+                ACCUM,
+                BLOCK,
             )
         else:
             tl.store(decision + KEEP, 0.0)

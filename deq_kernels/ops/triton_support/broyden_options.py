@@ -28,9 +28,9 @@ def accepted_residual(base: tl.tensor, step: tl.tensor, evaluations: tl.tensor) 
 
 
 @triton.jit
-def shorter_step(base: tl.tensor, step: tl.tensor, residual_sq: tl.tensor) -> tl.tensor:
+def shorter_step(base: tl.tensor, step: tl.tensor, residual: tl.tensor) -> tl.tensor:
     """The next step length a: the minimum of a parabola, within bounds."""
-    ratio = tl.sqrt(residual_sq) / base
+    ratio = residual / base
     growth = ratio * ratio
     finite = growth < LARGEST
     minimum = tl.where(finite, step * step / (tl.where(finite, growth, 1.0) + 2.0 * step - 1.0), 0)

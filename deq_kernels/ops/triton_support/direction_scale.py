@@ -13,14 +13,14 @@ EXPONENTS = tl.constexpr(0x7FF)
 
 @triton.jit
 def direction_exponent(
-    residual_sq: tl.tensor,
+    residual: tl.tensor,  # its norm
     dim: tl.tensor,
     least: tl.tensor,
     most: tl.tensor,
     most_exponent: tl.tensor,
 ) -> tl.tensor:
     """The exponent of the scale of a history that begins with this residual: 0 in range."""
-    mean = tl.sqrt(residual_sq / tl.full((), tl.maximum(dim, 1), tl.float64))
+    mean = residual / tl.sqrt(tl.full((), tl.maximum(dim, 1), tl.float64))
     bits = mean.to(tl.int64, bitcast=True)
     exponent = -((bits >> MANTISSA_BITS) & EXPONENTS) + EXPONENT_OF_1 - 1
     exponent = tl.maximum(tl.minimum(exponent, most_exponent), -most_exponent)

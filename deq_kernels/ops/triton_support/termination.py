@@ -5,10 +5,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from deq_kernels.ops.termination import PROGRESS_SHARE, Counter, Norm, Status
+from deq_kernels.ops.termination import (
+    DEMANDED_SHARE,
+    GROWTH,
+    PROGRESS_SHARE,
+    Counter,
+    Norm,
+    Status,
+)
 
 INFINITY = tl.constexpr(float("inf"))
 SHARE = tl.constexpr(PROGRESS_SHARE)
+DOUBLED = tl.constexpr(GROWTH)
+HALVED = tl.constexpr(DEMANDED_SHARE)
 
 RUNNING = tl.constexpr(int(Status.RUNNING))
 CONVERGED = tl.constexpr(int(Status.CONVERGED))
@@ -22,6 +31,8 @@ PROGRESS = tl.constexpr(int(Norm.PROGRESS))
 BASE = tl.constexpr(int(Norm.BASE))
 GAMMA = tl.constexpr(int(Norm.GAMMA))
 SCALE = tl.constexpr(int(Norm.SCALE))
+MARKED_IMAGE = tl.constexpr(int(Norm.MARKED_IMAGE))
+MARKED_RESIDUAL = tl.constexpr(int(Norm.MARKED_RESIDUAL))
 NORMS = tl.constexpr(len(Norm))
 
 STATUS = tl.constexpr(int(Counter.STATUS))
@@ -36,8 +47,8 @@ COUNTERS = tl.constexpr(len(Counter))
 
 @triton.jit
 def judge(
-    residual_sq: tl.tensor,  # ||f(z) - z||^2
-    f_sq: tl.tensor,  # ||f(z)||^2
+    residual: tl.tensor,  # ||f(z) - z||
+    f_norm: tl.tensor,  # ||f(z)||
     record: tl.tensor,  # float64 [NORMS + max_steps]: norms, then the trace
     counters: tl.tensor,  # int64 [COUNTERS]
     active: tl.tensor,  # int64 [1], shared by all samples
@@ -55,8 +66,8 @@ def judge(
     from its best iterate.
     """
     status, improved, rejected, reject, _ = judge_trial(
-        residual_sq,
-        f_sq,
+        residual,
+        f_norm,
         record,
         counters,
         active,
@@ -67,15 +78,15 @@ def judge(
         divergence_factor,
         max_rejections,
         tl.full((), 0, tl.int1),
-        residual_sq,
+        residual,
     )
     return status, improved, rejected, reject
 
 
 @triton.jit
 def judge_trial(
-    residual_sq: tl.tensor,
-    f_sq: tl.tensor,
+    residual: tl.tensor,
+    f_norm: tl.tensor,
     record: tl.tensor,
     counters: tl.tensor,
     active: tl.tensor,
@@ -91,17 +102,17 @@ def judge_trial(
     """The same for a trial of a line search: also returns whether its step is to be shortened."""
     step = tl.load(counters + STEPS)
     rejections = tl.load(counters + REJECTIONS)
-    residual = tl.sqrt(residual_sq)
-    finite = (residual_sq < INFINITY) & (f_sq < INFINITY)
+    finite = (residual < INFINITY) & (f_norm < INFINITY)
     before = (
         tl.load(record + FIRST),
         tl.load(record + BEST),
         tl.load(record + PROGRESS),
         tl.load(counters + PROGRESS_STEP),
+        (tl.load(record + MARKED_IMAGE), tl.load(record + MARKED_RESIDUAL)),
     )
     status, after, improved, rejected, reject, backtrack = decide(
         residual,
-        tl.sqrt(f_sq),
+        f_norm,
         finite,
         step,
         rejections,
@@ -122,6 +133,8 @@ def judge_trial(
     tl.store(record + FIRST, after[0])
     tl.store(record + BEST, after[1])
     tl.store(record + PROGRESS, after[2])
+    tl.store(record + MARKED_IMAGE, after[4][0])
+    tl.store(record + MARKED_RESIDUAL, after[4][1])
     tl.store(counters + STATUS, status.to(tl.int64))
     tl.store(counters + STEPS, step + 1)
     tl.store(counters + REJECTIONS, rejections + reject.to(tl.int64))
@@ -131,13 +144,52 @@ def judge_trial(
 
 
 @triton.jit
+def meets_tolerance(
+    residual: tl.tensor,  # ||f(z) - z||
+    f_norm: tl.tensor,  # ||f(z)||
+    first_norm: tl.tensor,  # the residual of the first evaluation
+    marks: tl.tuple,  # MARKED_IMAGE and MARKED_RESIDUAL
+    rtol: tl.float64,
+    atol: tl.float64,
+) -> tl.tensor:
+    """Whether the residual is within the tolerance.
+
+    Once ||f(z)|| has doubled since it was first marked, the residual must also be at most atol, or
+    half of the one marked last.
+    """
+    moved = marks[1] < INFINITY
+    grown = f_norm > marks[0] * DOUBLED
+    marked = tl.where(moved, marks[1], first_norm)
+    trusted = ((moved | grown) == 0) | (residual <= marked * HALVED)
+    return residual <= atol + tl.where(trusted, rtol * f_norm, 0.0)
+
+
+@triton.jit
+def follow_growth(
+    residual: tl.tensor,
+    f_norm: tl.tensor,
+    marks: tl.tuple,
+    samples: tl.tensor,  # whether the mark may move
+) -> tl.tuple:
+    """The marks after an evaluation that is not within the tolerance."""
+    moving = samples & (f_norm > marks[0] * DOUBLED)
+    return tl.where(moving, f_norm, marks[0]), tl.where(moving, residual, marks[1])
+
+
+@triton.jit
+def first_marks(first: tl.tensor, f_norm: tl.tensor, marks: tl.tuple) -> tl.tuple:
+    """The marks, set where this is the first evaluation."""
+    return tl.where(first, f_norm, marks[0]), tl.where(first, INFINITY, marks[1])
+
+
+@triton.jit
 def decide(
     residual: tl.tensor,  # ||f(z) - z||
     f_norm: tl.tensor,  # ||f(z)||
-    finite: tl.tensor,  # whether both are, and their squares
+    finite: tl.tensor,  # whether both are
     step: tl.tensor,  # evaluations before this one
     rejections: tl.tensor,
-    before: tl.tuple,  # FIRST, BEST and PROGRESS, and the counter PROGRESS_STEP
+    before: tl.tuple,  # FIRST, BEST and PROGRESS, the counter PROGRESS_STEP, and the marks
     max_steps: tl.tensor,
     rtol: tl.float64,
     atol: tl.float64,
@@ -158,7 +210,8 @@ def decide(
     mark = tl.where(first, INFINITY, before[2])
 
     # Comparisons with NaN are false, and `finite` answers for them.
-    converged = finite & (residual <= atol + rtol * f_norm)
+    marks = first_marks(first, f_norm, before[4])
+    converged = finite & meets_tolerance(residual, f_norm, first_norm, marks, rtol, atol)
     acceptable = finite & (residual <= divergence_factor * first_norm)
     rejected = (converged | acceptable) == 0
     better = finite & (residual < best)
@@ -168,6 +221,7 @@ def decide(
     last = step + 1 >= max_steps
     short = rejected | (residual > accepted)
     backtrack = can_shorten & short & (converged == 0) & (last == 0)
+    marks = follow_growth(residual, f_norm, marks, acceptable & (converged == 0) & (backtrack == 0))
 
     # From the weakest reason to stop to the strongest.
     stalled = (rejected == 0) & (stall_steps > 0) & (step - marked_step >= stall_steps)
@@ -184,5 +238,6 @@ def decide(
         tl.where(better | converged, residual, best),
         tl.where(progressed, residual, mark),
         marked_step,
+        marks,
     )
     return status, after, improved, rejected, reject, backtrack
