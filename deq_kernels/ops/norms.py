@@ -10,6 +10,16 @@ import torch
 from torch import Tensor
 
 
+LEAST_SUM = 2.0**-900
+"""Below it a sum of squares may lack some that vanished; at it, all those that vanished together are
+less than its rounding."""
+
+
+def leaves_range(square: Tensor) -> Tensor:
+    """Which sums of squares do not tell the norm: too small, or not finite."""
+    return ~((square >= LEAST_SUM) & (square < torch.inf))
+
+
 def squared_norm(x: Tensor) -> Tensor:
     """‖x‖² over the last dimension in float64: no float32 state overflows it."""
     return x.double().square().sum(-1)

@@ -198,7 +198,7 @@ class _Steps:
         pulled = self.recorded.vjp(sigma_state).to(self.accum) - sigma
         b = self._product(pulled, usable, transpose=True)
         denominator = dot(b, sigma)
-        bound = (dot(b, b) * dot(sigma, sigma)).sqrt() * DEGENERATE_SHARE
+        bound = dot(b, b).sqrt() * dot(sigma, sigma).sqrt() * DEGENERATE_SHARE
         scale = denominator.to(self.accum)
         accepted = usable & scale.isfinite() & (denominator.abs() > bound)
         accepted &= (1.0 / scale).isfinite()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops.dtypes import accumulate_dtype
+from deq_kernels.ops.norms import power_below
 from deq_kernels.ops.termination import Counter
 from deq_kernels.options import check_count
 from deq_kernels.solvers.base import Iteration, Solver
@@ -243,9 +244,12 @@ class _Cycles:
 
     def _tolerance(self, coefficients: Tensor) -> Tensor:
         """The tolerance at the minimiser w, with ‖f(w)‖ ≥ ‖w‖ − ‖r‖ and w = w₀ + Σ y_j v_j."""
-        cross = tree_sum(coefficients * self.along_start)
-        own = tree_sum(coefficients.square())
-        w_norm = (self.start_norm.square() + 2 * cross + own).clamp(min=0.0).sqrt()
+        # In a unit in which no square leaves the range of float64.
+        unit = power_below(torch.maximum(self.start_norm, coefficients.abs().amax(dim=1)))
+        along, y = self.along_start / unit[:, None], coefficients / unit[:, None]
+        cross, own = tree_sum(y * along), tree_sum(y.square())
+        square = (self.start_norm / unit).square() + 2 * cross + own
+        w_norm = unit * square.clamp(min=0.0).sqrt()
         return self.options.atol + self.options.rtol * (w_norm - self.predicted).clamp(min=0.0)
 
     def _end(self, ended: Tensor, coefficients: Tensor) -> None:

@@ -111,7 +111,7 @@ class InverseHessian:
         `dotted` [batch, columns, dim] begins with y.
         """
         curvature = dot(s, y)
-        size = (dot(s, s) * dot(y, y)).sqrt()
+        size = dot(s, s).sqrt() * dot(y, y).sqrt()
         accepted = samples & (curvature > torch.finfo(self.accum).eps * size)
         accepted &= size.isfinite() & (1.0 / curvature).isfinite()
         slot = self.taken % self.history_length

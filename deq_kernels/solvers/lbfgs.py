@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deq_kernels.inverse import LowRankInverse
 from deq_kernels.ops.dtypes import accumulate_dtype
+from deq_kernels.ops.norms import unit_of
 from deq_kernels.options import check_callback, check_choice, check_count, check_positive
 from deq_kernels.solvers.base import Iteration, Solver
 from deq_kernels.solvers.bound import solve_with
@@ -31,6 +32,9 @@ from deq_kernels.solvers.rows import dot, norm, write
 from deq_kernels.solvers.solution import Solution
 from deq_kernels.solvers.structure import State, Structure
 from deq_kernels.solvers.uncaptured import refuse_cuda_graph
+
+LARGEST_ORDINARY = 2.0**300
+"""Entries up to this, and down to its reciprocal, need no unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +131,10 @@ class _Steps:
     - `fresh`: the start, or the best iterate that a sample was sent back to;
     - `probing`: the point z + e of an additional update;
     - otherwise a trial point of a line search from `point`, where the gradient is `gradient`.
+
+    Points, gradients and directions are kept in `unit` [batch, 1], powers of two per sample, so that
+    no product of two of them leaves the range of float64; None where all of them are 1. H does not
+    depend on it: it is the same for s and y as for multiples of both.
     """
 
     def __init__(
@@ -158,6 +166,7 @@ class _Steps:
         self.iteration = torch.zeros(batch, dtype=torch.int64, device=device)
         self.step_length = torch.full_like(self.value, options.opa_first_step)
         self.hessian.most = 0
+        self.unit: Tensor | None = None
 
     def step(self, f_z: Tensor) -> None:
         """Use f(z) and write the next z."""
@@ -166,6 +175,8 @@ class _Steps:
         running = self.judge.running
         point = self.new_point.copy_(self.z)  # the judge writes to z
         gradient = torch.sub(point, f_z.to(self.accum), out=self.new_gradient)
+        if self.accum == torch.float64:
+            self._change_unit(point, gradient)
         probed, tried = running & self.probing, running & ~self.probing & ~self.fresh
         forgiven = probed if self.search is None else probed | tried
         rejected = self.judge(f_z, running, forgiven)
@@ -193,6 +204,22 @@ class _Steps:
         self.probing = due
         self._go_on(due, turning, tried & still & ~arrived & ~restarted & ~lost, lost, dots)
 
+    def _change_unit(self, point: Tensor, gradient: Tensor) -> None:
+        """Choose the unit from the first point and its gradient; divide both by it."""
+        if self.hessian.most == 1:
+            unit = unit_of(torch.maximum(point.abs(), gradient.abs()))
+            ordinary = (unit >= 1 / LARGEST_ORDINARY) & (unit <= LARGEST_ORDINARY)
+            if not everyone(ordinary):
+                self.unit = torch.where(ordinary, 1.0, unit)
+                self.step_length = self.step_length / self.unit[:, 0]
+        if self.unit is not None:
+            point.div_(self.unit)
+            gradient.div_(self.unit)
+
+    def _write(self, x: Tensor, samples: Tensor) -> None:
+        """z ← x, given in units, for `samples` [batch] bool."""
+        write(self.z, x if self.unit is None else x * self.unit, samples)
+
     def _value(self) -> tuple[Tensor, float]:
         """r_θ at z, and the rounding unit of its values; NaN where it is not given."""
         if self.options.objective is None:
@@ -210,6 +237,8 @@ class _Steps:
         # Rounding decides over changes near its unit; far above it slopes are already as good.
         vague = change.abs() <= math.sqrt(rounding) * self.value.abs()
         change = torch.where(vague, torch.nan, change)
+        if self.unit is not None:
+            change = change / self.unit[:, 0] / self.unit[:, 0]
         if self.options.objective is not None:
             usable = usable & value.isfinite()
         return self.search.judge(tried, usable, slope, change)
@@ -256,7 +285,8 @@ class _Steps:
         """Write the next z: z + e, the first point along a new direction, or the next trial."""
         right = self.gradient
         if self.options.outer_gradient is not None and not idle(due):
-            state = self.point.to(self.z.dtype)
+            point = self.point if self.unit is None else self.point * self.unit
+            state = point.to(self.z.dtype)
             outer = call_for_state(
                 "outer_gradient", self.options.outer_gradient, self.structure, state
             )
@@ -267,13 +297,13 @@ class _Steps:
             if not idle(due):
                 length = self.step_length[:, None].to(self.accum)
                 change = torch.mul(product, length, out=self.change)
-                write(self.z, change.add_(self.point), due)
+                self._write(change.add_(self.point), due)
             self._turn(turning, product.neg_())
         alpha = torch.ones_like(self.value) if self.search is None else self.search.alpha
         moving = turning | searching
         if not idle(moving):
             change = torch.mul(self.direction, alpha[:, None].to(self.accum), out=self.change)
-            write(self.z, change.add_(self.point), moving)
+            self._write(change.add_(self.point), moving)
         write(self.z, self.best_z, lost)
 
     def _turn(self, turning: Tensor, direction: Tensor) -> None:

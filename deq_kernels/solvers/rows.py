@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deq_kernels.ops import low_rank
 from deq_kernels.ops.memory import new_history
+from deq_kernels.ops.norms import leaves_range, unit_of
 from deq_kernels.solvers.idle import everyone, idle
 
 
@@ -73,8 +74,19 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def norm(x: Tensor) -> Tensor:
-    """‖x‖ of each sample of x [batch, dim], [batch] float64."""
-    return dot(x, x).sqrt()
+    """‖x‖ of each sample of x [batch, dim], [batch] float64.
+
+    Where squares of float64 states leave the range they are taken in a unit, a power of two.
+    """
+    square = dot(x, x)
+    if x.dtype != torch.float64:
+        return square.sqrt()
+    lost = leaves_range(square)
+    if idle(lost):
+        return square.sqrt()
+    unit = torch.where(lost[:, None], unit_of(x), 1.0)
+    x = x / unit
+    return unit[:, 0] * dot(x, x).sqrt()
 
 
 def write(target: Tensor, x: Tensor, samples: Tensor) -> None:
