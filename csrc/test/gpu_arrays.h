@@ -82,7 +82,9 @@ inline bool near(const std::vector<double>& actual, const std::vector<double>& e
   }
   for (size_t i = 0; i < expected.size(); ++i) {
     const bool both_nan = std::isnan(actual[i]) && std::isnan(expected[i]);
-    if (!both_nan && !(std::fabs(actual[i] - expected[i]) <= tolerance * largest)) {
+    const bool both_infinite = std::isinf(actual[i]) && actual[i] == expected[i];
+    if (!both_nan && !both_infinite &&
+        !(std::fabs(actual[i] - expected[i]) <= tolerance * largest)) {
       return false;
     }
   }

@@ -123,6 +123,28 @@ TEST(gpu_norms_do_not_overflow) {
   CHECK_NEAR(iteration.record[deq::kNormColumns], 2e30 * std::sqrt(2100.0), 1e-6);
 }
 
+// Powers of two, so that the norms are exact but for the root.
+TEST(gpu_norms_of_doubles_of_any_size) {
+  for (const char* regime : deq_test::kRegimes) {
+    for (double size : {0x1p-1000, 0x1p-660, 0x1p900}) {
+      Iteration<double> iteration(4500, 1.0);
+      for (int64_t i = 0; i < iteration.dim; ++i) {
+        iteration.z.set(0, 0, i, size);
+        iteration.f_z.set(0, 0, i, 3.0 * size);
+        iteration.z.set(1, 0, i, size);
+        iteration.f_z.set(1, 0, i, size);
+        iteration.z.set(2, 0, i, i == 4400 ? INFINITY : size);
+        iteration.f_z.set(2, 0, i, size);
+      }
+      iteration.step(regime);
+      CHECK_NEAR(iteration.record[deq::kNormColumns] / (2.0 * size), std::sqrt(4500.0), 1e-12);
+      CHECK(iteration.status(0) == deq::kRunning);
+      CHECK(iteration.status(1) == deq::kConverged);
+      CHECK(iteration.status(2) == deq::kDiverged);
+    }
+  }
+}
+
 template <typename state_t>
 void neumann(int64_t dim) {
   const double damping = 0.75;

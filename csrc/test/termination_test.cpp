@@ -20,7 +20,7 @@ struct Sample {
 
 TEST(converges_on_the_relative_or_the_absolute_tolerance) {
   Sample sample;
-  CHECK(sample.judge(0.01, 1.0).action == deq::Action::kAdvance);
+  CHECK(sample.judge(0.01, 6.0).action == deq::Action::kAdvance);
   const deq::Verdict verdict = sample.judge(0.01, 10.0);
   CHECK(verdict.action == deq::Action::kStop);
   CHECK(verdict.improved);
@@ -31,6 +31,51 @@ TEST(converges_on_the_relative_or_the_absolute_tolerance) {
   absolute.limits.atol = 0.5;
   CHECK(absolute.judge(0.5, 0.0).action == deq::Action::kStop);
   CHECK(absolute.status() == deq::kConverged);
+}
+
+TEST(a_residual_that_stays_while_the_image_grows_never_converges) {
+  for (double growth : {1.5, 3.0, 1e6}) {
+    Sample sample;
+    sample.limits.stall_steps = 0;
+    double f_norm = 1.0;
+    for (int i = 0; i < 9; ++i) {
+      CHECK(sample.judge(1.0, f_norm).action == deq::Action::kAdvance);
+      f_norm *= growth;
+    }
+  }
+}
+
+TEST(a_residual_that_halves_while_the_image_grows_converges) {
+  // At once.
+  Sample leap;
+  leap.judge(1.0, 1.0);
+  CHECK(leap.judge(0.5, 600.0).action == deq::Action::kStop);
+  // Since the image was half as large, however small the first residual was.
+  Sample sample;
+  sample.judge(1e-6, 1e-6);
+  CHECK(sample.judge(0.3, 400.0).action == deq::Action::kAdvance);
+  CHECK(sample.judge(0.16, 500.0).action == deq::Action::kAdvance);
+  CHECK(sample.judge(0.15, 500.0).action == deq::Action::kStop);
+  CHECK(sample.status() == deq::kConverged);
+  // An absolute tolerance asks for nothing more.
+  Sample absolute;
+  absolute.limits.atol = 1.0;
+  absolute.judge(1.1, 1e-3);
+  CHECK(absolute.judge(1.0, 600.0).action == deq::Action::kStop);
+}
+
+TEST(a_rejected_evaluation_and_a_trial_mark_no_growth) {
+  Sample sample;
+  sample.judge(4.0, 1.0);
+  CHECK(sample.judge(1e3, 1e4).action == deq::Action::kReject);
+  const deq::Trial trial = {true, 5.0};
+  CHECK(deq::judge(300.0, 100.0, sample.limits, sample.norms, sample.counters, trial).action ==
+        deq::Action::kBacktrack);
+  CHECK(sample.norms[deq::kMarkedImage] == 1.0);
+  CHECK(sample.norms[deq::kMarkedResidual] == HUGE_VAL);
+  sample.judge(3.0, 2.5);
+  CHECK(sample.norms[deq::kMarkedImage] == 2.5);
+  CHECK(sample.norms[deq::kMarkedResidual] == 3.0);
 }
 
 TEST(the_best_iterate_is_the_smallest_residual) {
