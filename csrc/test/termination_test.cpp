@@ -52,6 +52,7 @@ TEST(a_residual_that_halves_while_the_image_grows_converges) {
   CHECK(leap.judge(0.5, 600.0).action == deq::Action::kStop);
   // Since the image was half as large, however small the first residual was.
   Sample sample;
+  sample.limits.divergence_factor = 1e9;
   sample.judge(1e-6, 1e-6);
   CHECK(sample.judge(0.3, 400.0).action == deq::Action::kAdvance);
   CHECK(sample.judge(0.16, 500.0).action == deq::Action::kAdvance);

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.ops import OPS, damped
+from deq_kernels.ops import OPS, Status, damped
 from deq_kernels.ops.termination import Counter, Norm, Tables
 from python_tests.tolerances import assert_close
 
@@ -61,6 +62,60 @@ def test_norms_neither_overflow_nor_vanish(backend: str, scale: float) -> None:
     damped.step_(f_z, z, z.clone(), tables, damped.new_scratch(z), damping=1.0, **OPTIONS)
     torch.testing.assert_close(tables.trace[0, 0].item(), 10 * scale, rtol=1e-6, atol=0.0)
     assert tables.active.item() == 1
+
+
+@pytest.mark.parametrize("size", [2.0**-1000, 2.0**-660, 2.0**900])
+def test_norms_of_float64_states_are_right_at_any_size(backend: str, size: float) -> None:
+    """Their squares are no numbers; the last sample's residual alone is out of range, or zero."""
+    z, f_z = (torch.zeros(4, 5000, dtype=torch.float64) for _ in "ab")
+    z[:2], f_z[:2] = size, 3.0 * size
+    f_z[1, 4900] = torch.inf
+    f_z[2:] = 1.0
+    z[2:] = 1.0
+    z[3, :100], f_z[3, :100] = 0.0, size
+    tables = Tables.new(4, 5, z.device)
+    damped.step_(f_z, z, z.clone(), tables, damped.new_scratch(z), damping=1.0, **OPTIONS)
+    status = [dk.Status(s) for s in tables.counters[:, Counter.STATUS].tolist()]
+    running, diverged, converged = Status.RUNNING, Status.DIVERGED, Status.CONVERGED
+    assert status == [running, diverged, converged, running]
+    residual = tables.trace[:, 0] / size
+    torch.testing.assert_close(residual[0].item(), 2.0 * 5000**0.5, rtol=1e-12, atol=0.0)
+    assert residual[2] == 0.0
+    torch.testing.assert_close(residual[3].item(), 10.0, rtol=1e-12, atol=0.0)
+    assert tables.active.item() == 2
+
+
+def test_the_mark_follows_the_growth_of_the_image(backend: str) -> None:
+    """Convergence by rtol needs half of the residual marked, once ‖f(z)‖ has doubled."""
+    options = {**OPTIONS, "rtol": 0.5}
+    z = torch.zeros(4, 1)
+    tables = Tables.new(4, 8, z.device)
+    residual = torch.tensor([[1.0], [1.0], [1.0], [1.0]])
+    image = torch.tensor([[1.0], [1.0], [1.0], [1.0]])
+    seen = []
+    # Stays; halves where the image leaps; rises and halves; halves after the image has stopped.
+    for residuals, images in (
+        ((1.0, 0.5, 4.0, 1.0), (3.0, 3.0, 3.0, 3.0)),
+        ((1.0, 0.0, 2.5, 0.9), (5.0, 0.0, 5.0, 5.0)),
+        ((1.0, 0.0, 2.0, 0.5), (7.0, 0.0, 5.0, 5.0)),
+    ):
+        if not seen:
+            z.copy_(image - residual)
+            step(image, z, tables, options)
+        image = torch.tensor(images)[:, None]
+        z.copy_(image - torch.tensor(residuals)[:, None])
+        step(image, z, tables, options)
+        seen.append(tables.counters[:, Counter.STATUS].tolist())
+    running, converged = Status.RUNNING, Status.CONVERGED
+    assert seen[0] == [running, converged, running, running]
+    assert seen[1] == [running, converged, running, running]
+    assert seen[2] == [running, converged, converged, converged]
+    assert tables.norms[0, Norm.MARKED_IMAGE] == 7.0
+    assert tables.norms[0, Norm.MARKED_RESIDUAL] == 1.0
+
+
+def step(f_z: Tensor, z: Tensor, tables: Tables, options: dict[str, float]) -> None:
+    damped.step_(f_z, z, z.clone(), tables, damped.new_scratch(z), damping=1.0, **options)
 
 
 @pytest.mark.interpreter(dtype=(torch.float32,), dim=(7, 6000))
