@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 LEAST_SUM = 2.0**-900
-"""Below it a sum of squares may lack some that vanished; at it, all those that vanished together are
-less than its rounding."""
+"""Below it a sum of squares may lack some that vanished; at it, all those that vanished together
+are less than its rounding."""
 
 
 def leaves_range(square: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ class Solver:
 
     Args:
         max_steps: largest number of evaluations of f, the one at z0 included.
-        rtol: a sample has converged when ‖f(z) − z‖₂ ≤ atol + rtol ‖f(z)‖₂.
+        rtol: a sample has converged when ‖f(z) − z‖₂ ≤ atol + rtol ‖f(z)‖₂. Once ‖f(z)‖ has doubled
+            since the start, rtol counts only where the residual has halved since the last doubling.
         atol: see rtol.
         stall_steps: a sample has stalled when its best residual has not fallen by 1 % within this
             many evaluations; None for never.

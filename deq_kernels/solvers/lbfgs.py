@@ -132,9 +132,9 @@ class _Steps:
     - `probing`: the point z + e of an additional update;
     - otherwise a trial point of a line search from `point`, where the gradient is `gradient`.
 
-    Points, gradients and directions are kept in `unit` [batch, 1], powers of two per sample, so that
-    no product of two of them leaves the range of float64; None where all of them are 1. H does not
-    depend on it: it is the same for s and y as for multiples of both.
+    Points, gradients and directions are kept in `unit` [batch, 1], a power of two per sample, so
+    that no product of two of them leaves the range of float64; None where all of them are 1. H does
+    not depend on it: it is the same for s and y as for multiples of both.
     """
 
     def __init__(
