@@ -64,7 +64,8 @@ struct Verdict {
 // Judges the evaluation f(z) of one running sample from ||f(z) - z||^2 and ||f(z)||^2, and records
 // it in its norms [kNormColumns], its element of the trace and its counters [kCounterColumns].
 //
-// Converged when ||f(z) - z|| <= atol + rtol ||f(z)||. A residual that is not finite, or has grown
+// Converged when ||f(z) - z|| <= atol + rtol ||f(z)||, which an atol below 0 with rtol 0 never is,
+// not even at a residual of 0. A residual that is not finite, or has grown
 // by divergence_factor, is rejected: back to the best iterate while rejections are left, else
 // diverged. The first evaluation is always kept, so that there is an iterate to return. A step that
 // can be shortened is, instead of rejected or accepted with too large a residual, where an

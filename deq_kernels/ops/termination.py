@@ -145,7 +145,8 @@ def judge_(
 ) -> Verdict:
     """Judge the evaluation f(z) of every running sample and record it in `tables`.
 
-    A sample converges when ‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖. A residual that is not finite, or
+    A sample converges when ‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖; with rtol 0 and an atol below 0 it never
+    does, not even at a residual of 0. A residual that is not finite, or
     exceeds `divergence_factor` times the first one, is rejected: while `max_rejections` are left
     the sample goes back to its best iterate, after that it has diverged. The first evaluation is
     always kept, so that there is an iterate to return.
@@ -172,7 +173,8 @@ def judge_(
     norms[:, Norm.FIRST] = torch.where(running & first, residual, norms[:, Norm.FIRST])
 
     converged = running & finite & (residual <= atol + rtol * f_norm)
-    rejected = running & ~(finite & (residual <= divergence_factor * norms[:, Norm.FIRST]))
+    # Infinity times a first residual of 0 is NaN, which nothing exceeds.
+    rejected = running & ~(finite & ~(residual > divergence_factor * norms[:, Norm.FIRST]))
     rejected &= ~converged
     better = finite & (residual < norms[:, Norm.BEST])
     improved = running & (first | better | converged)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +16,27 @@ from deq_kernels.ops.dtypes import check_state_dtype
 from deq_kernels.ops.termination import Counter, Status, Tables, squared_norm
 from deq_kernels.solvers.base import Iteration, Solver
 from deq_kernels.solvers.structure import State, Structure, evaluate
+
+S = TypeVar("S", bound=Solver)
+
+NEVER = -1.0
+"""An absolute tolerance that no residual meets, not even zero."""
+
+
+def endless(kind: type[S], **options: Any) -> S:
+    """A solver that leaves the end to its caller: a sample stops only where it diverges.
+
+    Not at a residual of zero either: where f couples samples, a later one need not be zero. A step
+    from there has length zero and no direction, so that it enters no inverse.
+
+    Args:
+        kind: of solver.
+        options: of its own, and `max_steps`.
+    """
+    solver = kind(rtol=0.0, stall_steps=None, divergence_factor=math.inf, **options)
+    # Users are refused a tolerance below 0, as it would only cost them their answer.
+    object.__setattr__(solver, "atol", NEVER)
+    return solver
 
 
 @dataclass(frozen=True, slots=True)
