@@ -99,7 +99,7 @@ class Gate:
         return torch.relu(self.weight @ z + self.bias)
 
     def broyden(self, steps: int) -> list[Tensor]:
-        """Broyden's iterates from 0, a dense inverse per row; a step of length 0 updates nothing."""
+        """Broyden's iterates from 0, an inverse per row; a step of length 0 updates nothing."""
         z = torch.zeros(2, 3, dtype=torch.float64)
         inverses = [-torch.eye(3, dtype=torch.float64) for _ in range(2)]
         residual, iterates = self(z) - z, [z]

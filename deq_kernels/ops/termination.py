@@ -145,10 +145,10 @@ def judge_(
 ) -> Verdict:
     """Judge the evaluation f(z) of every running sample and record it in `tables`.
 
-    A sample converges when ‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖; with rtol 0 and an atol below 0 it never
-    does, not even at a residual of 0. A residual that is not finite, or
-    exceeds `divergence_factor` times the first one, is rejected: while `max_rejections` are left
-    the sample goes back to its best iterate, after that it has diverged. The first evaluation is
+    A sample converges when ‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖; with rtol 0 and an atol below 0 it
+    never does, not even at a residual of 0. A residual that is not finite, or exceeds
+    `divergence_factor` times the first one, is rejected: while `max_rejections` are left the sample
+    goes back to its best iterate, after that it has diverged. The first evaluation is
     always kept, so that there is an iterate to return.
 
     With a `trial`, a step whose residual is rejected or above what is accepted is to be shortened

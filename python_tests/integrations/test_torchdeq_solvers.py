@@ -84,7 +84,9 @@ def test_results_step_by_step(
     compare(ours, THEIRS[name](f, z0.clone(), **arguments), rtol=1e-6)
 
 
-@pytest.mark.parametrize("call", [{"tol": 1e-10}, {"return_final": True, "indexing": [3, 9]}], ids=str)
+@pytest.mark.parametrize(
+    "call", [{"tol": 1e-10}, {"return_final": True, "indexing": [3, 9]}], ids=str
+)
 @pytest.mark.parametrize(("name", "options"), [v for v in VARIANTS if v[0] != "broyden"], ids=str)
 def test_a_sample_at_a_residual_of_zero_goes_on(
     name: str, options: dict[str, Any], call: dict[str, Any]
