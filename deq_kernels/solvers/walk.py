@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -23,20 +23,26 @@ NEVER = -1.0
 """An absolute tolerance that no residual meets, not even zero."""
 
 
+def without_tolerance(solver: S) -> S:
+    """A copy of a solver whose caller says when a sample is done, which no residual of its is.
+
+    Not one of zero either: where f couples samples, a later one need not be zero. A step from there
+    has length zero and no direction, so that it enters no inverse.
+    """
+    changed = replace(solver, rtol=0.0)
+    # Users are refused a tolerance below 0, as it would only cost them their answer.
+    object.__setattr__(changed, "atol", NEVER)
+    return changed
+
+
 def endless(kind: type[S], **options: Any) -> S:
     """A solver that leaves the end to its caller: a sample stops only where it diverges.
-
-    Not at a residual of zero either: where f couples samples, a later one need not be zero. A step
-    from there has length zero and no direction, so that it enters no inverse.
 
     Args:
         kind: of solver.
         options: of its own, and `max_steps`.
     """
-    solver = kind(rtol=0.0, stall_steps=None, divergence_factor=math.inf, **options)
-    # Users are refused a tolerance below 0, as it would only cost them their answer.
-    object.__setattr__(solver, "atol", NEVER)
-    return solver
+    return without_tolerance(kind(stall_steps=None, divergence_factor=math.inf, **options))
 
 
 @dataclass(frozen=True, slots=True)
