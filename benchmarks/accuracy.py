@@ -27,10 +27,11 @@ from deq_kernels.commands.numbers import non_negative_int
 from deq_kernels.files import write_atomically
 from deq_kernels.threads import use_threads
 from deq_kernels.training.evaluate import evaluate_checkpoint
+from deq_kernels.training.folder import CHECKPOINT
 from deq_kernels.training.loop import Trainer
 from deq_kernels.training.presets import RunConfig
 from deq_kernels.training.registry import find_task, run_config
-from deq_kernels.training.run import CHECKPOINT, run_training
+from deq_kernels.training.run import run_training
 from deq_kernels.training.settings import parse_settings
 
 SCHEMA = 2

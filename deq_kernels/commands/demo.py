@@ -49,8 +49,13 @@ def run(args: argparse.Namespace) -> int:
     from deq_kernels.commands.train import train_with_progress
     from deq_kernels.optional import require_packages
     from deq_kernels.training.compare import compare_gradients
+    from deq_kernels.training.folder import (
+        PLOT,
+        RunFolderUsedError,
+        check_folder,
+        claimed_folder,
+    )
     from deq_kernels.training.registry import run_config
-    from deq_kernels.training.run import PLOT, RunFolderError, check_folder
 
     started = time.perf_counter()
     out: Path = args.out
@@ -58,13 +63,13 @@ def run(args: argparse.Namespace) -> int:
         check_folder(out)
         require_packages(*PACKAGES, extra="train")
         config = run_config("mdeq", settings=SETTINGS)
-        print(f"1. This installation\n\n{backend_info()}\n")
-        print("2. The solver kernels against other solvers\n")
-        out.mkdir(parents=True, exist_ok=True)
-        refusals = bench.quick(out).refusals
+        with claimed_folder(out):
+            print(f"1. This installation\n\n{backend_info()}\n")
+            print("2. The solver kernels against other solvers\n")
+            refusals = bench.quick(out).refusals
         print("\n3. Training a small MDEQ on handwritten digits with SHINE\n")
         trainer = train_with_progress(config, out)
-    except RunFolderError as error:
+    except RunFolderUsedError as error:
         return fail(f"{error}; choose another --out")
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         return fail(str(error))

@@ -71,7 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; return the exit status."""
-    from deq_kernels.training.run import RunFolderError
+    from deq_kernels.training.folder import RunFolderUsedError
 
     try:
         train_with_progress(
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             checkpoint_every=args.checkpoint_every,
             data_root=args.data_root,
         )
-    except RunFolderError as error:
+    except RunFolderUsedError as error:
         return fail(f"{error}; continue it with --resume, or choose another --out")
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         return fail(str(error))
@@ -120,8 +120,9 @@ def train_with_progress(
         ValueError: see `run_training`.
     """
     from deq_kernels.optional import optional_import
+    from deq_kernels.training.folder import PLOT
     from deq_kernels.training.processes import launched_processes
-    from deq_kernels.training.run import PLOT, run_training
+    from deq_kernels.training.run import run_training
 
     with optional_import(extra="train"):
         from tqdm import tqdm

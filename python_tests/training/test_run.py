@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from deq_kernels.training.checkpoint import CheckpointError, load_checkpoint
+from deq_kernels.training.folder import RunFolderError
 from deq_kernels.training.loop import Trainer
 from deq_kernels.training.metrics import EpochMetrics, read_metrics
 from deq_kernels.training.presets import RunConfig
-from deq_kernels.training.run import RunFolderError, run_training
+from deq_kernels.training.run import run_training
 from python_tests.training.runs import EQUILIBRIUM_ONLY, builder, images, small_config, with_changes
 
 pytestmark = pytest.mark.skipif(
