@@ -224,25 +224,23 @@ def read_image(path: Path) -> Tensor:
 
     Raises:
         ImportError: Pillow is not installed.
-        OSError: the file cannot be read.
-        DatasetError: it is no JPEG or PNG, damaged, or of extreme size.
+        DatasetError: it cannot be read, is no JPEG or PNG, damaged, or of extreme size.
     """
     with optional_import(extra="train"):
         from PIL import Image
 
-    with path.open("rb") as file:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(file, formats=("JPEG", "PNG")) as image:
-                    if max(image.size) > LONGEST * min(image.size):
-                        raise ValueError(f"its sides are {image.size[0]} and {image.size[1]} long")
-                    pixels = np.array(image.convert("RGB"))
-        # Decoders raise what comes their way: of struct, of zlib, IndexError, ...
-        except Exception as error:
-            raise DatasetError(
-                f"{path} must be an image, but it is damaged or none: {error}"
-            ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("JPEG", "PNG")) as image:
+                if max(image.size) > LONGEST * min(image.size):
+                    raise ValueError(f"its sides are {image.size[0]} and {image.size[1]} long")
+                pixels = np.array(image.convert("RGB"))
+    # Decoders raise what comes their way: of struct, of zlib, IndexError, ...
+    except Exception as error:
+        raise DatasetError(
+            f"{path} must be an image, but it is damaged or none: {error}"
+        ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

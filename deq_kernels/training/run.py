@@ -12,7 +12,12 @@ import torch
 from deq_kernels.files import write_atomically
 from deq_kernels.optional import require_packages
 from deq_kernels.threads import use_threads
-from deq_kernels.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from deq_kernels.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
 from deq_kernels.training.folder import (
     CHECKPOINT,
     CONFIG,
@@ -93,7 +98,7 @@ def run_training(
             task = build(config)
         trainer = Trainer(task, config, processes=processes)
         if resume:
-            trainer.restore(load_checkpoint(out / CHECKPOINT), history=_read_history(out / METRICS))
+            trainer.restore(_read_checkpoint(out), history=_read_history(out / METRICS))
         elif processes.rank == 0:
             text = json.dumps(config.to_json(), indent=2) + "\n"
             write_atomically(out / CONFIG, text.encode())
@@ -151,10 +156,22 @@ def _claimed(out: Path, config: RunConfig, processes: Processes, *, resume: bool
         yield
 
 
+def _read_checkpoint(out: Path) -> Checkpoint:
+    path = out / CHECKPOINT
+    if not path.exists():
+        raise CheckpointError(
+            f"there is no checkpoint at {path} to resume from; leave out --resume to start a run"
+        )
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; start the run anew in another folder") from error
+
+
 def _read_history(path: Path) -> list[EpochMetrics]:
     try:
         return read_metrics(path)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             "a run is resumed with the metrics of its finished epochs, but they cannot be read "
             f"({error}); start the run anew in another folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -74,8 +75,14 @@ def _with(config: Any, settings: Mapping[str, Any], prefix: str) -> Any:
 def _convert(name: str, hint: Any, value: Any) -> Any:
     try:
         return _read(hint, value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be {_describe(hint)}; got {value!r}.") from error
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be {_describe(hint)}; got {_shown(value)}.") from error
+
+
+def _shown(value: Any) -> str:
+    """What came, in a line."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _read(hint: Any, value: Any) -> Any:
