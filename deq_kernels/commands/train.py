@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deq_kernels.commands.errors import fail
+from deq_kernels.commands.errors import EXPECTED, fail, fail_with
 from deq_kernels.commands.lazy_parser import LazyParser
 from deq_kernels.commands.numbers import positive_int
 from deq_kernels.training.equilibrium import GRADIENTS, SOLVERS
@@ -42,6 +42,9 @@ examples:
   deq-kernels train {name} --set training.learning_rate=1e-3 --out runs/slow
   deq-kernels train {name} --out runs/first --resume
   torchrun --nproc-per-node 2 -m deq_kernels.cli train {name} --out runs/two
+
+The exit status is 130 after Ctrl-C, and 141 where the reader of the output has gone; --resume goes
+on from the last checkpoint.
 
 settings for --set, with their values in the preset {preset}:
 {settings}
@@ -83,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
         )
     except RunFolderUsedError as error:
         return fail(f"{error}; continue it with --resume, or choose another --out")
-    except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        return fail(str(error))
+    except EXPECTED as error:
+        return fail_with(error)
     return 0
 
 
