@@ -139,6 +139,13 @@ def train_with_progress(
             def start(trainer: Trainer) -> None:
                 if speaks:
                     tqdm.write(describe_run(trainer, out))
+                    if pretrains_only(trainer):
+                        tqdm.write(
+                            f"note: pretraining takes {config.training.pretraining_steps} steps, "
+                            f"and this run has {trainer.total_steps}: it ends before training at "
+                            "the equilibrium begins. Raise --epochs, or lower "
+                            "training.pretraining_steps."
+                        )
                 bar.reset(total=trainer.total_steps)
                 bar.update(trainer.step)
 
@@ -156,8 +163,14 @@ def train_with_progress(
                 ),
             )
     if speaks:
-        print(f"done: {out / PLOT}")
+        only = ", pretrained only" if pretrains_only(trainer) else ""
+        print(f"done{only}: {out / PLOT}")
     return trainer
+
+
+def pretrains_only(trainer: Trainer) -> bool:
+    """Whether pretraining covers the whole run, so that nothing is trained at the equilibrium."""
+    return trainer.config.training.pretraining_steps >= trainer.total_steps
 
 
 def describe_run(trainer: Trainer, out: Path) -> str:
