@@ -28,8 +28,10 @@ def _command_for(extra: str) -> str:
     try:
         requirements = metadata.requires("deq-kernels") or []
     except metadata.PackageNotFoundError:
-        return f"pip install '.[{extra}]' in the checkout"
+        requirements = []
     of_extra = [r.partition(";")[0] for r in requirements if r.endswith(f'extra == "{extra}"')]
+    if not of_extra:
+        return f"pip install '.[{extra}]' in the checkout"
     return f"pip install {shlex.join(map(str.strip, of_extra))}"
 
 
