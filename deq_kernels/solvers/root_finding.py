@@ -168,12 +168,13 @@ def root(
         return distance + alpha * value
 
     solution = _solve(_around(solver, equation, start, batched), f, start, record)
+    record.settle(solution.tables)
     x = record.x.view(shape)
     return RootResult(
         x=equation.as_given(x),
         success=equation.table(solution.converged) if batched else bool(solution.converged[0]),
         status=equation.table(solution.status) if batched else int(solution.status[0]),
-        message=_message(solution, record, batched, hints=method != "gmres"),
+        message=_message(solution, batched, hints=method != "gmres"),
         fun=equation.as_given(record.value.view(shape)),
         nit=equation.table(solution.steps - 1) if batched else int(solution.steps[0]) - 1,
         nfev=equation.count,
@@ -190,12 +191,10 @@ def _rows(x: Tensor) -> Tensor:
 def _solve(
     solver: Solver, f: Callable[[Tensor], Tensor], start: Tensor, record: RootRecord
 ) -> Solution:
-    """The solve from a distance of zero, with statuses by ‖fun‖."""
+    """The solve from a distance of zero, stopped by ‖fun‖ where its solver can be."""
     origin = torch.zeros_like(start)
     if isinstance(solver, EVALUATE_ELSEWHERE):
-        solution = solver(f, origin)
-        record.settle(solution.tables)
-        return solution
+        return solver(f, origin)
     untold = without_tolerance(solver)
 
     def prepare(
@@ -205,7 +204,7 @@ def _solve(
 
         def judged(f_z: Tensor) -> None:
             step(f_z)
-            record.settle(iteration.tables)
+            record.stop(iteration.tables)
 
         return judged, finish
 
@@ -232,9 +231,12 @@ def _around(solver: Solver, equation: _Equation, start: Tensor, batched: bool) -
     return replace(solver, **changes)
 
 
-def _message(solution: Solution, record: RootRecord, batched: bool, *, hints: bool) -> str:
-    missed = ~solution.converged
-    grew = int((missed & record.grew).sum()) if hints else 0
+def _message(solution: Solution, batched: bool, *, hints: bool) -> str:
+    missed, trace = ~solution.converged, solution.trace
+    grew = 0
+    if hints and trace.shape[1] > 1:
+        # Not where the second one is NaN for want of an evaluation.
+        grew = int((missed & (trace[:, 1] > trace[:, 0])).sum())
     if not batched:
         message, where = MESSAGES[Status(int(solution.status[0]))], "Moreover,"
     else:
