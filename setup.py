@@ -369,11 +369,15 @@ class BuildExt(build_ext):
 
 
 class BuildPy(build_py):
-    """Adds the record of what is absent to the package."""
+    """Copies the package into an empty folder, and adds the record of what is absent."""
 
     def run(self) -> None:
+        built = Path(self.build_lib) / PACKAGE
+        if not self.editable_mode:
+            # What an earlier build left there would be packed too, modules long deleted among it.
+            shutil.rmtree(built, ignore_errors=True)
         super().run()
-        update_record(ROOT / PACKAGE if self.editable_mode else Path(self.build_lib) / PACKAGE)
+        update_record(ROOT / PACKAGE if self.editable_mode else built)
 
 
 def main() -> None:

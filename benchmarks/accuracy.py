@@ -25,12 +25,14 @@ from deq_kernels.benchmarks.text import align
 from deq_kernels.commands.errors import fail
 from deq_kernels.commands.numbers import non_negative_int
 from deq_kernels.files import write_atomically
+from deq_kernels.json_text import read_json
 from deq_kernels.threads import use_threads
 from deq_kernels.training.evaluate import evaluate_checkpoint
+from deq_kernels.training.folder import CHECKPOINT
 from deq_kernels.training.loop import Trainer
 from deq_kernels.training.presets import RunConfig
 from deq_kernels.training.registry import find_task, run_config
-from deq_kernels.training.run import CHECKPOINT, run_training
+from deq_kernels.training.run import run_training
 from deq_kernels.training.settings import parse_settings
 
 SCHEMA = 2
@@ -234,7 +236,7 @@ def load(path: Path) -> Report:
         OSError: the file cannot be read.
         ValueError: it is not what this version writes.
     """
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_json(path)
     if isinstance(data, dict) and data.get("schema") != SCHEMA:
         raise ValueError(f"{path} has the schema {data.get('schema')!r}, not {SCHEMA}")
     return build(Report, data, str(path))

@@ -157,10 +157,12 @@ def load_cuda() -> Library:
     wanted = requested_backend()
     if wanted in ("triton", "reference"):
         return _left_alone(wanted)
-    no_cuda = why_no_cuda()
+    no_cuda, path = why_no_cuda(), PACKAGE_DIR / CUDA_LIBRARY
     if no_cuda is not None:
+        if not path.exists():
+            # Another torch alone would not help.
+            no_cuda = f"{_why_absent('deq_kernels.lib.libdeq_kernels_cuda')}. Besides, {no_cuda}"
         return Library(None, no_cuda)
-    path = PACKAGE_DIR / CUDA_LIBRARY
     if not path.exists():
         return _absent("CUDA", "deq_kernels.lib.libdeq_kernels_cuda")
     try:

@@ -1,8 +1,10 @@
 """A clear message where a package of one of the extras is missing."""
 
 import importlib
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 
 
 @contextmanager
@@ -17,8 +19,20 @@ def optional_import(*, extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{error.name} is not installed; it comes with the extra {extra!r}: "
-            f"pip install '.[{extra}]' in the checkout"
+            f"{_command_for(extra)}"
         ) from error
+
+
+def _command_for(extra: str) -> str:
+    """What installs the packages of an extra, from wherever this package was installed."""
+    try:
+        requirements = metadata.requires("deq-kernels") or []
+    except metadata.PackageNotFoundError:
+        requirements = []
+    of_extra = [r.partition(";")[0] for r in requirements if r.endswith(f'extra == "{extra}"')]
+    if not of_extra:
+        return f"pip install '.[{extra}]' in the checkout"
+    return f"pip install {shlex.join(map(str.strip, of_extra))}"
 
 
 def require_packages(*names: str, extra: str) -> None:

@@ -86,6 +86,35 @@ class DenseBroyden:
         return cls(iterates, residuals, inverse)
 
 
+class Gate:
+    """f(z) = relu(W z + b) with features as rows, which W couples: torchdeq's graph layers do that.
+
+    From zero, row 0 has a residual of exactly 0 until row 1 has grown.
+    """
+
+    weight = torch.tensor([[0.0, 0.8], [0.3, 0.5]], dtype=torch.float64)
+    bias = torch.tensor([[-1.0, -1.0, -1.0], [2.0, 1.9, 2.2]], dtype=torch.float64)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.relu(self.weight @ z + self.bias)
+
+    def broyden(self, steps: int) -> list[Tensor]:
+        """Broyden's iterates from 0, an inverse per row; a step of length 0 updates nothing."""
+        z = torch.zeros(2, 3, dtype=torch.float64)
+        inverses = [-torch.eye(3, dtype=torch.float64) for _ in range(2)]
+        residual, iterates = self(z) - z, [z]
+        for _ in range(steps):
+            moves = [-inverse @ r for inverse, r in zip(inverses, residual, strict=True)]
+            z = z + torch.stack(moves)
+            before, residual = residual, self(z) - z
+            for row, s in enumerate(moves):
+                if s.any():
+                    h, y = inverses[row], residual[row] - before[row]
+                    inverses[row] = h + torch.outer(s - h @ y, s @ h) / (s @ h @ y)
+            iterates.append(z)
+        return iterates
+
+
 def dense_product_form(directions: Tensor, steps: Tensor, gamma: float) -> Tensor:
     """H of one sample as explicit factors times H₀, from its directions [rank + 1, dim]."""
     dim = directions.shape[1]

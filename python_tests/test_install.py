@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -317,6 +318,31 @@ def test_install_without_native_code_on_request(source: Path) -> None:
     report = _report_of_installed(source)
     assert "absent: the package was built with DEQ_KERNELS_NATIVE=off" in report
     assert "native ops     none" in report
+
+
+def test_a_second_build_packs_no_deleted_modules(source: Path, tmp_path: Path) -> None:
+    """setuptools keeps its copy of the package in `build` from one build to the next."""
+    module = source / "deq_kernels" / "deleted.py"
+    packed = []
+    for number, text in enumerate(("x = 1\n", None)):
+        if text is None:
+            module.unlink()
+        else:
+            module.write_text(text, encoding="utf-8")
+        wheels = tmp_path / str(number)
+        command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps"]
+        subprocess.run(
+            [*command, "--wheel-dir", str(wheels), str(source)],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "DEQ_KERNELS_NATIVE": "off"},
+        )
+        (wheel,) = wheels.iterdir()
+        with zipfile.ZipFile(wheel) as archive:
+            packed.append(set(archive.namelist()))
+    assert packed[0] - packed[1] == {"deq_kernels/deleted.py"}
+    assert packed[1] - packed[0] == set()
+    assert "deq_kernels/_build_record.json" in packed[1]
 
 
 def test_install_without_a_compiler_records_why(source: Path, tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ DEQ_HOST_DEVICE inline void follow_growth(double residual, double f_norm, double
 // Judges the evaluation f(z) of one running sample from ||f(z) - z|| and ||f(z)||, and records
 // it in its norms [kNormColumns], its element of the trace and its counters [kCounterColumns].
 //
-// Converged when `meets_tolerance` says so. A residual that is not finite, or has grown
+// Converged when `meets_tolerance` says so, which an atol below 0 with rtol 0 never does, not even
+// at a residual of 0. A residual that is not finite, or has grown
 // by divergence_factor, is rejected: back to the best iterate while rejections are left, else
 // diverged. The first evaluation is always kept, so that there is an iterate to return. A step that
 // can be shortened is, instead of rejected or accepted with too large a residual, where an

@@ -1,6 +1,8 @@
 """Reports as JSON: dataclasses written, and read back with every field checked."""
 
 import json
+import reprlib
+import sys
 import types
 import typing
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -39,25 +41,53 @@ def build(kind: type[_T], data: Any, where: str) -> _T:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _one_of(arguments, value, where)
     if is_dataclass(hint):
         return build(typing.cast("type", hint), value, where)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and isinstance(value, list):
         return tuple(
             _convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)
         )
-    if origin is Literal:
-        fits = value in arguments
-    else:
-        fits = isinstance(value, (int, float) if hint is float else origin or hint)
-    if not fits:
+    if origin is dict and isinstance(value, dict):
+        return {
+            _convert(arguments[0], name, where): _convert(arguments[1], item, f"{where}: {name}")
+            for name, item in value.items()
+        }
+    if not _fits(hint, value):
         raise damaged(where, f"must be {getattr(hint, '__name__', hint)}", value)
     return value
 
 
+def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    """The value as the option that it is; where it is none, the error of the last one."""
+    if value is None and types.NoneType in options:
+        return None
+    *others, last = (option for option in options if option is not types.NoneType)
+    for option in others:
+        try:
+            return _convert(option, value, where)
+        except ValueError:
+            continue
+    return _convert(last, value, where)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a plain value, as `save_report` writes it, is one of a type."""
+    if typing.get_origin(hint) is Literal:
+        return isinstance(value, str) and value in typing.get_args(hint)
+    if hint is float or hint is int:
+        kinds = (int, float) if hint is float else int
+        return (
+            isinstance(value, kinds)
+            and not isinstance(value, bool)
+            and abs(value) <= sys.float_info.max
+        )
+    if hint is str and isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    return hint is Any or isinstance(value, typing.get_origin(hint) or hint)
+
+
 def damaged(where: str, contract: str, value: object) -> ValueError:
-    return ValueError(f"{where} {contract}, but got {value!r}; it is damaged")
+    return ValueError(f"{where} {contract}, but got {reprlib.repr(value)}; it is damaged")

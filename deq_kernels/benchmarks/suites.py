@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from deq_kernels.json_text import read_json
 
 from .broyden.suite import BroydenSuite
 from .cells.suite import CellSuite
@@ -25,11 +26,11 @@ def load_report(path: Path) -> Report:
         ValueError: the file is no report, or of a suite or schema that is unknown; the message
             names what is missing or strange.
     """
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_json(path)
     if not isinstance(data, dict):
         raise ValueError(f"a benchmark report is a JSON object, but {path} holds another value")
     name = data.get("suite", DEFAULT)
-    if name not in SUITES:
+    if not isinstance(name, str) or name not in SUITES:
         raise ValueError(f"a suite is one of {', '.join(SUITES)}, but {path} has {name!r}")
     return SUITES[name].read(data, path)
 

@@ -17,7 +17,7 @@ from deq_kernels.benchmarks.provider import (
 )
 from deq_kernels.benchmarks.suite import Settings, Suite
 from deq_kernels.benchmarks.suites import DEFAULT, SUITES
-from deq_kernels.commands.errors import fail
+from deq_kernels.commands.errors import EXPECTED, fail, fail_with
 from deq_kernels.commands.numbers import positive_int
 from deq_kernels.optional import require_packages
 
@@ -117,8 +117,8 @@ def run(args: argparse.Namespace) -> int:
         report = suite.measure(cases, providers, settings)
         print(suite.format_table(report))
         _save(suite, report, json_path=args.json, plot_path=args.plot)
-    except (ImportError, OSError, ValueError) as error:
-        return fail(str(error))
+    except EXPECTED as error:
+        return fail_with(error)
     return 1 if report.refusals else 0
 
 
@@ -367,11 +367,12 @@ def _render(args: argparse.Namespace) -> int:
     path: Path = args.render
     try:
         report = load_report(path)
+        table = format_markdown(report, _link(path))
     except (OSError, ValueError) as error:
         return fail(f"cannot render {path}: {error}")
     if args.suite not in (None, report.suite):
         return fail(f"{path} is a report of {report.suite}, but got {args.suite}; leave it out")
-    print(format_markdown(report, _link(path)))
+    print(table)
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deq_kernels.commands.errors import fail
+from deq_kernels.commands.errors import EXPECTED, fail, fail_with
 
 if TYPE_CHECKING:
     from deq_kernels.training.compare import GradientTiming
@@ -28,7 +28,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "solvers, train a small MDEQ on handwritten digits with SHINE, and compare the cost of all "
         "gradients on it. Takes about a minute on two idle cores. The exit status is 1 if "
         f"the model classifies fewer than {REQUIRED_ACCURACY:.0%} of the held-out digits "
-        "correctly.".replace("%", "%%"),
+        "correctly, or a solver did other work than the others.",
     )
     parser.add_argument(
         "--out",
@@ -49,8 +49,13 @@ def run(args: argparse.Namespace) -> int:
     from deq_kernels.commands.train import train_with_progress
     from deq_kernels.optional import require_packages
     from deq_kernels.training.compare import compare_gradients
+    from deq_kernels.training.folder import (
+        PLOT,
+        RunFolderUsedError,
+        check_folder,
+        claimed_folder,
+    )
     from deq_kernels.training.registry import run_config
-    from deq_kernels.training.run import PLOT, RunFolderError, check_folder
 
     started = time.perf_counter()
     out: Path = args.out
@@ -58,16 +63,16 @@ def run(args: argparse.Namespace) -> int:
         check_folder(out)
         require_packages(*PACKAGES, extra="train")
         config = run_config("mdeq", settings=SETTINGS)
-        print(f"1. This installation\n\n{backend_info()}\n")
-        print("2. The solver kernels against other solvers\n")
-        out.mkdir(parents=True, exist_ok=True)
-        refusals = bench.quick(out).refusals
+        with claimed_folder(out):
+            print(f"1. This installation\n\n{backend_info()}\n")
+            print("2. The solver kernels against other solvers\n")
+            refusals = bench.quick(out).refusals
         print("\n3. Training a small MDEQ on handwritten digits with SHINE\n")
         trainer = train_with_progress(config, out)
-    except RunFolderError as error:
+    except RunFolderUsedError as error:
         return fail(f"{error}; choose another --out")
-    except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        return fail(str(error))
+    except EXPECTED as error:
+        return fail_with(error)
     print(f"\n4. All gradients on that model, on a batch of {config.training.batch_size} images\n")
     batch = next(trainer.task.batches(torch.Generator().manual_seed(0)))
     print(format_timings(compare_gradients(trainer.task, config, batch)))

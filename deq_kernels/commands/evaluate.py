@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deq_kernels.commands.errors import fail
+from deq_kernels.commands.errors import EXPECTED, fail_with
 
 SPLITS = ("test", "validation")
 
@@ -19,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "evaluate",
         help="evaluate a trained model",
         description="Evaluate the model of a checkpoint that `deq-kernels train` wrote, on data "
-        "that it was not trained with. The checkpoint says which model and dataset.",
+        "that it was\nnot trained with. The checkpoint says which model and dataset.",
         epilog="example:\n  deq-kernels evaluate runs/first/checkpoint.safetensors",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
         config, metrics = evaluate_checkpoint(
             args.checkpoint, split=args.split, data_root=args.data_root, device=args.device
         )
-    except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        return fail(str(error))
+    except EXPECTED as error:
+        return fail_with(error)
     if args.json:
         values = {"task": config.task, "data": config.data, "split": args.split, **asdict(metrics)}
         print(json.dumps(values, indent=2))

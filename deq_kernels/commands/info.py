@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
+
+from deq_kernels.commands.errors import fail
+
+FAILED = 1
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -67,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
             solve = f"a dense cell at batch {batch}, dim {dim}"
             lines += _table(f"{solve}, float32, on {gpu.name}:", cell)
     except (RuntimeError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        return fail(str(error), FAILED)
     print(json.dumps(report, indent=2) if args.json else "\n".join(lines))
     return 0
 

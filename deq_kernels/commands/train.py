@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deq_kernels.commands.errors import fail
+from deq_kernels.commands.errors import EXPECTED, fail, fail_with
 from deq_kernels.commands.lazy_parser import LazyParser
 from deq_kernels.commands.numbers import positive_int
 from deq_kernels.training.equilibrium import GRADIENTS, SOLVERS
@@ -43,6 +43,9 @@ examples:
   deq-kernels train {name} --out runs/first --resume
   torchrun --nproc-per-node 2 -m deq_kernels.cli train {name} --out runs/two
 
+The exit status is 130 after Ctrl-C, and 141 where the reader of the output has gone; --resume goes
+on from the last checkpoint.
+
 settings for --set, with their values in the preset {preset}:
 {settings}
 """
@@ -71,7 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; return the exit status."""
-    from deq_kernels.training.run import RunFolderError
+    from deq_kernels.training.folder import RunFolderUsedError
 
     try:
         train_with_progress(
@@ -81,10 +84,10 @@ def run(args: argparse.Namespace) -> int:
             checkpoint_every=args.checkpoint_every,
             data_root=args.data_root,
         )
-    except RunFolderError as error:
+    except RunFolderUsedError as error:
         return fail(f"{error}; continue it with --resume, or choose another --out")
-    except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        return fail(str(error))
+    except EXPECTED as error:
+        return fail_with(error)
     return 0
 
 
@@ -120,8 +123,9 @@ def train_with_progress(
         ValueError: see `run_training`.
     """
     from deq_kernels.optional import optional_import
+    from deq_kernels.training.folder import PLOT
     from deq_kernels.training.processes import launched_processes
-    from deq_kernels.training.run import PLOT, run_training
+    from deq_kernels.training.run import run_training
 
     with optional_import(extra="train"):
         from tqdm import tqdm
@@ -135,6 +139,13 @@ def train_with_progress(
             def start(trainer: Trainer) -> None:
                 if speaks:
                     tqdm.write(describe_run(trainer, out))
+                    if pretrains_only(trainer):
+                        tqdm.write(
+                            f"note: pretraining takes {config.training.pretraining_steps} steps, "
+                            f"and this run has {trainer.total_steps}: it ends before training at "
+                            "the equilibrium begins. Raise --epochs, or lower "
+                            "training.pretraining_steps."
+                        )
                 bar.reset(total=trainer.total_steps)
                 bar.update(trainer.step)
 
@@ -152,8 +163,14 @@ def train_with_progress(
                 ),
             )
     if speaks:
-        print(f"done: {out / PLOT}")
+        only = ", pretrained only" if pretrains_only(trainer) else ""
+        print(f"done{only}: {out / PLOT}")
     return trainer
+
+
+def pretrains_only(trainer: Trainer) -> bool:
+    """Whether pretraining covers the whole run, so that nothing is trained at the equilibrium."""
+    return trainer.config.training.pretraining_steps >= trainer.total_steps
 
 
 def describe_run(trainer: Trainer, out: Path) -> str:

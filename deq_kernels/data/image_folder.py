@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,14 @@ STD = tuple(255 * value for value in (0.229, 0.224, 0.225))
 RESIZED = 256 / 224
 """The shorter side before the central crop, as a multiple of the crop's."""
 
+LONGEST = 100
+"""The longest side, in multiples of the shorter one, which images are scaled by."""
+
 Job = tuple[int, Tensor | None]
 """Number of an image, and the random numbers of its crop; None for the middle."""
+
+Sample = tuple[Tensor, int]
+"""An image and its label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +90,35 @@ class FolderSplit(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         jobs = _Jobs(len(self), batch_size, generator, share)
         loader = DataLoader(
-            self, batch_sampler=jobs, num_workers=workers, collate_fn=_collate, pin_memory=False
+            _Decoder(self),
+            batch_sampler=jobs,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=False,
         )
-        yield from loader
+        for batch in loader:
+            if isinstance(batch, DatasetError):
+                raise batch
+            yield batch
+
+
+@dataclass(frozen=True)
+class _Decoder(Dataset["Sample | DatasetError"]):
+    """A split whose damaged images come out as errors.
+
+    Raised in a worker, an error would arrive with the worker's traceback for its message.
+    """
+
+    split: FolderSplit
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, job: Job) -> Sample | DatasetError:
+        try:
+            return self.split[job]
+        except DatasetError as error:
+            return error
 
 
 class _Jobs:
@@ -191,27 +224,36 @@ def read_image(path: Path) -> Tensor:
 
     Raises:
         ImportError: Pillow is not installed.
-        OSError: the file cannot be read.
-        DatasetError: it is no image, or damaged.
+        DatasetError: it cannot be read, is no JPEG or PNG, damaged, or of extreme size.
     """
     with optional_import(extra="train"):
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
-    with path.open("rb") as file:
-        try:
-            with Image.open(file) as image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("JPEG", "PNG")) as image:
+                if max(image.size) > LONGEST * min(image.size):
+                    raise ValueError(f"its sides are {image.size[0]} and {image.size[1]} long")
                 pixels = np.array(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise DatasetError(
-                f"{path} must be an image, but it is damaged or none: {error}"
-            ) from error
+    # Decoders raise what comes their way: of struct, of zlib, IndexError, ...
+    except Exception as error:
+        raise DatasetError(
+            f"{path} must be an image, but it is damaged or none: {error}"
+        ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    images = [image for image, _ in samples]
+def _collate(samples: list[Sample | DatasetError]) -> tuple[Tensor, Tensor] | DatasetError:
+    """A batch, or the first error in it."""
+    images, labels = [], []
+    for sample in samples:
+        if isinstance(sample, DatasetError):
+            return sample
+        images.append(sample[0])
+        labels.append(sample[1])
     stacked = torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-    return stacked, torch.tensor([label for _, label in samples], dtype=torch.int64)
+    return stacked, torch.tensor(labels, dtype=torch.int64)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,13 @@ from deq_kernels.cells import Adjacency
 from deq_kernels.data.errors import DatasetError
 from deq_kernels.data.graphs import Graphs, GraphSplits
 from deq_kernels.data.text import read_text
+from deq_kernels.json_text import parse_json
 
 SPLITS = ("train", "valid", "test")
+COMPRESSED_ROWS = ("indptr", "indices", "shape")
+"""Arrays of a matrix as SciPy saves it, without its values."""
+SMALL, GROWTH = 2**26, 200
+"""Arrays of an archive may take so many bytes, and further ones for each byte of the file."""
 
 
 def load_ppi(folder: Path | str) -> GraphSplits:
@@ -112,7 +115,7 @@ def _one_graph(folder: Path) -> GraphSplits:
     for key in ("tr", "va", "te"):
         numbers = role.get(key) if isinstance(role, dict) else None
         if not isinstance(numbers, list) or not all(
-            isinstance(number, int) and 0 <= number < nodes for number in numbers
+            type(number) is int and 0 <= number < nodes for number in numbers
         ):
             raise DatasetError(
                 f"{folder / 'role.json'} must hold lists of nodes, 0 to {nodes - 1}, as 'tr', "
@@ -148,11 +151,11 @@ def _links(path: Path) -> NDArray[np.int64]:
         pairs = [(link["source"], link["target"]) for link in data["links"]]
         directed = bool(data.get("directed", False))
         edges = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DatasetError(
             f"{path} must hold 'links', a list of objects with 'source' and 'target': {error!r}"
         ) from error
-    if not (edges == np.floor(edges)).all():
+    if not ((edges == np.floor(edges)) & (np.abs(edges) < 2**53)).all():
         raise DatasetError(f"{path} must hold whole numbers as 'source' and 'target'")
     whole = edges.astype(np.int64)
     return whole if directed else np.concatenate([whole, whole[::-1]], axis=1)
@@ -162,7 +165,7 @@ def _class_map(path: Path, nodes: int) -> NDArray[np.float32]:
     data = _json(path)
     try:
         rows = np.array([data[str(node)] for node in range(nodes)], dtype=np.float32)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise DatasetError(
             f"{path} must hold a list of {nodes} nodes' labels, of one length each: {error!r}"
         ) from error
@@ -189,7 +192,7 @@ def _compressed(path: Path, nodes: int) -> NDArray[np.int64]:
     """The places of a matrix that SciPy saved in compressed rows, [2, nnz]."""
     arrays = _load(path)
     parts = arrays if isinstance(arrays, dict) else {}
-    missing = {"indptr", "indices", "shape"} - set(parts)
+    missing = set(COMPRESSED_ROWS) - set(parts)
     if missing:
         raise DatasetError(
             f"{path} must be a matrix in compressed rows as scipy.sparse.save_npz writes it; it "
@@ -221,9 +224,10 @@ def _compressed(path: Path, nodes: int) -> NDArray[np.int64]:
 def _table(path: Path) -> NDArray[np.float32]:
     """[rows, columns] float32."""
     array = _array(path)
-    if array.ndim != 2 or array.dtype.kind not in "fiub":
+    if array.ndim != 2 or array.dtype.kind not in "fiub" or not array.shape[1]:
         raise DatasetError(f"{path} must hold numbers [rows, columns]; got {array.shape}")
-    table = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what overflows is found below
+        table = array.astype(np.float32)
     if not np.isfinite(table).all():
         raise DatasetError(f"{path} must hold finite numbers")
     return table
@@ -237,22 +241,37 @@ def _array(path: Path) -> NDArray[Any]:
 
 
 def _load(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
-    """An array, or the arrays of an archive by name. Nothing is unpickled."""
+    """An array, or those of an archive that make compressed rows. Nothing is unpickled."""
     try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            with loaded:
-                return {name: loaded[name] for name in loaded.files}
+        if zipfile.is_zipfile(path):
+            return _load_archive(path)
+        # A mapped file can declare no more than it holds.
+        return np.array(np.lib.format.open_memmap(path, mode="r"))
     except FileNotFoundError as error:
         raise DatasetError(f"{path} is missing; a folder with all files is needed") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    # Headers are read as Python, archives by zlib and others: they raise what comes their way.
+    except Exception as error:
         raise DatasetError(f"{path} is in none of NumPy's formats: {error}") from error
 
 
+def _load_archive(path: Path) -> dict[str, NDArray[Any]]:
+    most = SMALL + GROWTH * path.stat().st_size
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        present = set(archive.namelist())
+        members = {name: f"{name}.npy" for name in COMPRESSED_ROWS if f"{name}.npy" in present}
+        size = sum(archive.getinfo(member).file_size for member in members.values())
+        if size > most:
+            raise ValueError(f"its arrays take {size:,} bytes, where {most:,} should do")
+        for name, member in members.items():
+            with archive.open(member) as stream:
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    return arrays
+
+
 def _json(path: Path) -> Any:
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         raise DatasetError(f"{path} is no JSON: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ def read_text(path: Path) -> str:
     """The file as UTF-8.
 
     Raises:
-        DatasetError: there is no such file, or it is no text.
+        DatasetError: there is no such file, it cannot be read, or is no text.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -26,6 +27,8 @@ def read_text(path: Path) -> str:
         raise DatasetError(f"{path} is missing; a folder with all files is needed") from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is no text file: {error}") from error
+    except OSError as error:
+        raise DatasetError(f"{path} must be a file that can be read: {error}") from error
 
 
 def read_table(
@@ -46,10 +49,13 @@ def read_table(
     if not text.strip():
         return np.zeros((0, columns or 0), dtype)
     try:
-        table = np.loadtxt(
-            io.StringIO(text), dtype=dtype, delimiter=separator, comments=None, ndmin=2
-        )
-    except ValueError as error:
+        # NumPy reads whole numbers by way of floating-point ones, with a warning, where it has to.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)
+            table = np.loadtxt(
+                io.StringIO(text), dtype=dtype, delimiter=separator, comments=None, ndmin=2
+            )
+    except (DeprecationWarning, OverflowError, ValueError) as error:
         kind = np.dtype(dtype).name
         raise DatasetError(f"{path} must hold numbers ({kind}) in every line: {error}") from error
     if columns is not None and table.shape[1] != columns:

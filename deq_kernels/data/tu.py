@@ -19,6 +19,8 @@ from deq_kernels.options import check_choice, check_count
 FEATURES = ("labels", "attributes", "both", "degree")
 MOST_NODE_LABELS = 10_000
 """A one-hot feature each; a file that spans more is taken for damaged."""
+SMALL, GROWTH = 2**26, 128
+"""Features may take so many bytes, and further ones for each byte of the files."""
 
 
 def load_tu(folder: Path | str, *, features: str = "labels") -> tuple[Graphs, ...]:
@@ -56,6 +58,11 @@ def load_tu(folder: Path | str, *, features: str = "labels") -> tuple[Graphs, ..
     if not graphs:
         raise DatasetError(
             f"{folder / name}_graph_labels.txt must hold a label per graph; got none"
+        )
+    if graphs > nodes:
+        raise DatasetError(
+            f"{folder / name}_graph_labels.txt must have at most a label per node, {nodes}, as few "
+            f"graphs have none; got {graphs}"
         )
     if nodes and (graph_of_node.min() < 0 or graph_of_node.max() >= graphs):
         raise DatasetError(
@@ -176,7 +183,17 @@ def _one_hot(path: Path, nodes: int) -> Tensor:
             f"{path} must span at most {MOST_NODE_LABELS} labels; got {smallest} to "
             f"{int(labels.max())}"
         )
-    return torch.nn.functional.one_hot(torch.from_numpy(labels - smallest), span).float()
+    name = path.name.removesuffix("_node_labels.txt")
+    text = sum(file.stat().st_size for file in path.parent.glob(f"{name}_*.txt"))
+    most = SMALL + GROWTH * text
+    if 4 * nodes * span > most:
+        raise DatasetError(
+            f"{path} must span fewer labels: {span} for {nodes} nodes take {4 * nodes * span:,} "
+            f"bytes, where files of {text:,} bytes should need no more than {most:,}"
+        )
+    features = torch.zeros(nodes, span)
+    features[torch.arange(nodes), torch.from_numpy(labels - smallest)] = 1.0
+    return features
 
 
 def _check_lines(path: Path, lines: int, nodes: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deq_kernels.files import save_figure
 from deq_kernels.optional import optional_import
 
 if TYPE_CHECKING:
@@ -41,4 +42,4 @@ def plot_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
         axes.invert_yaxis()
     cosine.set_yticks(places, [f"{row.name}, {row.vjps} VJPs" for row in rows])
     ratio.set_yticks(places, [""] * len(rows))
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

@@ -191,9 +191,10 @@ def judge_(
 ) -> Verdict:
     """Judge the evaluation f(z) of every running sample and record it in `tables`.
 
-    A sample converges when `meets_tolerance` says so. A residual that is not finite, or
-    exceeds `divergence_factor` times the first one, is rejected: while `max_rejections` are left
-    the sample goes back to its best iterate, after that it has diverged. The first evaluation is
+    A sample converges when `meets_tolerance` says so; with rtol 0 and an atol below 0 it never
+    does, not even at a residual of 0. A residual that is not finite, or exceeds
+    `divergence_factor` times the first one, is rejected: while `max_rejections` are left the sample
+    goes back to its best iterate, after that it has diverged. The first evaluation is
     always kept, so that there is an iterate to return.
 
     With a `trial`, a step whose residual is rejected or above what is accepted is to be shortened
@@ -219,7 +220,8 @@ def judge_(
 
     met = meets_tolerance(residual, f_norm, norms, rtol=rtol, atol=atol)
     converged = running & finite & met
-    rejected = running & ~(finite & (residual <= divergence_factor * norms[:, Norm.FIRST]))
+    # Infinity times a first residual of 0 is NaN, which nothing exceeds.
+    rejected = running & ~(finite & ~(residual > divergence_factor * norms[:, Norm.FIRST]))
     rejected &= ~converged
     better = finite & (residual < norms[:, Norm.BEST])
     improved = running & (first | better | converged)

@@ -136,7 +136,8 @@ class Solver:
             TypeError: z0 or f(z) has a wrong structure, dtype or device; or f is no `PerSample`, as
                 `compact` needs it.
             ValueError: z0, f(z) or an input of a `PerSample` has a wrong shape, or z0 is not on a
-                CUDA device as `cuda_graph` needs it.
+                CUDA device as `cuda_graph` needs it, or `max_steps` differs between processes that
+                are `synchronized`.
             RuntimeError: f changed its z in place, or `cuda_graph` could not capture it; or the
                 current stream is being captured into a graph of the caller's; or there is no
                 process group, as `synchronized` needs it.

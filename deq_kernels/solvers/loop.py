@@ -11,7 +11,7 @@ from torch import Tensor
 from deq_kernels.ops.termination import Counter, Tables
 from deq_kernels.solvers.capture import step_capture
 from deq_kernels.solvers.compaction import CompactEvaluation, PerSample
-from deq_kernels.solvers.ranks import Ranks
+from deq_kernels.solvers.ranks import Ranks, check_equal_steps
 from deq_kernels.solvers.running import RunningCount, running_count
 from deq_kernels.solvers.structure import OutputError, State, Structure, evaluate
 
@@ -53,9 +53,12 @@ def iterate(
     Raises:
         OutputError: f changed its z in place, or returned what is no state of the structure.
         RuntimeError: f could not be captured.
+        ValueError: other ranks solve with another `max_steps`.
     """
     if structure.batch == 0 and synchronized is False:
         return 0
+    if synchronized is not False:
+        check_equal_steps(synchronized, max_steps, structure.device)
     rows: CompactEvaluation | None = None
     if compact:
         assert isinstance(f, PerSample)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops import Status
 from deq_kernels.options import (
     check_callback,
@@ -22,12 +23,16 @@ from deq_kernels.options import (
 )
 from deq_kernels.solvers.adjoint_broyden import AdjointBroyden
 from deq_kernels.solvers.anderson import Anderson
-from deq_kernels.solvers.base import Solver
+from deq_kernels.solvers.base import Iteration, Solver
+from deq_kernels.solvers.bound import solve_with
 from deq_kernels.solvers.broyden import Broyden
 from deq_kernels.solvers.fixed_point import FixedPoint
 from deq_kernels.solvers.gmres import GMRES
 from deq_kernels.solvers.lbfgs import LBFGS
+from deq_kernels.solvers.loop import StepFunction
+from deq_kernels.solvers.root_record import RootRecord
 from deq_kernels.solvers.solution import Solution
+from deq_kernels.solvers.walk import without_tolerance
 
 METHODS: dict[str, type[Solver]] = {
     "broyden1": Broyden,
@@ -42,27 +47,36 @@ METHODS: dict[str, type[Solver]] = {
 DEFAULT_TOLERANCE = float(np.finfo(np.float64).eps) ** (1 / 3)
 """SciPy's, 6.06e-6."""
 
+EVALUATE_ELSEWHERE: tuple[type[Solver], ...] = (LBFGS, GMRES, AdjointBroyden)
+"""Solvers that evaluate fun elsewhere than at their iterates too, and stop by their own rule."""
+
 MESSAGES = {
     Status.CONVERGED: "The residual is within the tolerance.",
     Status.MAX_STEPS: "The evaluations were used up.",
-    Status.STALLED: "The residual has not fallen any more.",
+    Status.STALLED: "The residual has not fallen any more, or the steps are lost in rounding.",
     Status.DIVERGED: "The residual was not finite, or grew too far.",
 }
+
+HINT = (
+    "the first step, along alpha times fun, made ‖fun‖ grow: alpha may have the wrong sign, or be "
+    "too large."
+)
 
 
 class RootResult(dict[str, Any]):
     """What `root` found; keys are attributes too, as in SciPy's OptimizeResult.
 
     Attributes:
-        x: the best point, like x0.
-        success: whether it meets the tolerance; with `batched` [B] bool.
+        x: the point with the smallest ‖fun(x)‖₂ of all evaluated, like x0.
+        success: whether that is at most `fatol`; with `batched` [B] bool.
         status: `deq_kernels.Status`, as a number; with `batched` [B].
-        message: what `status` says; with `batched` a count of samples.
-        fun: the residual at x, like x0.
+        message: what `status` says; with `batched` a count of samples. Where no root was found and
+            the first step made ‖fun‖ grow, it says so.
+        fun: fun(x), like x0.
         nit: steps taken; with `batched` [B].
-        nfev: evaluations of `fun`, each of all samples.
+        nfev: evaluations of `fun`, each of all samples; never more than `maxiter`.
         method: as given.
-        solution: the `deq_kernels.Solution` of f(x) = x + α fun(x).
+        solution: the `deq_kernels.Solution` of f(x) = x + α fun(x), with these statuses.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -96,6 +110,9 @@ def root(
     SciPy: B₀ = −I / α. α has to have the sign that makes this a step towards the root, and about
     its length; Broyden's method recovers from a poor one, fixed-point iteration does not.
 
+    What is solved for is the distance from x0, which keeps digits that x would round away, and what
+    decides is fun(x) itself: a root is a point with ‖fun(x)‖₂ ≤ `fatol`, at which its sample stops.
+
     Args:
         fun: fun(x, *args), of the shape, kind and dtype of x.
         x0: the start, of any shape: a tensor, or what numpy makes an array of; fun then receives
@@ -107,7 +124,7 @@ def root(
         tol: the same as the option fatol.
         callback: called as callback(x, fun(x)) after each evaluation.
         options: `maxiter`, largest number of evaluations (100); `fatol`, largest ‖fun(x)‖₂ of a
-            root (6e-6), where SciPy takes the largest entry; `alpha`, α (1.0); and the further
+            root (6.06e-6), where SciPy takes the largest entry; `alpha`, α (1.0); and the further
             options of the method's solver, such as `history_length`, `damping`, `line_search` of
             `deq_kernels.Broyden`.
         batched: x0 is [B, ...], B independent equations, each of which stops by itself.
@@ -133,40 +150,99 @@ def root(
     check_count("maxiter", most)
     check_positive("fatol", fatol)
     check_number("alpha", alpha, lambda x: x != 0 and math.isfinite(x), "finite and not 0")
-    options_of_solver = {"stall_steps": None, **given}
-    solver = METHODS[method](max_steps=most, rtol=0.0, atol=abs(alpha) * fatol, **options_of_solver)
+    solver = METHODS[method](
+        max_steps=most, rtol=0.0, atol=abs(alpha) * fatol, **{"stall_steps": None, **given}
+    )
 
     equation = _Equation.of(fun, x0, args, callback)
-    start = equation.start if batched else equation.start[None]
     if batched and equation.start.dim() == 0:
         raise ValueError("batched=True needs x0 [B, ...]; got one without dimensions.")
+    shape = equation.start.shape
+    start = _rows(equation.start if batched else equation.start[None])
+    record = RootRecord(start, fatol=fatol, alpha=alpha)
 
-    def f(x: Tensor) -> Tensor:
-        value = equation(x if batched else x[0])
-        return x + alpha * (value if batched else value[None])
+    def f(distance: Tensor) -> Tensor:
+        x = start + distance
+        value = equation(x.view(shape)).reshape_as(x)
+        record.add(x.detach(), value.detach())
+        return distance + alpha * value
 
-    solution = solver(f, start)
-    assert isinstance(solution.z, Tensor)
-    x = solution.z if batched else solution.z[0]
-    evaluations = equation.count
-    with torch.no_grad():
-        value = equation(x, report=False)
-    status = solution.status if batched else int(solution.status[0])
+    solution = _solve(_around(solver, equation, start, batched), f, start, record)
+    record.settle(solution.tables)
+    x = record.x.view(shape)
     return RootResult(
-        x=equation.as_given(x.clone()),
+        x=equation.as_given(x),
         success=equation.table(solution.converged) if batched else bool(solution.converged[0]),
-        status=equation.table(status) if isinstance(status, Tensor) else status,
-        message=_message(solution) if batched else MESSAGES[Status(int(solution.status[0]))],
-        fun=equation.as_given(value),
+        status=equation.table(solution.status) if batched else int(solution.status[0]),
+        message=_message(solution, batched, hints=method != "gmres"),
+        fun=equation.as_given(record.value.view(shape)),
         nit=equation.table(solution.steps - 1) if batched else int(solution.steps[0]) - 1,
-        nfev=evaluations + 1,
+        nfev=equation.count,
         method=method,
-        solution=solution,
+        solution=replace(solution, z=x if batched else x[None]),
     )
 
 
-def _message(solution: Solution) -> str:
-    return f"{int(solution.converged.sum())} of {len(solution.status)} samples converged."
+def _rows(x: Tensor) -> Tensor:
+    """[B, ...] as [B, n]."""
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
+
+
+def _solve(
+    solver: Solver, f: Callable[[Tensor], Tensor], start: Tensor, record: RootRecord
+) -> Solution:
+    """The solve from a distance of zero, stopped by ‖fun‖ where its solver can be."""
+    origin = torch.zeros_like(start)
+    if isinstance(solver, EVALUATE_ELSEWHERE):
+        return solver(f, origin)
+    untold = without_tolerance(solver)
+
+    def prepare(
+        iteration: Iteration, keep_inverse: bool
+    ) -> tuple[StepFunction, Callable[[], InverseJacobian | None]]:
+        step, finish = untold._prepare(iteration, keep_inverse)
+
+        def judged(f_z: Tensor) -> None:
+            step(f_z)
+            record.stop(iteration.tables)
+
+        return judged, finish
+
+    return solve_with(solver, f, origin, prepare, keep_inverse=True)
+
+
+def _around(solver: Solver, equation: _Equation, start: Tensor, batched: bool) -> Solver:
+    """The solver, with its functions of the iterate, which know x, as functions of the distance."""
+    shape = equation.start.shape if batched else (1, *equation.start.shape)
+
+    def of_distance(function: Callable[[Tensor], Tensor], gives_rows: bool) -> Callable[..., Any]:
+        def shifted(distance: Tensor) -> Any:
+            result = function((start + distance).view(shape))
+            fits = gives_rows and isinstance(result, Tensor) and result.shape == shape
+            return _rows(result) if fits else result
+
+        return shifted
+
+    changes: dict[str, Any] = {
+        name: of_distance(function, gives_rows)
+        for name, gives_rows in (("objective", False), ("outer_gradient", True))
+        if (function := getattr(solver, name, None)) is not None
+    }
+    return replace(solver, **changes)
+
+
+def _message(solution: Solution, batched: bool, *, hints: bool) -> str:
+    missed, trace = ~solution.converged, solution.trace
+    grew = 0
+    if hints and trace.shape[1] > 1:
+        # Not where the second one is NaN for want of an evaluation.
+        grew = int((missed & (trace[:, 1] > trace[:, 0])).sum())
+    if not batched:
+        message, where = MESSAGES[Status(int(solution.status[0]))], "Moreover,"
+    else:
+        message = f"{int(solution.converged.sum())} of {len(missed)} samples converged."
+        where = f"In {grew} of the others"
+    return f"{message} {where} {HINT}" if grew else message
 
 
 @dataclass
@@ -200,7 +276,7 @@ class _Equation:
             raise TypeError(f"x0 must be a tensor or an array of real numbers; got {array.dtype}.")
         return cls(fun, torch.from_numpy(array.copy()), args, callback, takes_arrays=True)
 
-    def __call__(self, x: Tensor, *, report: bool = True) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """fun(x) as a tensor, checked."""
         self.count += 1
         given = self.as_given(x.clone() if self.takes_arrays else x)
@@ -216,7 +292,7 @@ class _Equation:
                 f"fun must return as many numbers as x has, {list(x.shape)}; got "
                 f"{list(value.shape)}."
             )
-        if self.callback is not None and report:
+        if self.callback is not None:
             self.callback(given, self.as_given(value.detach().reshape(x.shape)))
         return value.reshape(x.shape)
 

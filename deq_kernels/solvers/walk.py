@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,33 @@ from deq_kernels.ops.norms import norm
 from deq_kernels.ops.termination import Counter, Status, Tables
 from deq_kernels.solvers.base import Iteration, Solver
 from deq_kernels.solvers.structure import State, Structure, evaluate
+
+S = TypeVar("S", bound=Solver)
+
+NEVER = -1.0
+"""An absolute tolerance that no residual meets, not even zero."""
+
+
+def without_tolerance(solver: S) -> S:
+    """A copy of a solver whose caller says when a sample is done, which no residual of its is.
+
+    Not one of zero either: where f couples samples, a later one need not be zero. A step from there
+    has length zero and no direction, so that it enters no inverse.
+    """
+    changed = replace(solver, rtol=0.0)
+    # Users are refused a tolerance below 0, as it would only cost them their answer.
+    object.__setattr__(changed, "atol", NEVER)
+    return changed
+
+
+def endless(kind: type[S], **options: Any) -> S:
+    """A solver that leaves the end to its caller: a sample stops only where it diverges.
+
+    Args:
+        kind: of solver.
+        options: of its own, and `max_steps`.
+    """
+    return without_tolerance(kind(stall_steps=None, divergence_factor=math.inf, **options))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Checkpoints in one safetensors file: tensors, and JSON metadata. Nothing in it is executable."""
 
 import json
+import reprlib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor
 
 from deq_kernels.files import write_atomically
+from deq_kernels.json_text import parse_json
 from deq_kernels.optional import optional_import
 
 FORMAT = "deq_kernels checkpoint 1"
 METADATA = "checkpoint"
 METADATA_KEYS = {"format", "epoch", "step", "config", "param_groups", "checksum"}
+LARGEST = 2**53
+"""No run takes so many epochs or steps."""
 
 
 class CheckpointError(ValueError):
@@ -81,38 +85,37 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the file is missing, damaged, or not a checkpoint of this package.
     """
     with optional_import(extra="train"):
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
     if not path.is_file():
-        raise CheckpointError(
-            f"there is no checkpoint at {path} to resume from; leave out --resume to start a run"
-        )
+        raise CheckpointError(f"there is no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as file:
             entries = file.metadata() or {}
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is damaged or no safetensors file ({error}); start the run anew"
-        ) from error
+    # Errors of safetensors' own, of the system, and of torch where it has no such dtype.
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file ({error})") from error
     metadata = _parse_metadata(path, entries)
     expected = metadata.pop("checksum")
-    found = _checksum(tensors, metadata)
+    try:
+        found = _checksum(tensors, metadata)
+    except (RuntimeError, TypeError) as error:  # no bytes of such a dtype; nested too deeply
+        raise CheckpointError(f"{path} is damaged: it has no checksum ({error})") from error
     if expected != found:
         raise CheckpointError(
-            f"{path} is damaged: its checksum must be {expected!r}, got {found}; start the run anew"
+            f"{path} is damaged: its checksum must be {reprlib.repr(expected)}, got {found}"
         )
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _without_prefix("optimizer", tensors).items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
     return Checkpoint(
         epoch=metadata["epoch"],
         step=metadata["step"],
         config=metadata["config"],
         model=_without_prefix("model", tensors),
-        optimizer={"state": state, "param_groups": metadata["param_groups"]},
+        optimizer={
+            "state": _optimizer_state(path, tensors),
+            "param_groups": metadata["param_groups"],
+        },
         rng=_without_prefix("rng", tensors),
     )
 
@@ -138,22 +141,46 @@ def check_config(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
 
 def _parse_metadata(path: Path, entries: Mapping[str, str]) -> dict[str, Any]:
     try:
-        metadata = json.loads(entries.get(METADATA, "{}"))
-    except json.JSONDecodeError as error:
+        metadata = parse_json(entries.get(METADATA, "{}"))
+    except ValueError as error:
         raise CheckpointError(
-            f"the metadata of {path} must be JSON, but it is not ({error}); start the run anew"
+            f"the metadata of {path} must be JSON, but it is not ({error})"
         ) from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is no checkpoint of this version: its metadata holds no format {FORMAT!r}; "
-            "start the run anew"
+            f"{path} is no checkpoint of this version: its metadata holds no format {FORMAT!r}"
         )
     if metadata.keys() != METADATA_KEYS:
         raise CheckpointError(
             f"{path} is damaged: its metadata must hold {', '.join(sorted(METADATA_KEYS))}, got "
-            f"{', '.join(sorted(metadata))}; start the run anew"
+            f"{', '.join(sorted(metadata))}"
         )
+    for name in ("epoch", "step"):
+        if type(metadata[name]) is not int or not 0 <= metadata[name] < LARGEST:
+            raise _damaged(path, name, f"a whole number from 0 to {LARGEST - 1}")
+    if not isinstance(metadata["config"], dict):
+        raise _damaged(path, "config", "an object")
+    groups = metadata["param_groups"]
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise _damaged(path, "param_groups", "a list of objects")
     return metadata
+
+
+def _damaged(path: Path, name: str, contract: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged: {name} in its metadata must be {contract}")
+
+
+def _optimizer_state(path: Path, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """What the optimiser keeps of each parameter, by the parameter's number."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _without_prefix("optimizer", tensors).items():
+        index, _, key = name.partition(".")
+        if not (index.isdecimal() and len(index) < 10 and key):
+            raise CheckpointError(
+                f"{path} is damaged: it holds a tensor optimizer.{name}, not optimizer.NUMBER.NAME"
+            )
+        state.setdefault(int(index), {})[key] = value
+    return state
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

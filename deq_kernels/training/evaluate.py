@@ -48,7 +48,11 @@ def evaluate_checkpoint(
         config = with_settings(config, {"machine.device": device})
     with use_threads(config.machine.threads):
         torch.manual_seed(config.training.seed)
-        task = find_task(config.task).build(config, data_root=data_root)
-        trainer = Trainer(task, config)
+        try:
+            task = find_task(config.task).build(config, data_root=data_root)
+            trainer = Trainer(task, config)
+        # Sizes that no memory or no number holds, which the config's own checks do not know.
+        except (MemoryError, OverflowError, RuntimeError) as error:
+            raise CheckpointError(f"the model of {path} cannot be built: {error}") from error
         trainer.load_model(checkpoint)
         return config, trainer.evaluate(split)

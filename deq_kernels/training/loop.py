@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -137,13 +138,14 @@ class Trainer:
                 f"{checkpoint.epoch} in order, got {epochs}; start the run anew in another folder"
             )
         self.load_model(checkpoint)
+        self._check_optimizer(checkpoint)
         try:
             self.optimizer.load_state_dict(dict(checkpoint.optimizer))
             self._generator.set_state(checkpoint.rng["run"])
             torch.set_rng_state(checkpoint.rng["global"])
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(checkpoint.rng["cuda"], self.device)
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the run: {error}") from error
         self.epoch = checkpoint.epoch
         self.history = known[: self.epoch]
@@ -154,11 +156,41 @@ class Trainer:
         Raises:
             CheckpointError: they do not fit the model.
         """
+        own = self.task.model.state_dict()
+        for name, value in checkpoint.model.items():
+            if name in own and own[name].dtype != value.dtype:
+                raise CheckpointError(
+                    f"the checkpoint does not fit the model: {name} must be {own[name].dtype}, got "
+                    f"{value.dtype}"
+                )
         try:
             self.task.model.load_state_dict(checkpoint.model)
         except RuntimeError as error:
             raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
         self.step = checkpoint.step
+
+    def _check_optimizer(self, checkpoint: Checkpoint) -> None:
+        """Raise CheckpointError unless the optimiser's state is one of this run's parameters.
+
+        The optimiser itself would take anything, and fail at its next step.
+        """
+        groups = self.optimizer.state_dict()["param_groups"]
+        same = json.dumps(_without_rate(groups)) == json.dumps(
+            _without_rate(checkpoint.optimizer["param_groups"])
+        )
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        fits = same and all(
+            index < len(parameters)
+            and value.shape in (parameters[index].shape, torch.Size())
+            and value.is_floating_point()
+            for index, values in checkpoint.optimizer["state"].items()
+            for value in values.values()
+        )
+        if not fits:
+            raise CheckpointError(
+                "the checkpoint does not fit the run: its optimizer has other options, or other "
+                "parameters"
+            )
 
     def _identity(self) -> dict[str, object]:
         return {**self.config.to_json(), "processes": self.processes.count}
@@ -224,6 +256,11 @@ class Trainer:
         loss.backward()
         tally.add(outcome, penalty)
         return outcome.items
+
+
+def _without_rate(groups: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
+    """Options of an optimiser but for the learning rate, which every step sets."""
+    return [{name: value for name, value in group.items() if name != "lr"} for group in groups]
 
 
 def check_loss(loss: float, where: str) -> None:

@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from deq_kernels.files import write_atomically
+from deq_kernels.json_text import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +73,27 @@ def _format(metrics: EpochMetrics) -> str:
 
 def _parse(line: str, where: str) -> EpochMetrics:
     try:
-        values = json.loads(line)
-        train = PartMetrics(**values.pop("train"))
-        validation = PartMetrics(**values.pop("validation"))
-        return EpochMetrics(**values, train=train, validation=validation)
+        values = parse_json(line)
+        train = PartMetrics(**_checked(values.pop("train"), whole=(), text=()))
+        validation = PartMetrics(**_checked(values.pop("validation"), whole=(), text=()))
+        own = _checked(values, whole=("epoch", "step"), text=("phase",))
+        return EpochMetrics(**own, train=train, validation=validation)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} does not hold the metrics of an epoch: {line!r}") from error
+        raise ValueError(
+            f"{where} does not hold the metrics of an epoch: {line[:200]!r}"
+        ) from error
+
+
+def _checked(
+    values: dict[str, Any], *, whole: tuple[str, ...], text: tuple[str, ...]
+) -> dict[str, Any]:
+    """The values, all of them numbers, or None where that is allowed, but for those named."""
+    for name, value in values.items():
+        kinds: tuple[type, ...] = (
+            (str,) if name in text else (int,) if name in whole else (int, float)
+        )
+        absent = value is None and name in ("jacobian_penalty", "solver_steps", "converged")
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        if not absent and not (fits and (name in text or abs(value) < 2**1000)):
+            raise ValueError(f"{name} is {value!r}")
+    return values

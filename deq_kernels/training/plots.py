@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deq_kernels.files import save_figure
 from deq_kernels.optional import optional_import
 from deq_kernels.training.headline import Headline
 from deq_kernels.training.metrics import EpochMetrics
@@ -43,7 +44,7 @@ def plot_training(epochs: Sequence[EpochMetrics], path: Path, *, headline: Headl
         if pretraining:
             axes.axvspan(0.5, max(pretraining) + 0.5, color="0.9", label="pretraining")
     loss.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def _scale(values: Sequence[float]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def config_from_json(values: Mapping[str, Any]) -> RunConfig:
             raise ValueError(f"it must hold {expected}; got {', '.join(values)}")
         settings = {name: value for name, value in values.items() if name not in FIXED}
         return with_settings(config, settings)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"this is no config of a run of this version: {error}") from error
 
 

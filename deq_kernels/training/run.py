@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -11,7 +12,21 @@ import torch
 from deq_kernels.files import write_atomically
 from deq_kernels.optional import require_packages
 from deq_kernels.threads import use_threads
-from deq_kernels.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from deq_kernels.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
+from deq_kernels.training.folder import (
+    CHECKPOINT,
+    CONFIG,
+    METRICS,
+    PLOT,
+    RunFolderError,
+    check_folder,
+    claimed_folder,
+)
 from deq_kernels.training.loop import Trainer
 from deq_kernels.training.metrics import EpochMetrics, read_metrics, write_metrics
 from deq_kernels.training.plots import plot_training
@@ -21,15 +36,6 @@ from deq_kernels.training.registry import find_task
 from deq_kernels.training.task import Task
 from deq_kernels.training.tensorboard import FOLDER as TENSORBOARD
 from deq_kernels.training.tensorboard import TensorBoard
-
-CHECKPOINT = "checkpoint.safetensors"
-CONFIG = "config.json"
-METRICS = "metrics.jsonl"
-PLOT = "training.png"
-
-
-class RunFolderError(ValueError):
-    """The output folder does not suit the run."""
 
 
 def run_training(
@@ -49,7 +55,8 @@ def run_training(
 
     Seeds PyTorch's global generator with the config's seed. A resumed run gives the same bits as an
     uninterrupted one with the same version of PyTorch, the same instruction set and the same
-    number of threads. A folder whose run was stopped before its first checkpoint may be used again.
+    number of threads. A folder whose run was stopped before its first checkpoint may be used again;
+    one run at a time writes to a folder.
 
     Args:
         config: the options that decide the outcome.
@@ -69,7 +76,8 @@ def run_training(
 
     Raises:
         ImportError: a package of the extra `train` is not installed.
-        RunFolderError: the folder holds the checkpoint of a run and `resume` is False.
+        RunFolderError: the folder holds the checkpoint of a run and `resume` is False, or another
+            run is writing to it.
         CheckpointError: the checkpoint is missing, damaged, or of another config, or the metrics of
             the epochs before it are not all there.
         OSError: the folder cannot be written to, or the dataset cannot be read.
@@ -82,7 +90,7 @@ def run_training(
     if not resume:
         check_folder(out)
     training = config.training
-    with use_threads(config.machine.threads):
+    with _claimed(out, config, processes, resume=resume), use_threads(config.machine.threads):
         torch.manual_seed(training.seed)
         if build is None:
             task = find_task(config.task).build(config, data_root=data_root, processes=processes)
@@ -90,9 +98,8 @@ def run_training(
             task = build(config)
         trainer = Trainer(task, config, processes=processes)
         if resume:
-            trainer.restore(load_checkpoint(out / CHECKPOINT), history=_read_history(out / METRICS))
+            trainer.restore(_read_checkpoint(out), history=_read_history(out / METRICS))
         elif processes.rank == 0:
-            out.mkdir(parents=True, exist_ok=True)
             text = json.dumps(config.to_json(), indent=2) + "\n"
             write_atomically(out / CONFIG, text.encode())
         if on_start is not None:
@@ -128,20 +135,43 @@ def _train_and_write(
     plot_training(trainer.history, out / PLOT, headline=headline)
 
 
-def check_folder(out: Path) -> None:
-    """Make sure that a new run can be written to a folder.
+@contextmanager
+def _claimed(out: Path, config: RunConfig, processes: Processes, *, resume: bool) -> Iterator[None]:
+    """The folder for the first of the processes; where it is refused, all of them raise.
 
-    Raises:
-        RunFolderError: it holds the checkpoint of a run.
+    A folder that is not there is not made for a run to be resumed, which then finds no checkpoint.
     """
-    if (out / CHECKPOINT).exists():
-        raise RunFolderError(f"{out} already holds a run")
+    refusal: Exception | None = None
+    with ExitStack() as held:
+        if processes.rank == 0 and not (resume and not out.is_dir()):
+            try:
+                held.enter_context(claimed_folder(out))
+                if not resume:
+                    check_folder(out)  # again: a run may have ended since
+            except (OSError, RunFolderError) as error:
+                refusal = error
+        refused = torch.tensor(float(refusal is not None), device=config.machine.find_device())
+        if bool(processes.sum(refused)):
+            raise refusal or RunFolderError(f"the first process cannot write to {out}")
+        yield
+
+
+def _read_checkpoint(out: Path) -> Checkpoint:
+    path = out / CHECKPOINT
+    if not path.exists():
+        raise CheckpointError(
+            f"there is no checkpoint at {path} to resume from; leave out --resume to start a run"
+        )
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; start the run anew in another folder") from error
 
 
 def _read_history(path: Path) -> list[EpochMetrics]:
     try:
         return read_metrics(path)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             "a run is resumed with the metrics of its finished epochs, but they cannot be read "
             f"({error}); start the run anew in another folder"

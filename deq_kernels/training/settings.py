@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import reprlib
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
+from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 C = TypeVar("C")
@@ -36,8 +38,21 @@ def with_settings(config: C, settings: Mapping[str, Any]) -> C:
     known = settings_of(config)
     for name in settings:
         if name not in known:
-            raise ValueError(f"no setting is called {name!r}; there are: {', '.join(known)}.")
+            raise ValueError(
+                f"no setting is called {name!r}{_suggestion(name, known)}; there are: "
+                f"{', '.join(known)}."
+            )
     return _with(config, settings, "")
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    """The settings that may have been meant, judged by what follows the section."""
+    last = name.rpartition(".")[2]
+    by_last: dict[str, list[str]] = {}
+    for setting in known:
+        by_last.setdefault(setting.rpartition(".")[2], []).append(setting)
+    near = [setting for key in get_close_matches(last, by_last) for setting in by_last[key]]
+    return f", but {' and '.join(near)}" if near else ""
 
 
 def parse_settings(texts: list[str]) -> dict[str, str]:
@@ -74,8 +89,14 @@ def _with(config: Any, settings: Mapping[str, Any], prefix: str) -> Any:
 def _convert(name: str, hint: Any, value: Any) -> Any:
     try:
         return _read(hint, value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be {_describe(hint)}; got {value!r}.") from error
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be {_describe(hint)}; got {_shown(value)}.") from error
+
+
+def _shown(value: Any) -> str:
+    """What came, in a line."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _read(hint: Any, value: Any) -> Any:

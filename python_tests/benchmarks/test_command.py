@@ -179,7 +179,7 @@ def test_a_chart_without_matplotlib_is_an_error_before_measuring(
     captured = capsys.readouterr()
     assert captured.err == (
         "error: matplotlib is not installed; it comes with the extra 'bench': "
-        "pip install '.[bench]' in the checkout\n"
+        "pip install matplotlib jaxopt scipy torchdeq\n"
     )
     assert list(tmp_path.iterdir()) == []
 

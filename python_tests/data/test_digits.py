@@ -71,7 +71,7 @@ def test_fraction_out_of_range(validation: float, test: float) -> None:
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ImportError, match=r"pip install '\.\[train\]' in the checkout"):
+    with pytest.raises(ImportError, match="pip install scikit-learn matplotlib"):
         load_digits()
 
 

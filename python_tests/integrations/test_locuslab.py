@@ -12,7 +12,7 @@ from torch import Tensor
 
 import deq_kernels as dk
 from deq_kernels.integrations.locuslab import deq, mdeq, shine
-from python_tests.problems import DenseBroyden
+from python_tests.problems import DenseBroyden, Gate
 
 BATCH, CHANNELS, LENGTH = 3, 4, 5
 DIM = CHANNELS * LENGTH
@@ -96,6 +96,19 @@ def test_deq_protective_break() -> None:
     assert out["prot_break"]
     assert calls < 20
     assert out["nstep"] == 1
+
+
+def test_a_sample_at_a_residual_of_zero_goes_on() -> None:
+    """As another sample may move it; their formulas divide by the length of that step."""
+    z0, iterates = torch.zeros(2, 3, dtype=torch.float64), Gate().broyden(12)
+    expected = [(Gate()(z) - z).norm().item() for z in iterates]
+    out = deq.broyden(Gate(), z0, 12, eps=1e-9, stop_mode="abs")
+    assert out["abs_trace"][:12] == pytest.approx(expected[1:], rel=1e-9)
+    for package in (mdeq, shine):
+        out = package.broyden(root_form(Gate()), z0, 12, eps=1e-9)
+        assert out["trace"] == pytest.approx(expected, rel=1e-9)
+        best = iterates[out["lowest_step"]]
+        torch.testing.assert_close(out["result"], best, rtol=1e-9, atol=1e-9)
 
 
 def naive_anderson(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deq_kernels.integrations import anderson
 from deq_kernels.integrations import torchdeq as drop_in
-from python_tests.problems import MLP, Affine, Tanh
+from python_tests.problems import MLP, Affine, Gate, Tanh
 
 torchdeq_solver = pytest.importorskip("torchdeq.solver")
 SolverStat = pytest.importorskip("torchdeq.solver.stat").SolverStat
@@ -82,6 +82,36 @@ def test_results_step_by_step(
     arguments = {**call, **options}
     ours = drop_in.SAME_SOLVERS[name](f, z0.clone(), **arguments)
     compare(ours, THEIRS[name](f, z0.clone(), **arguments), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "call", [{"tol": 1e-10}, {"return_final": True, "indexing": [3, 9]}], ids=str
+)
+@pytest.mark.parametrize(("name", "options"), [v for v in VARIANTS if v[0] != "broyden"], ids=str)
+def test_a_sample_at_a_residual_of_zero_goes_on(
+    name: str, options: dict[str, Any], call: dict[str, Any]
+) -> None:
+    """As another sample may move it; the statistics of every step are theirs."""
+    z0 = torch.zeros(2, 3, dtype=torch.float64)
+    arguments: dict[str, Any] = {"max_iter": 25, **call, **options}
+    ours = drop_in.SAME_SOLVERS[name](Gate(), z0.clone(), **arguments)
+    theirs = THEIRS[name](Gate(), z0.clone(), **arguments)
+    assert 0.0 in theirs[2]["abs_trace"] or name == "anderson"
+    compare(ours, theirs, rtol=1e-6)
+
+
+def test_broyden_goes_on_from_a_residual_of_zero() -> None:
+    """Torchdeq's own divides by the length of that step: the defect is still there."""
+    z0 = torch.zeros(2, 3, dtype=torch.float64)
+    call: dict[str, Any] = {"tol": 0.0, "return_final": True}
+    iterates = Gate().broyden(12)
+    for steps in (1, 2, 5, 12):
+        z, _, info = drop_in.broyden(Gate(), z0, max_iter=steps, **call)
+        torch.testing.assert_close(z, iterates[steps], rtol=1e-9, atol=1e-9)
+        errors = [(Gate()(z) - z).norm(dim=1) for z in iterates[1 : steps + 1]]
+        torch.testing.assert_close(info["abs_trace"][:, 1:], torch.stack(errors, dim=1))
+    torch.testing.assert_close(THEIRS["broyden"](Gate(), z0, max_iter=1, **call)[0], iterates[1])
+    assert THEIRS["broyden"](Gate(), z0, max_iter=12, **call)[0].isnan().any()
 
 
 @pytest.mark.parametrize("name", list(THEIRS))

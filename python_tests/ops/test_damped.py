@@ -55,6 +55,18 @@ def test_step_judges_each_sample(backend: str) -> None:
     assert tables.active.item() == 0
 
 
+def test_a_negative_tolerance_is_met_by_no_residual(backend: str) -> None:
+    """And where the first residual is 0, none has grown too far for an infinite factor."""
+    z, tables = torch.zeros(2, 5), Tables.new(2, 3, torch.get_default_device())
+    options = {**OPTIONS, "atol": -1.0, "divergence_factor": torch.inf}
+    for value in (0.0, 2.0):
+        f_z = torch.full_like(z, value)
+        damped.step_(f_z, z, z.clone(), tables, damped.new_scratch(z), damping=1.0, **options)
+        assert tables.counters[:, Counter.STATUS].tolist() == [dk.Status.RUNNING] * 2
+        assert tables.active.item() == 2
+    assert z.tolist() == [[2.0] * 5] * 2
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_norms_neither_overflow_nor_vanish(backend: str, scale: float) -> None:
     z, f_z = torch.zeros(1, 100), torch.full((1, 100), scale)

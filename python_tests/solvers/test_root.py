@@ -151,7 +151,7 @@ def test_scalars_and_callback() -> None:
     )
     assert result.x.shape == ()
     assert abs(float(result.x) - 0.7390851332151607) < 1e-12
-    assert len(seen) == result.nfev - 1
+    assert len(seen) == result.nfev
     assert all(f == np.cos(x) - x for x, f in seen)
     tensor = dk.root(lambda x: torch.cos(x) - x, torch.tensor(0.5), method="adjoint_broyden")
     assert tensor.x.shape == ()
@@ -187,6 +187,184 @@ def test_a_failure_is_no_error() -> None:
     nothing = dk.root(lambda x: x * np.nan, np.array([0.5]))
     assert nothing.status == Status.DIVERGED
     assert nothing.x.tolist() == [0.5]
+
+
+def trigonometric(x: Any) -> Any:
+    n = len(x)
+    return n - np.cos(x).sum() + np.arange(1, n + 1) * (1 - np.cos(x)) - np.sin(x)
+
+
+def boundary_value(x: Any) -> Any:
+    n, h = len(x), 1.0 / (len(x) + 1)
+    padded = np.concatenate([[0.0], x, [0.0]])
+    t = h * np.arange(1, n + 1)
+    return 2 * x - padded[:-2] - padded[2:] + h**2 * (x + t + 1) ** 3 / 2
+
+
+def integral_equation(x: Any) -> Any:
+    n, h = len(x), 1.0 / (len(x) + 1)
+    t = h * np.arange(1, n + 1)
+    cubes = (x + t + 1) ** 3
+    kernel = np.where(t[:, None] >= t, (1 - t[:, None]) * t, t[:, None] * (1 - t))
+    return x + h * (kernel @ cubes) / 2
+
+
+def tridiagonal(x: Any) -> Any:
+    padded = np.concatenate([[0.0], x, [0.0]])
+    return (3 - 2 * x) * x - padded[:-2] - 2 * padded[2:] + 1
+
+
+GRID = np.arange(1, 11) / 11
+# Numbers 26, 28, 29 and 30 of Moré, Garbow and Hillstrom 1981, with ten unknowns and their starts,
+# and α as roughly −1 / the slope; whether Broyden's method gets there from it.
+MORE: dict[str, tuple[Callable[[Any], Any], Any, float, bool]] = {
+    "trigonometric": (trigonometric, np.full(10, 0.1), -1.0, False),
+    "boundary value": (boundary_value, GRID * (GRID - 1), -0.5, True),
+    "integral equation": (integral_equation, GRID * (GRID - 1), -1.0, True),
+    "tridiagonal": (tridiagonal, np.full(10, -1.0), -0.2, True),
+}
+
+
+@pytest.mark.parametrize("method", ["broyden1", "anderson", "linearmixing", "gmres", "lbfgs"])
+@pytest.mark.parametrize("name", MORE)
+def test_success_is_a_small_fun(name: str, method: str) -> None:
+    """Whatever becomes of x, and x is the best point that was evaluated."""
+    fun, start, alpha, reached = MORE[name]
+    norms: list[float] = []
+    result = dk.root(
+        fun,
+        start,
+        method=method,
+        tol=1e-7,
+        callback=lambda x, f: norms.append(float(np.linalg.norm(f))),
+        options={"alpha": alpha, "maxiter": 60},
+    )
+    assert result.success == (np.linalg.norm(result.fun) <= 1e-7)
+    assert result.nfev == len(norms) <= 60
+    assert np.linalg.norm(result.fun) == pytest.approx(np.nanmin(norms), rel=1e-12)
+    np.testing.assert_array_equal(result.fun, fun(result.x))
+    assert result.solution.residual[0] == pytest.approx(-alpha * np.nanmin(norms), rel=1e-12)
+    assert bool(result.solution.converged[0]) == result.success
+    if method == "broyden1":
+        assert result.success == reached
+        options = {"maxiter": 60, "fatol": 1e-8, "jac_options": {"alpha": alpha}}
+        with np.errstate(all="ignore"):
+            peer = optimize.root(fun, start, method="broyden1", options=options)
+        if reached:
+            assert peer.success
+            np.testing.assert_allclose(result.x, peer.x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "start", "root", "tol"),
+    [(torch.float32, 1e6, 1000100.0, 1e-5), (torch.float64, 1e10, 1e10 + 0.005, 1e-8)],
+)
+def test_steps_below_the_rounding_of_x(
+    dtype: torch.dtype, start: float, root: float, tol: float
+) -> None:
+    """α fun(x) is lost when added to x, but neither in judging fun nor in the distance from x0."""
+    x0 = torch.tensor([start], dtype=dtype)
+    result = dk.root(lambda x: 1e-4 * (root - x), x0, tol=tol)
+    assert result.success
+    assert float(result.fun.abs()) <= tol
+
+
+@pytest.mark.parametrize("method", ["broyden1", "linearmixing", "anderson", "lbfgs", "gmres"])
+def test_a_step_that_is_lost_is_no_success(method: str) -> None:
+    """Ten million away from the start, steps of this size are rounding."""
+    far = torch.tensor([1e7])
+
+    def fun(x: Tensor) -> Tensor:
+        return torch.where(x < 5e6, far - x, torch.full_like(x, 1e-3))
+
+    result = dk.root(fun, torch.zeros(1), tol=1e-5, method=method, options={"maxiter": 30})
+    assert not result.success
+    assert float(result.fun.norm()) == pytest.approx(1e-3)
+    assert result.status in (Status.STALLED, Status.MAX_STEPS)
+
+
+def test_a_wrong_sign_is_hinted_at() -> None:
+    matrix = np.diag([1.0, 2.0, 3.0])
+    wrong = dk.root(
+        lambda x: matrix @ x - 1.0, np.zeros(3), method="linearmixing", options={"maxiter": 5}
+    )
+    assert not wrong.success
+    assert "alpha may have the wrong sign" in wrong.message
+    right = dk.root(lambda x: matrix @ x - 1.0, np.zeros(3), options={"alpha": -0.3, "maxiter": 2})
+    assert not right.success
+    assert "alpha" not in right.message
+    together = dk.root(
+        lambda x: x * torch.tensor([[1.0], [-1.0]]) + 1.0,
+        torch.zeros(2, 3),
+        method="linearmixing",
+        batched=True,
+        options={"maxiter": 5},
+    )
+    assert together.message.startswith("1 of 2 samples converged. In 1 of the others")
+
+
+@pytest.mark.parametrize("method", list(dk.solvers.root_finding.METHODS))
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_evaluations_stay_within_maxiter(method: str, most: int) -> None:
+    """And an array of one dimension is one problem."""
+    result = dk.root(
+        lambda x: torch.cos(x).flip(0) - x,
+        torch.tensor([0.1, 0.2, 0.3]).double(),
+        method=method,
+        options={"maxiter": most, "fatol": 1e-13},
+    )
+    assert result.nfev <= most
+    assert result.x.shape == (3,)
+    assert result.solution.status.shape == (1,)
+
+
+def test_values_of_any_size() -> None:
+    """Their squares vanish or overflow, and neither is a root."""
+    for size in (1e-200, 1e200):
+        for alpha, success in ((0.0625 / size, True), (1e-6 / size, False)):
+            result = dk.root(
+                lambda x, size=size: size * (1.0 - x),
+                np.zeros(3),
+                method="linearmixing",
+                options={"fatol": 1e-2 * size, "alpha": alpha},
+            )
+            assert result.success == success
+            assert (result.fun.max() <= 1e-2 * size / np.sqrt(3)) == success
+
+
+def test_functions_of_the_iterate_know_x() -> None:
+    """Distances from x0 are an inner matter."""
+    start = torch.tensor([[3.0, -1.0]], dtype=torch.float64)
+    points: list[Tensor] = []
+
+    def energy(x: Tensor) -> Tensor:
+        points.append(x)
+        return (x - 1.0).square().sum(1)
+
+    result = dk.root(
+        lambda x: 2.0 * (1.0 - x),
+        start,
+        method="lbfgs",
+        batched=True,
+        options={"objective": energy, "alpha": 0.5},
+    )
+    assert result.success.all()
+    torch.testing.assert_close(points[0], start)
+
+    def outer(x: Tensor) -> Tensor:
+        points.append(x)
+        return torch.ones_like(x)
+
+    points.clear()
+    result = dk.root(
+        lambda x: torch.tanh(0.5 * x) + 0.3 - x,
+        start[0],
+        method="adjoint_broyden",
+        options={"outer_gradient": outer, "opa_every": 1},
+    )
+    assert result.success
+    assert all(x.shape == (1, 2) for x in points)
+    torch.testing.assert_close(points[-1], result.x[None], rtol=0.1, atol=0.1)
 
 
 def test_the_result_reads_like_scipys() -> None:

@@ -158,6 +158,28 @@ def _check_group(rank: int) -> None:
         dk.Broyden(synchronized=groups[1 - rank])
 
 
+def _check_unequal_steps(rank: int) -> None:
+    """All ranks learn of it before one waits, at the first solve, a later one and the adjoint."""
+    z0, own, x = _problem(rank)
+    f = Sharded(rank)
+    unequal = dk.Broyden(synchronized=True, max_steps=(1, 90)[rank])
+    message = "max_steps must be the same on all ranks .*; got 1 on rank 0, 90 on rank 1"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            unequal(dk.PerSample(f, own, x), z0)
+        assert f.calls == 0
+        dk.Broyden(synchronized=True)(dk.PerSample(f, own, x), z0)
+        f.calls = 0
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    equal = dk.Broyden(synchronized=True)
+    layer = dk.DEQ(
+        lambda z, x: scale * f(z, own, x), solver=equal, gradient=dk.Implicit(solver=unequal)
+    )
+    z = layer(z0, x)
+    with pytest.raises(ValueError, match=message):
+        z.sum().backward()
+
+
 def _check_layer(rank: int) -> None:
     """Forward and adjoint solves in step; f and its products with Jᵀ both communicate."""
     z0, own, x = _problem(rank)
@@ -198,6 +220,7 @@ def _run(rank: int, folder: str) -> None:
         _check_rank_without_samples(rank)
         _check_samples_that_fail(rank)
         _check_group(rank)
+        _check_unequal_steps(rank)
         _check_layer(rank)
         loop.running_count = _late  # type: ignore[assignment]
         _check_solver(rank, dk.Broyden, late=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.solvers.walk import Walk
-from python_tests.problems import Tanh
+from deq_kernels.solvers.walk import Walk, endless
+from python_tests.problems import Gate, Tanh
 
 SOLVERS = (dk.Broyden, dk.Anderson, dk.FixedPoint)
 
@@ -56,3 +56,26 @@ def test_states_of_several_tensors() -> None:
     assert torch.equal(visit.f_z[:, :3], torch.ones(2, 3))
     with pytest.raises(TypeError, match="z0"):
         Walk(dk.Broyden(), torch.cos, [1.0], keep_inverse=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [dk.Broyden, dk.FixedPoint])
+def test_a_residual_of_zero_ends_nothing(kind: type[dk.Solver]) -> None:
+    """Row 0 begins at one, and other rows move it later."""
+    f = Gate()
+    z = torch.zeros(2, 3, dtype=torch.float64)
+    walk = Walk(endless(kind, max_steps=12), f, z, keep_inverse=kind.builds_inverse)
+    iterates = f.broyden(11)
+    for number in range(12):
+        visit = walk.advance()
+        if kind is dk.Broyden:
+            torch.testing.assert_close(visit.z, iterates[number], rtol=1e-9, atol=1e-9)
+        else:
+            torch.testing.assert_close(visit.z, z)
+            z = f(z)
+        assert visit.judged.all()
+        assert (visit.residual[0] == 0.0) == (number == 0)
+        assert not visit.diverged.any()
+    if kind.builds_inverse:
+        inverse = walk.inverse()
+        assert inverse is not None
+        assert inverse.matvec(torch.ones_like(z)).isfinite().all()

@@ -6,6 +6,7 @@ import struct
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,17 +93,17 @@ def test_a_changed_byte_in_the_data(tmp_path: Path) -> None:
     (header,) = struct.unpack_from("<Q", data)
     data[8 + header] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"its checksum must be \d+, got \d+; start"):
+    with pytest.raises(CheckpointError, match=r"its checksum must be \d+, got \d+"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        (rb"\"step\": 70", rb"\"step\": 71", r"its checksum must be \d+, got \d+; start"),
-        (rb"\"lr\": 0.1", rb"\"lr\": 0.2", r"its checksum must be \d+, got \d+; start"),
-        (rb"\"step\"", rb"\"stop\"", "metadata must hold .*step, got .*stop; start the run anew"),
-        (b'"shape":[4,3]', b'"shape":[3,4]', r"its checksum must be \d+, got \d+; start"),
+        (rb"\"step\": 70", rb"\"step\": 71", r"its checksum must be \d+, got \d+"),
+        (rb"\"lr\": 0.1", rb"\"lr\": 0.2", r"its checksum must be \d+, got \d+"),
+        (rb"\"step\"", rb"\"stop\"", "metadata must hold .*step, got .*stop"),
+        (b'"shape":[4,3]', b'"shape":[3,4]', r"its checksum must be \d+, got \d+"),
     ],
 )
 def test_a_changed_header(tmp_path: Path, before: bytes, after: bytes, message: str) -> None:
@@ -116,7 +117,7 @@ def test_a_changed_header(tmp_path: Path, before: bytes, after: bytes, message: 
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"there is no checkpoint at .* leave out --resume"):
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint at .*safetensors$"):
         load_checkpoint(tmp_path / "checkpoint.safetensors")
 
 
@@ -138,6 +139,50 @@ def test_metadata_that_is_no_json(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(2)}, path, {"checkpoint": "pt"})
     with pytest.raises(CheckpointError, match="must be JSON, but it is not"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": "1"}, "epoch in its metadata must be a whole number"),
+        ({"step": -1}, "step in its metadata must be a whole number"),
+        ({"step": 10**400}, "step in its metadata must be a whole number"),
+        ({"config": [1]}, "config in its metadata must be an object"),
+        ({"param_groups": {}}, "param_groups in its metadata must be a list of objects"),
+        ({"param_groups": [1]}, "param_groups in its metadata must be a list of objects"),
+    ],
+)
+def test_values_of_another_kind(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """With a checksum that fits, as a program may write it."""
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint = replace(_checkpoint(), **{k: v for k, v in change.items() if k != "param_groups"})
+    groups = change.get("param_groups", checkpoint.optimizer["param_groups"])
+    optimizer = {**checkpoint.optimizer, "param_groups": groups}
+    save_checkpoint(path, replace(checkpoint, optimizer=optimizer))
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["optimizer.x.exp_avg", "optimizer.0", f"optimizer.{'9' * 400}.a"])
+def test_names_of_another_kind(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint = _checkpoint()
+    rest = name.removeprefix("optimizer.").partition(".")
+    state = {rest[0]: {rest[2]: torch.ones(1)}}
+    save_checkpoint(path, replace(checkpoint, optimizer={**checkpoint.optimizer, "state": state}))
+    with pytest.raises(CheckpointError, match=r"not optimizer\.NUMBER\.NAME"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("depth", [300, 100_000])
+def test_metadata_that_nests_deeply(tmp_path: Path, depth: int) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "checkpoint.safetensors"
+    nested = "[" * depth + "]" * depth
+    save_file({"a": torch.ones(2)}, path, metadata={"checkpoint": nested})
+    with pytest.raises(CheckpointError, match=r"too deeply|no checkpoint of"):
         load_checkpoint(path)
 
 

@@ -47,7 +47,10 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main([command, "--help"])
     assert raised.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: deq-kernels {command}")
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: deq-kernels {command}")
+    assert "%%" not in out
+    assert max(map(len, out.splitlines())) <= 100
 
 
 def test_help_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +83,8 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "54,362 parameters, state of 1,280 numbers per image" in printed
     assert "epoch   1/2 pretrain" in printed
     assert "epoch   2/2 equilibrium" in printed
+    assert "note:" not in printed
+    assert "\ndone: " in printed
     assert sorted(entry.name for entry in out.iterdir()) == [
         "checkpoint.safetensors",
         "config.json",
@@ -92,6 +97,20 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main([*command, "--resume"]) == 0
     assert main([*command, "--resume", "--set", "training.learning_rate=0.1"]) == 2
     assert "training.learning_rate: 0.003 in the checkpoint, 0.1 now" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_run_that_only_pretrains_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its accuracy is not one at the equilibrium."""
+    short = [*FAST, "--epochs", "1", "--set", "training.pretraining_steps=99"]
+    short.remove("training.pretraining_steps=2")
+    short.remove("--set")
+    assert main(["train", "mdeq", "--out", str(tmp_path / "run"), *short]) == 0
+    out = capsys.readouterr().out
+    assert "note: pretraining takes 99 steps, and this run has 2: it ends before training" in out
+    assert "\ndone, pretrained only: " in out
 
 
 @pytest.mark.parametrize(
@@ -121,6 +140,8 @@ def test_options_that_cannot_be(
         (["--epochs", "few"], "error: training.epochs must be a whole number; got 'few'"),
         (["--epochs", "3", "--set", "training.epochs=3"], "--set training.epochs are the same"),
         (["--set", "training.lr=1"], "no setting is called 'training.lr'; there are: task"),
+        (["--set", "lerning_rate=1"], "'lerning_rate', but training.learning_rate; there are"),
+        (["--set", "model.epoch=1"], "'model.epoch', but training.epochs"),
         (["--set", "training.epochs"], "a setting is NAME=VALUE"),
         (["--set", "model.dropout=much"], "error: model.dropout must be a number; got 'much'"),
         (["--solver", "anderson"], "but the solver is anderson; choose broyden"),

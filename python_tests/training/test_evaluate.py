@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,9 +66,23 @@ def _older(path: Path) -> None:
     save_checkpoint(path, replace(checkpoint, config=config))
 
 
+def _with_config(**changes: Any) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        checkpoint = load_checkpoint(path)
+        named = {name.replace("__", "."): value for name, value in changes.items()}
+        save_checkpoint(path, replace(checkpoint, config={**checkpoint.config, **named}))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (_with_config(task=["mdeq"]), "this is no config of a run of this version"),
+        (_with_config(training__learning_rate=10**400), "learning_rate must be a number; got 1"),
+        (_with_config(training__epochs=[[[1]]]), "training.epochs must be a whole number"),
+        (_with_config(model__image_size=7), "this is no config of a run of this version"),
+        (_with_config(model__channels=[2**40, 2**40]), "cannot be"),
         (lambda path: path.unlink(), "there is no checkpoint at"),
         (lambda path: path.write_bytes(path.read_bytes()[:99]), "is damaged or no safetensors"),
         (_without_model, "the checkpoint does not fit the model"),
@@ -85,4 +100,7 @@ def test_checkpoints_that_cannot_be_evaluated(
     with pytest.raises(CheckpointError, match=message):
         evaluate_checkpoint(path)
     assert main(["evaluate", str(path)]) == 2
-    assert message in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.startswith("error: ")
+    assert "--resume" not in errors

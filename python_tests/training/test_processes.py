@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from deq_kernels.training.folder import RunFolderError, claimed_folder
 from deq_kernels.training.headline import PERPLEXITY
 from deq_kernels.training.loop import Trainer
 from deq_kernels.training.presets import RunConfig
@@ -142,6 +144,23 @@ def _check_run(rank: int, folder: Path) -> None:
         assert (folder / "parts" / name).read_bytes() == (folder / "whole" / name).read_bytes()
 
 
+def _check_folder_in_use(rank: int, folder: Path) -> None:
+    """The first process alone writes and knows; the others do not wait for it."""
+    processes = Processes(rank=rank, count=COUNT)
+    with ExitStack() as held:
+        if rank == 0:
+            held.enter_context(claimed_folder(folder / "used"))
+        message = "another run is writing to" if rank == 0 else "the first process cannot write to"
+        with pytest.raises(RunFolderError, match=message):
+            run_training(
+                small_config(),
+                folder / "used",
+                processes=processes,
+                build=builder(processes=processes),
+            )
+        dist.barrier()
+
+
 def _stopping(run_epoch: Any, *, after: int) -> Any:
     def run(trainer: Trainer, **options: Any) -> Any:
         if trainer.epoch == after:
@@ -165,6 +184,7 @@ def _worker(rank: int, folder: str, port: int) -> None:
         _check_line(rank)
         _check_first_batch(rank)
         _check_run(rank, Path(folder))
+        _check_folder_in_use(rank, Path(folder))
 
 
 def test_two_processes(tmp_path: Path) -> None:

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from deq_kernels.training.checkpoint import CheckpointError, load_checkpoint
+from deq_kernels.training.folder import RunFolderError
 from deq_kernels.training.loop import Trainer
 from deq_kernels.training.metrics import EpochMetrics, read_metrics
 from deq_kernels.training.presets import RunConfig
-from deq_kernels.training.run import RunFolderError, run_training
+from deq_kernels.training.run import run_training
 from python_tests.training.runs import EQUILIBRIUM_ONLY, builder, images, small_config, with_changes
 
 pytestmark = pytest.mark.skipif(
@@ -129,6 +131,34 @@ def test_resuming_into_a_model_of_another_shape(tmp_path: Path) -> None:
     weights = {**checkpoint.model, "head.classifier.bias": torch.zeros(11)}
     with pytest.raises(CheckpointError, match=r"(?s)does not fit the model.*classifier\.bias"):
         trainer.restore(replace(checkpoint, model=weights), history=trainer.history)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"head.classifier.bias": torch.zeros(10).double()}}, "must be torch.float32"),
+        ({"state": {0: {"exp_avg": torch.zeros(5)}}}, "other options, or other parameters"),
+        ({"state": {10**6: {"exp_avg": torch.zeros(5)}}}, "other options, or other parameters"),
+        ({"state": {0: {"step": torch.tensor(True)}}}, "other options, or other parameters"),
+        ({"param_groups": [{"lr": 0.1}]}, "other options, or other parameters"),
+        ({"param_groups": []}, "other options, or other parameters"),
+        ({"rng": {"run": torch.zeros(3)}}, "does not fit the run"),
+        ({"rng": {}}, "does not fit the run"),
+    ],
+)
+def test_resuming_from_parts_of_another_kind(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    trainer = _run(SHORT, tmp_path)
+    whole = trainer.checkpoint()
+    parts: dict[str, Any] = {"model": dict(whole.model), "rng": dict(whole.rng), **whole.optimizer}
+    for name, value in change.items():
+        parts[name] = {**parts[name], **value} if name in ("model", "state") else value
+    optimizer = {name: parts[name] for name in ("state", "param_groups")}
+    damaged = replace(whole, model=parts["model"], rng=parts["rng"], optimizer=optimizer)
+    with pytest.raises(CheckpointError, match=message):
+        trainer.restore(damaged, history=trainer.history)
+    trainer.restore(whole, history=trainer.history)
 
 
 def test_resuming_without_a_run(tmp_path: Path) -> None:

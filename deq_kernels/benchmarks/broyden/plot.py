@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deq_kernels.files import save_figure
 from deq_kernels.optional import optional_import
 
 from ..provider import OURS
@@ -43,7 +44,7 @@ def save_plot(report: BroydenReport, path: Path) -> None:
         title += "\nthe tests of this library FAILED on this machine"
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def _bars(axes: "Axes", report: BroydenReport, names: list[str], height: "Height") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deq_kernels.files import save_figure
 from deq_kernels.optional import optional_import
 
 from ..provider import OURS
@@ -49,4 +50,4 @@ def save_plot(report: CellReport, path: Path) -> None:
         title += "\nthe tests of this library FAILED on this machine"
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deq_kernels.options import check_count, check_flag
 from deq_kernels.solvers import Broyden
-from deq_kernels.solvers.walk import Visit, Walk
+from deq_kernels.solvers.walk import Visit, Walk, endless
 
 PATIENCE = 30
 LITTLE_PROGRESS = 1.3
@@ -55,15 +55,12 @@ class BatchWalk:
     ) -> None:
         check_count("threshold", threshold)
         check_flag("ls", ls)
-        solver = Broyden(
+        solver = endless(
+            Broyden,
             history_length=history_length,
             when_full="drop_oldest",
             line_search="derivative_free" if ls else None,
             max_steps=threshold + 1,
-            rtol=0.0,
-            atol=0.0,
-            stall_steps=None,
-            divergence_factor=math.inf,
         )
         self._walk = Walk(solver, f, x0, keep_inverse=keep_inverse)
         self._steps = threshold
@@ -82,7 +79,7 @@ class BatchWalk:
     def objective(self, visit: Visit) -> float:
         """‖f(z) − z‖ over the samples that have not diverged; NaN where one is not finite.
 
-        Samples that have stopped, at a residual of zero, count with that.
+        Samples that have stopped count with their last one.
         """
         residual = torch.where(visit.judged, visit.residual, self._last)
         self._last = torch.where(residual.isfinite(), residual, self._last)

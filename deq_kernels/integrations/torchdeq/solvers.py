@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops.norms import norm
 from deq_kernels.options import check_callback, check_flag, check_not_negative, check_option
 from deq_kernels.solvers import Broyden, FixedPoint
-from deq_kernels.solvers.walk import Walk
+from deq_kernels.solvers.walk import Walk, endless
 
 Map = Callable[[Tensor], Tensor]
 Result = tuple[Tensor, list[Tensor], Info]
@@ -65,11 +63,12 @@ def broyden(
     """
     _check(max_iter, tol, return_final, on_inverse)
     check_flag("ls", ls)
-    solver = Broyden(
+    solver = endless(
+        Broyden,
         history_length=LBFGS_thres,
         when_full="drop_oldest",
         line_search="derivative_free" if ls else None,
-        **_endless(max_iter + 1),
+        max_steps=max_iter + 1,
     )
     start = with_batch(x0)
     with torch.inference_mode(False), torch.no_grad():
@@ -181,7 +180,7 @@ def fixed_point_iter(
     """
     _check(max_iter, tol, return_final, None)
     # One more than is used: the last evaluation moves z as well.
-    solver = FixedPoint(damping=tau, **_endless(max_iter + 1))
+    solver = endless(FixedPoint, damping=tau, max_steps=max_iter + 1)
     start = with_batch(x0)
     with torch.inference_mode(False), torch.no_grad():
         walk = Walk(solver, _reshaped(func, x0), start, keep_inverse=False)
@@ -203,17 +202,6 @@ SAME_SOLVERS: dict[str, Callable[..., Result]] = {
     "fixed_point_iter": fixed_point_iter,
 }
 """torchdeq's names of the solvers above."""
-
-
-def _endless(evaluations: int) -> dict[str, Any]:
-    """Options of a solver that leaves the end to its caller."""
-    return {
-        "max_steps": evaluations,
-        "rtol": 0.0,
-        "atol": 0.0,
-        "stall_steps": None,
-        "divergence_factor": math.inf,
-    }
 
 
 def _reshaped(func: Map, x0: Tensor) -> Map:

@@ -126,7 +126,7 @@ def step_(
             updated.
         **options: those of `bind_step`, all of them:
             rtol, relative tolerance on ‖f(z) − z‖ against ‖f(z)‖;
-            atol, absolute tolerance on ‖f(z) − z‖;
+            atol, absolute tolerance on ‖f(z) − z‖; below 0, and with rtol 0, none is met;
             damping, β;
             regularization, the ridge relative to the squared residual, λ / ‖r‖²;
             stall_steps, evaluations without progress after which a sample has stalled, 0: never;

@@ -157,7 +157,7 @@ def step_(
             updated.
         **options: those of `bind_step`, all that have no default:
             rtol, relative tolerance on ‖f(z) − z‖ against ‖f(z)‖;
-            atol, absolute tolerance on ‖f(z) − z‖;
+            atol, absolute tolerance on ‖f(z) − z‖; below 0, and with rtol 0, none is met;
             damping, the step length α;
             gamma, scale of the initial inverse, H₀ = −γ I;
             stall_steps, evaluations without progress after which a sample has stalled, 0: never;

@@ -75,7 +75,7 @@ def step_(
         scratch: from `new_scratch`.
         **options: those of `bind_step`, all of them:
             rtol, relative tolerance on ‖f(z) − z‖ against ‖f(z)‖;
-            atol, absolute tolerance on ‖f(z) − z‖;
+            atol, absolute tolerance on ‖f(z) − z‖; below 0, and with rtol 0, none is met;
             damping, λ;
             stall_steps, evaluations without progress after which a sample has stalled, 0: never;
             divergence_factor, growth over the first residual at which a sample has diverged.

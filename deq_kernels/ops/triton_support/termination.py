@@ -212,7 +212,8 @@ def decide(
     # Comparisons with NaN are false, and `finite` answers for them.
     marks = first_marks(first, f_norm, before[4])
     converged = finite & meets_tolerance(residual, f_norm, first_norm, marks, rtol, atol)
-    acceptable = finite & (residual <= divergence_factor * first_norm)
+    # Infinity times a first residual of 0 is NaN, which nothing exceeds.
+    acceptable = finite & ((residual > divergence_factor * first_norm) == 0)
     rejected = (converged | acceptable) == 0
     better = finite & (residual < best)
     progressed = better & (converged == 0) & (residual < mark * SHARE)
