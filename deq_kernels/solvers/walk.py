@@ -14,6 +14,7 @@ from deq_kernels.ops.dtypes import check_state_dtype
 from deq_kernels.ops.termination import Counter, Status, Tables, squared_norm
 from deq_kernels.solvers.base import Iteration, Solver
 from deq_kernels.solvers.structure import State, Structure, evaluate
+from deq_kernels.solvers.unsupported import refuse_recordings
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Walk:
     ) -> None:
         self.structure = Structure.of(z0, "z0")
         check_state_dtype(self.structure.dtype)
+        refuse_recordings(z0)
         self._f = f
         self.z = self.structure.flatten(z0).clone(memory_format=torch.contiguous_format)
         self._state = self.structure.unflatten(self.z)
