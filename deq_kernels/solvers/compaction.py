@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops.termination import Status
-from deq_kernels.solvers.structure import State, Structure, evaluate
+from deq_kernels.solvers.structure import State, Structure, evaluate, tuple_of
 
 Input: TypeAlias = State | None
 """What f takes per sample: a tensor [B, ...], a tuple of such tensors, or None for nothing."""
@@ -119,7 +119,8 @@ def _select(given: Input, rows: Tensor) -> Input:
     if given is None:
         return None
     if isinstance(given, tuple):
-        return tuple(tensor.index_select(0, rows.to(tensor.device)) for tensor in given)
+        parts = (tensor.index_select(0, rows.to(tensor.device)) for tensor in given)
+        return tuple_of(type(given), parts)
     return given.index_select(0, rows.to(given.device))
 
 

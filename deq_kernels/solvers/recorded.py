@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from deq_kernels.solvers.structure import State, Structure, evaluate
+from deq_kernels.solvers.structure import State, Structure, evaluate, tuple_of
 
 
 class RecordedMap:
@@ -45,13 +45,14 @@ class RecordedMap:
         Autograd refuses such changes to views that were split off together, in words about split.
         """
         structure = self._structure
-        if not structure.is_tuple:
+        if structure.kind is None:
             return structure.unflatten(z)
         ends = accumulate(structure.sizes)
-        return tuple(
+        parts = (
             z.narrow(1, end - size, size).view(shape)
             for size, end, shape in zip(structure.sizes, ends, structure.shapes, strict=True)
         )
+        return tuple_of(structure.kind, parts)
 
     def vjp(self, w: Tensor) -> Tensor:
         """Jᵀw for w [batch, dim] in the state's dtype.
