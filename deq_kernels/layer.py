@@ -40,7 +40,8 @@ class DEQ(nn.Module):
     Args:
         cell: f. A callable, usually a module, called as cell(z, *args, **kwargs); z has the
             structure of z0 and so has what it returns. It must be the same function for all
-            calls of one solve: resample dropout masks before, not inside.
+            calls of one solve: resample dropout masks before, not inside. Under autograd the first
+            of these calls records its graph, so that gradients reach what the cell keeps from it.
         solver: solves z = cell(z, x). Default: Broyden().
         gradient: attaches the gradient to the solution. Default: Implicit().
         eval_solver: used in evaluation mode instead of `solver`. Gradients flow in both modes.
@@ -95,13 +96,15 @@ class DEQ(nn.Module):
         """Solve from z0 and attach the gradient.
 
         Args:
-            z0: initial state, a tensor [B, ...] or a tuple of tensors. No gradient flows to it.
+            z0: initial state, a tensor [B, ...], or a tuple or NamedTuple of tensors. No gradient
+                flows to it.
             *args: passed to the cell after z, usually the injected input x.
             **kwargs: passed to the cell.
 
         Returns:
-            The solution, in the structure of z0; with `Unrolled` and autograd, the last unrolled
-            state instead, which differs from it while the solve has not converged.
+            The solution, in the structure of z0 and in memory of its own; with `Unrolled` and
+            autograd, the last unrolled state instead, which differs from it while the solve has not
+            converged.
 
         Raises:
             NotImplementedError: called inside a transform of torch.func, or with forward-mode
@@ -129,8 +132,9 @@ class DEQ(nn.Module):
 
         solver = self.solver if self.training else self.eval_solver
         keep_inverse = self.gradient.needs_inverse and torch.is_grad_enabled()
-        solved = record_first(f) if torch.is_grad_enabled() else f
-        solution = solver(solved, self._start(z0, structure), keep_inverse=keep_inverse)
+        if torch.is_grad_enabled():
+            record_first(f)
+        solution = solver(f, self._start(z0, structure), keep_inverse=keep_inverse)
 
         self.last_solution = replace(solution, inverse_jacobian=None)
         z_star = structure.flatten(solution.z)

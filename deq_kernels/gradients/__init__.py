@@ -2,7 +2,7 @@
 
 from deq_kernels.gradients.adaptive import Adaptive
 from deq_kernels.gradients.base import AdjointGradient, Gradient, LayerCall
-from deq_kernels.gradients.first_evaluation import FirstRecorded, record_first
+from deq_kernels.gradients.first_evaluation import record_first
 from deq_kernels.gradients.implicit import Implicit
 from deq_kernels.gradients.jacobian_free import JacobianFree
 from deq_kernels.gradients.limited import Limited
@@ -14,7 +14,6 @@ from deq_kernels.gradients.unrolled import Unrolled
 __all__ = [
     "Adaptive",
     "AdjointGradient",
-    "FirstRecorded",
     "Gradient",
     "Implicit",
     "JacobianFree",

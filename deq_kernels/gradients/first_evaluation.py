@@ -9,7 +9,6 @@ from the first evaluation it carries them, and no evaluation is added.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,29 +18,22 @@ from deq_kernels.solvers import PerSample, State
 from deq_kernels.solvers.structure import tuple_of
 
 
-def record_first(f: PerSample) -> PerSample:
-    """f for one solve, whose first evaluation runs under autograd and returns no graph."""
-    return PerSample(FirstRecorded(f.function), *f.inputs)
-
-
-class FirstRecorded:
-    """A map for one solve, whose first evaluation runs under autograd and returns no graph.
+def record_first(f: PerSample) -> None:
+    """Let the next evaluation of f run under autograd, and return no graph.
 
     Where autograd is on already, as in solvers that differentiate f, nothing is changed.
     """
+    function = f.function
 
-    def __init__(self, function: Callable[..., State]) -> None:
-        self._function = function
-        self._evaluated = False
-
-    def __call__(self, *args: Any) -> State:
-        """The function's value."""
-        if self._evaluated or torch.is_grad_enabled():
-            return self._function(*args)
-        self._evaluated = True
+    def first(*args: Any) -> State:
+        f.function = function
+        if torch.is_grad_enabled():
+            return function(*args)
         with torch.enable_grad():
-            f_z = self._function(*args)
+            f_z = function(*args)
         return _detached(f_z)
+
+    f.function = first
 
 
 def _detached(state: State) -> State:

@@ -9,12 +9,13 @@ own forward pass, with a graph that has all its values.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def carrier(f_z: Tensor, z_input: Tensor) -> Tensor:
     """An empty tensor that carries f(z) and z, with the graph between them."""
-    empty = z_input.detach().new_empty(0)
+    empty = torch.empty(0, device="cpu")
     empty.recording = (f_z, z_input)  # type: ignore[attr-defined]  # tensors take attributes
     return empty
 

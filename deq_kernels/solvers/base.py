@@ -124,8 +124,8 @@ class Solver:
         Args:
             f: map of states [B, ...] to states of the same structure, shape, dtype and device. With
                 `compact` a `deq_kernels.PerSample`.
-            z0: initial state, a tensor [B, ...] or a tuple of tensors with one batch size;
-                float64, float32, float16 or bfloat16. Not modified.
+            z0: initial state, a tensor [B, ...], or a tuple or NamedTuple of tensors with one
+                batch size; float64, float32, float16 or bfloat16. Not modified.
             keep_inverse: leave `inverse_jacobian` in the solution, where the solver builds one.
                 Without it the last pass over the history is spared, and its memory freed.
 

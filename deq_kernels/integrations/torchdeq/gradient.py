@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from deq_kernels.gradients import FirstRecorded, Gradient
+from deq_kernels.gradients import Gradient, record_first
 from deq_kernels.integrations.torchdeq.own_solvers import OwnSolver
 from deq_kernels.integrations.torchdeq.solvers import Result, broyden
 from deq_kernels.inverse import InverseJacobian
-from deq_kernels.solvers import Structure
+from deq_kernels.solvers import PerSample, Structure
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -73,7 +73,8 @@ class _Remembering:
 
     def __call__(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Result:
         if self._deq.training:
-            func = FirstRecorded(func)
+            func = PerSample(func)
+            record_first(func)
             if self._keeps:
                 kwargs["on_inverse"] = self._keep
         z, trajectory, info = self._solver(func, *args, **kwargs)
