@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import deq_kernels as dk
 from deq_kernels.nn import jacobian_penalty, spectral_radius
@@ -218,3 +218,23 @@ def test_unrolled_states_may_be_changed_in_place() -> None:
     loss = sum(h[1].relu_().square().sum() for h in states)
     actual = torch.autograd.grad(a.square_().sum() + loss, x)
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [dk.Broyden(), dk.Broyden(compact=True), dk.AdjointBroyden()],
+    ids=["Broyden", "compact", "AdjointBroyden"],
+)
+@pytest.mark.parametrize("start", STARTS)
+def test_states_that_a_cell_changes_are_refused_under_autograd_too(
+    start: str, solver: dk.Solver
+) -> None:
+    """In words of ours, also where what it changes them by has a gradient."""
+    gain = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def change(z: State) -> State:
+        (z if isinstance(z, Tensor) else z[1]).mul_(gain)
+        return z
+
+    with pytest.raises(RuntimeError, match="f must leave the z it is given as it is"):
+        dk.DEQ(change, solver=solver, per_sample=())(STARTS[start]())

@@ -160,7 +160,7 @@ class CompactEvaluation:
         """f(z) [B, d]."""
         self.rows_evaluated += self.rows
         z = self._z if self._rows is None else self._z.index_select(0, self._rows)
-        state = self._structure.unflatten(z)
+        state = self._structure.views(z)
         f_z = self._structure.flatten(evaluate(self._f, state, z), allow_cast=self._allow_cast)
         return f_z if self._rows is None else self._f_z.index_copy_(0, self._rows, f_z)
 

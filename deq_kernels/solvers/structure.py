@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import torch
@@ -146,6 +147,24 @@ class Structure:
         pieces = flat.split(self.sizes, dim=1)
         parts = (piece.view(s) for piece, s in zip(pieces, self.shapes, strict=True))
         return tuple_of(self.kind, parts)
+
+    def views(self, flat: Tensor) -> State:
+        """[B, d] as the state that f is handed: views that count changes in place with `flat`.
+
+        Autograd refuses such changes to views that were split off together, or made without it, in
+        words of its own.
+        """
+        if self.is_flat:
+            return flat
+        with torch.enable_grad():
+            if self.kind is None:
+                return flat.view(self.shapes[0])
+            ends = accumulate(self.sizes)
+            parts = [
+                flat.narrow(1, end - size, size).view(shape)
+                for size, end, shape in zip(self.sizes, ends, self.shapes, strict=True)
+            ]
+            return tuple_of(self.kind, parts)
 
     def separate(self, flat: Tensor) -> State:
         """[B, d] as the user's state in memory of its own, each part by itself. Differentiable.
