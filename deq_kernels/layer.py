@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from deq_kernels.compilers import call_as_written
 from deq_kernels.gradients import (
     Gradient,
     Implicit,
     LayerCall,
+    record_first,
     refuse_tangents,
     refuse_transforms,
 )
@@ -38,7 +40,8 @@ class DEQ(nn.Module):
     Args:
         cell: f. A callable, usually a module, called as cell(z, *args, **kwargs); z has the
             structure of z0 and so has what it returns. It must be the same function for all
-            calls of one solve: resample dropout masks before, not inside.
+            calls of one solve: resample dropout masks before, not inside. Under autograd the first
+            of these calls records its graph, so that gradients reach what the cell keeps from it.
         solver: solves z = cell(z, x). Default: Broyden().
         gradient: attaches the gradient to the solution. Default: Implicit().
         eval_solver: used in evaluation mode instead of `solver`. Gradients flow in both modes.
@@ -66,6 +69,7 @@ class DEQ(nn.Module):
         per_sample: Sequence[int | str] | None = None,
     ) -> None:
         super().__init__()
+        call_as_written(DEQ, "forward")
         self.cell = cell
         self.solver = Broyden() if solver is None else solver
         self.gradient = Implicit() if gradient is None else gradient
@@ -92,17 +96,20 @@ class DEQ(nn.Module):
         """Solve from z0 and attach the gradient.
 
         Args:
-            z0: initial state, a tensor [B, ...] or a tuple of tensors. No gradient flows to it.
+            z0: initial state, a tensor [B, ...], or a tuple or NamedTuple of tensors. No gradient
+                flows to it.
             *args: passed to the cell after z, usually the injected input x.
             **kwargs: passed to the cell.
 
         Returns:
-            The solution, in the structure of z0; with `Unrolled` and autograd, the last unrolled
-            state instead, which differs from it while the solve has not converged.
+            The solution, in the structure of z0 and in memory of its own; with `Unrolled` and
+            autograd, the last unrolled state instead, which differs from it while the solve has not
+            converged.
 
         Raises:
             NotImplementedError: called inside a transform of torch.func, or with forward-mode
-                tangents; what would come out are wrong derivatives.
+                tangents; what would come out are wrong derivatives. Or the solve would be recorded
+                (torch.jit.trace, torch.export, make_fx), or z0 has no values.
         """
         refuse_transforms()
         structure = Structure.of(z0, "z0")
@@ -125,17 +132,18 @@ class DEQ(nn.Module):
 
         solver = self.solver if self.training else self.eval_solver
         keep_inverse = self.gradient.needs_inverse and torch.is_grad_enabled()
+        if torch.is_grad_enabled():
+            record_first(f)
         solution = solver(f, self._start(z0, structure), keep_inverse=keep_inverse)
 
         self.last_solution = replace(solution, inverse_jacobian=None)
         z_star = structure.flatten(solution.z)
         if torch.is_grad_enabled():
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            call = LayerCall(tuple(inputs), with_inputs, structure.unflatten)
-            return structure.unflatten(
-                self.gradient.attach(flat(f), z_star, solution.inverse_jacobian, call)
-            )
-        return structure.unflatten(z_star.clone())
+            call = LayerCall(tuple(inputs), with_inputs, structure.separate)
+            z_star = self.gradient.attach(flat(f), z_star, solution.inverse_jacobian, call)
+        # A copy, so that the caller may change the output in place.
+        return structure.separate(z_star)
 
     def _evaluate(self, z: State, *args: Any, **kwargs: Any) -> State:
         f_z = self.cell(z, *args, **kwargs)
@@ -150,6 +158,18 @@ class DEQ(nn.Module):
         usable = (last.status != Status.DIVERGED)[:, None]
         start = torch.where(usable, structure.flatten(last.z), structure.flatten(z0))
         return structure.unflatten(start)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Called for a layer that is unpickled."""
+        super().__setstate__(state)
+        call_as_written(DEQ, "forward")
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by torch.jit.script on every module of a model."""
+        raise NotImplementedError(
+            "DEQ cannot be compiled by torch.jit.script: its solver is Python. Script the cell, "
+            "DEQ(torch.jit.script(cell)), and the modules before and after the layer."
+        )
 
     def extra_repr(self) -> str:
         """Solver and gradient, for print(module)."""

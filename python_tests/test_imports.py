@@ -16,7 +16,7 @@ PACKAGE_DIR = Path(__file__).resolve().parents[1] / PACKAGE
 # Rooms from the bottom to the top; nobody imports from a room above. "" is the package itself,
 # which collects the public names of the rooms below it.
 ROOMS = [
-    {"_version", "_build", "files", "json_text", "optional", "options", "threads"},
+    {"_version", "_build", "compilers", "files", "json_text", "optional", "options", "threads"},
     {"_native"},
     {"ops"},
     {"_report"},

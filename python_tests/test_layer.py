@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import deq_kernels as dk
 
@@ -122,3 +126,53 @@ def test_no_gradient_is_attached_where_none_is_wanted() -> None:
     assert layer(torch.zeros(2, 3), weight).requires_grad
     shine = dk.DEQ(cell, gradient=dk.Shine())
     assert not shine(torch.zeros(2, 3), weight.detach()).requires_grad
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize("dim", [0, 1, 5])
+@pytest.mark.parametrize(
+    "gradient",
+    [dk.Implicit(), dk.JacobianFree(), dk.Shine(), dk.Neumann(), dk.Adaptive(), dk.Unrolled()],
+    ids=lambda g: type(g).__name__,
+)
+def test_batches_of_one_or_none_and_states_without_elements(
+    gradient: dk.Gradient, batch: int, dim: int
+) -> None:
+    layer = dk.DEQ(cell, solver=dk.Broyden(max_steps=40, rtol=1e-6), gradient=gradient)
+    x = torch.randn(batch, dim, requires_grad=True)
+    for z0 in (torch.zeros(batch, dim), torch.zeros(batch, dim, 1)):
+        z = layer(z0, x.view(z0.shape))
+        assert z.shape == z0.shape
+        z.sum().backward()
+    assert x.grad.shape == x.shape
+    assert x.grad.isfinite().all()
+
+
+def test_hooks_on_the_layer_run_once_for_each_call() -> None:
+    layer = dk.DEQ(cell, solver=dk.Broyden(max_steps=40, rtol=1e-6))
+    seen: list[str] = []
+    layer.register_forward_pre_hook(lambda *_: seen.append("before"))
+    layer.register_forward_hook(lambda *_: seen.append("after"))
+    layer.register_full_backward_hook(lambda *_: seen.append("backward"))
+    x = torch.randn(2, 3, requires_grad=True)
+    layer(torch.zeros(2, 3), x).sum().backward()
+    assert seen == ["before", "after", "backward"]
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))],
+    ids=["copy", "pickle"],
+)
+def test_copies_of_a_layer_are_layers_of_their_own(again: Callable[[dk.DEQ], dk.DEQ]) -> None:
+    layer = dk.DEQ(nn.Linear(3, 3), solver=dk.Broyden(max_steps=40, rtol=1e-6), warm_start=True)
+    with torch.no_grad():
+        layer.cell.weight.mul_(0.3)
+    z = layer(torch.zeros(2, 3))
+    other = again(layer)
+    assert (other.last_solution.steps == layer.last_solution.steps).all()
+    other(torch.zeros(2, 3)).sum().backward()
+    assert (other.last_solution.steps == 1).all()  # the last solution came along
+    torch.testing.assert_close(other(torch.zeros(2, 3)), z, rtol=1e-5, atol=1e-5)
+    assert layer.cell.weight.grad is None
+    assert other.cell.weight.grad is not None

@@ -21,6 +21,7 @@ from deq_kernels.ops.cells import Activation
 from deq_kernels.ops.dtypes import check_state_dtype
 from deq_kernels.options import check_callback
 from deq_kernels.solvers import Solution
+from deq_kernels.solvers.unsupported import refuse_meta, refuse_trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Problem:
 
     def solve(self, bias: Tensor, weight: Tensor, values: Tensor | None) -> Tensor:
         """z, [N, n], with its gradient; checks nothing but how it is differentiated."""
+        refuse_meta(bias.device)
+        refuse_trace()
         refuse_transforms()
         refuse_tangents(tuple(x for x in (bias, weight, values) if x is not None))
         check_callback("on_solve", self.on_solve)

@@ -32,6 +32,8 @@ def unroll(
         values: those of S.
         bias: b, [N, n].
     """
-    return gradient.attach(
+    h = gradient.attach(
         lambda h: value(activation, affine(h, weight, pattern, values, bias)), z_star, None
     )
+    # A copy, so that the caller may change the output in place.
+    return h.clone()

@@ -2,6 +2,7 @@
 
 from deq_kernels.gradients.adaptive import Adaptive
 from deq_kernels.gradients.base import AdjointGradient, Gradient, LayerCall
+from deq_kernels.gradients.first_evaluation import record_first
 from deq_kernels.gradients.implicit import Implicit
 from deq_kernels.gradients.jacobian_free import JacobianFree
 from deq_kernels.gradients.limited import Limited
@@ -21,6 +22,7 @@ __all__ = [
     "Neumann",
     "Shine",
     "Unrolled",
+    "record_first",
     "refuse_tangents",
     "refuse_transforms",
 ]

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from deq_kernels.gradients.dependencies import Dependencies
+from deq_kernels.gradients.recording import carrier, recording
 from deq_kernels.gradients.second_derivatives import (
     Estimator,
     TwiceDifferentiable,
     WithInputs,
     refuse_derivative,
 )
+from deq_kernels.gradients.state_input import StateInput
 from deq_kernels.gradients.transforms import refuse_batched
 from deq_kernels.inverse import InverseJacobian
 
@@ -40,18 +42,18 @@ def attach_adjoint(
     z_input = z_star.detach()
     twice = None
     if estimator.needs_vjp:
-        z_input = _Input.apply(z_input.requires_grad_())
+        z_input = StateInput.apply(z_input.requires_grad_())
         f_z = f(z_input)
         dependencies = Dependencies.of(f_z, z_input, inputs)
         if not dependencies.tensors:
-            return z_star.clone()
+            return z_star
         if estimator.exact:
             remake = (lambda _: f) if with_inputs is None else with_inputs
             twice = TwiceDifferentiable(estimator, remake, dependencies, z_star.device.type)
     else:
         f_z = f(z_input)
         if not f_z.requires_grad:
-            return z_star.clone()
+            return z_star
     tensors: tuple[Tensor, ...] = ()
     rebuild: Callable[..., InverseJacobian] | None = None
     if estimator.needs_inverse and inverse is not None:
@@ -60,23 +62,7 @@ def attach_adjoint(
     output: Tensor = _AdjointFunction.apply(
         f_z, z_star, z_input, estimator, twice, rebuild, len(known), *known, *tensors
     )
-    # A copy, so that the caller may change the output in place.
-    return output.clone()
-
-
-class _Input(torch.autograd.Function):
-    """The z at which f is recorded: products with Jᵀ end here, and so does the backward pass.
-
-    Without it the backward pass of the loss would leave Jᵀw behind as the gradient of a leaf.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, leaf: Tensor) -> Tensor:
-        return leaf.view_as(leaf)
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> None:
-        return None
+    return output
 
 
 class _AdjointFunction(torch.autograd.Function):
@@ -103,12 +89,13 @@ class _AdjointFunction(torch.autograd.Function):
         ctx.rebuild = rebuild
         ctx.known = known
         output = z_star.detach()
-        ctx.save_for_backward(f_z, z_input, output, *tensors[known:])
+        ctx.save_for_backward(carrier(f_z, z_input), f_z, z_input, output, *tensors[known:])
         return output
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        f_z, z_input, output, *inverse_tensors = ctx.saved_tensors
+        carried, f_z, z_input, output, *inverse_tensors = ctx.saved_tensors
+        f_z, z_input = recording(carried, f_z, z_input)
         inverse = None if ctx.rebuild is None else ctx.rebuild(*inverse_tensors)
         if ctx.estimator.needs_vjp:
             refuse_batched(cotangent)
@@ -123,11 +110,11 @@ class _AdjointFunction(torch.autograd.Function):
         with torch.no_grad():
             w = ctx.estimator.adjoint(cotangent, vjp, inverse)
         if torch.is_grad_enabled():  # the caller asked for create_graph
-            again = None
+            again: tuple[Tensor | None, ...] | str = _refusal(ctx.estimator)
             if ctx.twice is not None:
                 again = ctx.twice.gradients(w, cotangent, output, f_z)
-            if again is None:
-                w = refuse_derivative(w, _refusal(ctx.estimator), cotangent, f_z)
+            if isinstance(again, str):
+                w = refuse_derivative(w, again, cotangent, f_z)
             else:
                 w, for_known = None, again
         for_inverse = (None,) * len(inverse_tensors)
@@ -135,14 +122,7 @@ class _AdjointFunction(torch.autograd.Function):
 
 
 def _refusal(estimator: Estimator) -> str:
-    name = type(estimator).__name__
-    if not estimator.exact:
-        return (
-            f"{name} gives first derivatives only, but its result was differentiated again. "
-            "Detach the first gradient, or use Implicit, or Unrolled."
-        )
     return (
-        f"{name} was differentiated again, but f reads a tensor that autograd computed outside of "
-        "f, and which it was not given. Pass such tensors to the layer as arguments, layer(z0, x), "
-        "compute them inside the cell, or use Unrolled."
+        f"{type(estimator).__name__} gives first derivatives only, but its result was "
+        "differentiated again. Detach the first gradient, or use Implicit, or Unrolled."
     )

@@ -32,12 +32,12 @@ class LayerCall:
             computed outside of f only through these; parameters are found without them.
         with_inputs: the map f with other tensors in the place of some of `inputs`; None where
             there are none.
-        unflatten: [B, d] as the state that the user knows.
+        separate: [B, d] as the state that the user knows, in memory of its own.
     """
 
     inputs: tuple[Tensor, ...] = ()
     with_inputs: WithInputs | None = None
-    unflatten: Callable[[Tensor], State] = lambda flat: flat
+    separate: Callable[[Tensor], State] = Tensor.clone
 
 
 BARE_CALL = LayerCall()
@@ -59,6 +59,8 @@ class Gradient(ABC):
         call: LayerCall = BARE_CALL,
     ) -> Tensor:
         """z_star [B, d] as a tensor whose backward reaches the parameters and inputs of f.
+
+        The backward pass may need what is returned as it is: hand out a copy.
 
         Args:
             f: the map, evaluated under autograd here.

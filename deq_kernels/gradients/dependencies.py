@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from deq_kernels.gradients.state_input import STATE_INPUT_NODE
+
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
@@ -24,7 +26,7 @@ class Dependencies:
 
     @classmethod
     def of(cls, f_z: Tensor, z: Tensor, inputs: Sequence[Tensor]) -> Dependencies:
-        """Walk the graph of f_z.
+        """Walk the graph of f_z. What a layer inside f was solved from is no dependency.
 
         Args:
             f_z: what f made of z.
@@ -34,7 +36,8 @@ class Dependencies:
         Raises:
             NotImplementedError: f uses reentrant checkpoints, which hide what they depend on.
         """
-        ends = {_edge(tensor): tensor for tensor in (z, *inputs) if tensor.requires_grad}
+        # Leaves are found without this: their nodes know them. (A sparse leaf has no public edge.)
+        ends = {_edge(tensor): tensor for tensor in (z, *inputs) if tensor.grad_fn is not None}
         found: dict[int, Tensor] = {}
         nodes: set[Any] = set()
         expanded: set[Any] = set()
@@ -48,7 +51,7 @@ class Dependencies:
             else:
                 tensor = ends.get((node, index))
                 nodes.add(node)
-            if tensor is None and node not in expanded:
+            if tensor is None and node not in expanded and node.name() != STATE_INPUT_NODE:
                 _refuse_reentrant_checkpoint(node)
                 expanded.add(node)
                 pending.extend(node.next_functions)
@@ -59,6 +62,8 @@ class Dependencies:
 
 def _edge(tensor: Tensor) -> tuple[Any, int]:
     """The place in the graph where a tensor's gradient arrives."""
+    if tensor.grad_fn is not None:
+        return tensor.grad_fn, tensor.output_nr
     edge = get_gradient_edge(tensor)
     return edge.node, edge.output_nr
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, Protocol
 
@@ -64,8 +64,8 @@ class TwiceDifferentiable:
 
     def gradients(
         self, w: Tensor, cotangent: Tensor, z_star: Tensor, f_before: Tensor
-    ) -> tuple[Tensor | None, ...] | None:
-        """(∂f/∂θ)ᵀ w for each of `tensors`, or None where f also depends on others.
+    ) -> tuple[Tensor | None, ...] | str:
+        """(∂f/∂θ)ᵀ w for each of `tensors`, or in words why it cannot be differentiated.
 
         Args:
             w: solves w = Jᵀw + ℓ, [B, d], detached.
@@ -76,21 +76,39 @@ class TwiceDifferentiable:
         Raises:
             RuntimeError: f is not what it was in the forward pass.
         """
+        name = type(self._estimator).__name__
+        for tensor in self.tensors:
+            if tensor.layout not in (torch.strided, torch.sparse_coo):
+                return (
+                    f"{name} was differentiated again, but f depends on a tensor with the layout "
+                    f"{tensor.layout}, whose gradients torch cannot differentiate. Use "
+                    "torch.sparse_coo or a dense tensor."
+                )
         # f is evaluated anew, on leaves: what is behind them (z* depends on θ, and an input may)
         # is the business of whoever made them.
         inner = {t: _leaf(t) for t in self.tensors if t.grad_fn is not None}
         leaves = tuple(inner.get(tensor, tensor) for tensor in self.tensors)
         z, w = _leaf(z_star), _leaf(w)
-        with torch.autocast(
-            self._device_type, self._cast_dtype, enabled=self._cast, cache_enabled=False
-        ):
-            f_z = self._with_inputs(inner)(z)
+        f_z = self._evaluate(inner, z)
         _check_unchanged(f_z, f_before)
         # An operation that is in both graphs made a tensor outside of f, which f closes over. One
         # that was closed over then and is computed by f now, such as a normalised weight, is fine.
         now = Dependencies.of(f_z, z, ())
-        if not now.nodes.isdisjoint(self._nodes) or set(now.tensors) != set(leaves):
-            return None
+        if not now.nodes.isdisjoint(self._nodes):
+            return (
+                f"{name} was differentiated again, but f reads a tensor that autograd computed "
+                "outside of f, or in an earlier evaluation of f, and which it was not given. Pass "
+                "such tensors to the layer as arguments, layer(z0, x), compute them in each "
+                "evaluation of the cell, or use Unrolled."
+            )
+        if set(now.tensors) != set(leaves) and not self._differ_in_own(leaves, now, inner, z):
+            return (
+                f"{name} was differentiated again, but f, evaluated again for that, depends on "
+                "other leaves than in the forward pass: parameters have been replaced since then, "
+                "as torch.func.functional_call does when it returns, or what f reads is computed "
+                "without autograd by now. Pass it to the layer as an argument, layer(z0, x), or "
+                "use Unrolled."
+            )
         product, *gradients = torch.autograd.grad(
             f_z, (z, *leaves), w, create_graph=True, allow_unused=True
         )
@@ -101,6 +119,28 @@ class TwiceDifferentiable:
         outputs = _SecondDerivative.apply(recorded, z_star, cotangent, *self.tensors)
         attached = dict(zip(used, outputs, strict=True))
         return tuple(attached.get(index) for index in range(len(gradients)))
+
+    def _evaluate(self, inner: Mapping[Tensor, Tensor], z: Tensor) -> Tensor:
+        """f(z) with the inputs in `inner` replaced, as the forward pass would compute it."""
+        with torch.autocast(
+            self._device_type, self._cast_dtype, enabled=self._cast, cache_enabled=False
+        ):
+            return self._with_inputs(inner)(z)
+
+    def _differ_in_own(
+        self,
+        leaves: Sequence[Tensor],
+        now: Dependencies,
+        inner: Mapping[Tensor, Tensor],
+        z: Tensor,
+    ) -> bool:
+        """Whether f depends on `leaves`, but for those that every evaluation of f makes anew.
+
+        What f makes itself, for a gradient within it, nobody else can ask for the gradient of.
+        """
+        lasting = set(now.tensors)
+        lasting &= set(Dependencies.of(self._evaluate(inner, z), z, ()).tensors)
+        return lasting <= set(leaves) and len(now.tensors) == len(leaves)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +237,8 @@ def _vjp(
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     if one is None or other is None:
         return other if one is None else one
-    return one + other
+    # torch adds sparse tensors to dense ones, but not the other way round.
+    return other + one if one.is_sparse else one + other
 
 
 def _check_unchanged(f_z: Tensor, f_before: Tensor) -> None:

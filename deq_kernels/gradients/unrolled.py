@@ -33,9 +33,8 @@ class Unrolled(Gradient):
         steps: k, at least 1.
         damping: λ in (0, 1].
         on_states: called in every forward pass under autograd with the tuple (h₁, …, h_k), each in
-            the structure of z0 and part of the graph, for auxiliary losses; h_k is what the layer
-            returns, and must not be changed in place then. Whoever keeps the states keeps the
-            graph.
+            the structure of z0 and part of the graph, for auxiliary losses; they are copies, and
+            h_k has the values of what the layer returns. Whoever keeps the states keeps the graph.
 
     Raises:
         ValueError: an option is out of its range.
@@ -66,5 +65,5 @@ class Unrolled(Gradient):
             if self.on_states is not None:
                 states.append(h)
         if self.on_states is not None:
-            self.on_states(tuple(call.unflatten(h) for h in states))
+            self.on_states(tuple(call.separate(h) for h in states))
         return h

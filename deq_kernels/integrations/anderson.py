@@ -16,6 +16,7 @@ from deq_kernels.ops.norms import norm
 from deq_kernels.options import check_count, check_damping, check_not_negative, check_option
 from deq_kernels.solvers.rows import Rows
 from deq_kernels.solvers.structure import State, Structure, evaluate
+from deq_kernels.solvers.unsupported import refuse_recordings
 from deq_kernels.solvers.walk import Visit
 
 LARGEST_WEIGHT = 1e8
@@ -56,6 +57,7 @@ def anderson_visits(
     check_damping(damping)
     structure = Structure.of(z0, "x0")
     check_state_dtype(structure.dtype)
+    refuse_recordings(z0)
     accum = accumulate_dtype(structure.dtype)
     z = structure.flatten(z0).clone(memory_format=torch.contiguous_format)
     batch = structure.batch

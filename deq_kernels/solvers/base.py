@@ -23,6 +23,7 @@ from deq_kernels.solvers.loop import StepFunction, iterate
 from deq_kernels.solvers.ranks import Ranks, check_ranks
 from deq_kernels.solvers.solution import Solution
 from deq_kernels.solvers.structure import State, Structure
+from deq_kernels.solvers.unsupported import refuse_recordings
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +125,8 @@ class Solver:
         Args:
             f: map of states [B, ...] to states of the same structure, shape, dtype and device. With
                 `compact` a `deq_kernels.PerSample`.
-            z0: initial state, a tensor [B, ...] or a tuple of tensors with one batch size;
-                float64, float32, float16 or bfloat16. Not modified.
+            z0: initial state, a tensor [B, ...], or a tuple or NamedTuple of tensors with one
+                batch size; float64, float32, float16 or bfloat16. Not modified.
             keep_inverse: leave `inverse_jacobian` in the solution, where the solver builds one.
                 Without it the last pass over the history is spared, and its memory freed.
 
@@ -141,12 +142,22 @@ class Solver:
             RuntimeError: f changed its z in place, or `cuda_graph` could not capture it; or the
                 current stream is being captured into a graph of the caller's; or there is no
                 process group, as `synchronized` needs it.
+            NotImplementedError: z0 has no values, or the solve would be recorded: on the device
+                meta, in torch.jit.trace, torch.export, make_fx, or under FakeTensorMode.
 
         What f raises itself passes through as it is, with a note about which evaluation it was
         where Python has notes (3.11 and newer). The solver can be used again after any error.
         """
+        if torch.compiler.is_dynamo_compiling():
+            # Traced, every step would be code of its own, and slower than as it is written.
+            solve = torch.compiler.disable(self._solve, reason="a solve is a loop on values")
+            return solve(f, z0, keep_inverse)
+        return self._solve(f, z0, keep_inverse)
+
+    def _solve(self, f: Callable[..., State], z0: State, keep_inverse: bool) -> Solution:
         structure = Structure.of(z0, "z0")
         check_state_dtype(structure.dtype)
+        refuse_recordings(z0)
         if self.cuda_graph and structure.device.type != "cuda":
             raise ValueError(
                 "cuda_graph=True needs a state on a CUDA device; got z0 on "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops.termination import Status
-from deq_kernels.solvers.structure import State, Structure, evaluate
+from deq_kernels.solvers.structure import State, Structure, evaluate, tuple_of
 
 Input: TypeAlias = State | None
 """What f takes per sample: a tensor [B, ...], a tuple of such tensors, or None for nothing."""
@@ -119,7 +119,8 @@ def _select(given: Input, rows: Tensor) -> Input:
     if given is None:
         return None
     if isinstance(given, tuple):
-        return tuple(tensor.index_select(0, rows.to(tensor.device)) for tensor in given)
+        parts = (tensor.index_select(0, rows.to(tensor.device)) for tensor in given)
+        return tuple_of(type(given), parts)
     return given.index_select(0, rows.to(given.device))
 
 
@@ -159,7 +160,7 @@ class CompactEvaluation:
         """f(z) [B, d]."""
         self.rows_evaluated += self.rows
         z = self._z if self._rows is None else self._z.index_select(0, self._rows)
-        state = self._structure.unflatten(z)
+        state = self._structure.views(z)
         f_z = self._structure.flatten(evaluate(self._f, state, z), allow_cast=self._allow_cast)
         return f_z if self._rows is None else self._f_z.index_copy_(0, self._rows, f_z)
 

@@ -65,7 +65,7 @@ def iterate(
         rows = CompactEvaluation(f, structure, z, tables.counters[:, Counter.STATUS])
         evaluation = rows.__call__
     else:
-        state = structure.unflatten(z)
+        state = structure.views(z)
         allow_cast = torch.is_autocast_enabled(structure.device.type)
 
         def evaluation() -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -35,23 +34,9 @@ class RecordedMap:
         with torch.enable_grad():
             # A copy: the solver's own buffer is overwritten before the products are taken.
             z = structure.flatten(state).detach().requires_grad_().clone()
-            f_z = structure.flatten(evaluate(self._f, self._state(z), z), allow_cast=allow_cast)
+            f_z = structure.flatten(evaluate(self._f, structure.views(z), z), allow_cast=allow_cast)
         self._input, self._output = z, f_z
         return structure.unflatten(f_z.detach())
-
-    def _state(self, z: Tensor) -> State:
-        """z [batch, dim] as the user's state, in views that count changes in place with z.
-
-        Autograd refuses such changes to views that were split off together, in words about split.
-        """
-        structure = self._structure
-        if not structure.is_tuple:
-            return structure.unflatten(z)
-        ends = accumulate(structure.sizes)
-        return tuple(
-            z.narrow(1, end - size, size).view(shape)
-            for size, end, shape in zip(structure.sizes, ends, structure.shapes, strict=True)
-        )
 
     def vjp(self, w: Tensor) -> Tensor:
         """Jᵀw for w [batch, dim] in the state's dtype.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from itertools import accumulate
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 State: TypeAlias = Tensor | tuple[Tensor, ...]
-"""One tensor [B, ...], or a tuple of tensors with equal B."""
+"""One tensor [B, ...], or a tuple of tensors with equal B, which may be a NamedTuple."""
 
 
 class OutputError(Exception):
@@ -46,7 +47,7 @@ class Structure:
     Attributes:
         shapes: shape of each tensor, batch included.
         sizes: elements per sample of each tensor.
-        is_tuple: whether the state is a tuple.
+        kind: tuple, or the NamedTuple that the state is; None for one tensor.
         is_flat: whether the state is one tensor [B, d] already.
         batch: B.
         dtype: common dtype.
@@ -55,7 +56,7 @@ class Structure:
 
     shapes: tuple[torch.Size, ...]
     sizes: tuple[int, ...]
-    is_tuple: bool
+    kind: type[tuple[Tensor, ...]] | None
     is_flat: bool
     batch: int
     dtype: torch.dtype
@@ -94,12 +95,17 @@ class Structure:
         return cls(
             tuple(part.shape for part in parts),
             sizes,
-            isinstance(state, tuple),
+            type(state) if isinstance(state, tuple) else None,
             len(parts) == 1 and not isinstance(state, tuple) and first.dim() == 2,
             first.shape[0],
             first.dtype,
             first.device,
         )
+
+    @property
+    def is_tuple(self) -> bool:
+        """Whether the state is a tuple, named or not."""
+        return self.kind is not None
 
     @property
     def dim(self) -> int:
@@ -122,7 +128,7 @@ class Structure:
             and state.shape == self.shapes[0]
             and state.dtype == self.dtype
             and state.device == self.device
-            and not self.is_tuple
+            and self.kind is None
         ):  # the common case, on the path of every step
             return state if self.is_flat else state.reshape(self.batch, self.sizes[0])
         self._check(state, allow_cast)
@@ -136,17 +142,52 @@ class Structure:
         """[B, d] as the user's state; views of it. Differentiable."""
         if self.is_flat:
             return flat
-        if not self.is_tuple:
+        if self.kind is None:
             return flat.view(self.shapes[0])
         pieces = flat.split(self.sizes, dim=1)
-        return tuple(piece.view(s) for piece, s in zip(pieces, self.shapes, strict=True))
+        parts = (piece.view(s) for piece, s in zip(pieces, self.shapes, strict=True))
+        return tuple_of(self.kind, parts)
+
+    def views(self, flat: Tensor) -> State:
+        """[B, d] as the state that f is handed: views that count changes in place with `flat`.
+
+        Autograd refuses such changes to views that were split off together, or made without it, in
+        words of its own.
+        """
+        if self.is_flat:
+            return flat
+        with torch.enable_grad():
+            if self.kind is None:
+                return flat.view(self.shapes[0])
+            ends = accumulate(self.sizes)
+            parts = [
+                flat.narrow(1, end - size, size).view(shape)
+                for size, end, shape in zip(self.sizes, ends, self.shapes, strict=True)
+            ]
+            return tuple_of(self.kind, parts)
+
+    def separate(self, flat: Tensor) -> State:
+        """[B, d] as the user's state in memory of its own, each part by itself. Differentiable.
+
+        Autograd forbids changes in place to views that were split off together, or were made
+        without it, and values that a backward pass needs must stay as they are.
+        """
+        state = self.unflatten(flat)
+        if isinstance(state, Tensor):
+            return state.clone()
+        parts = (part.clone(memory_format=torch.contiguous_format) for part in state)
+        return tuple_of(type(state), parts)
 
     def _check(self, state: State, allow_cast: bool) -> None:
         parts = _parts(state, "f(z)", OutputTypeError)
-        if isinstance(state, tuple) != self.is_tuple or len(parts) != len(self.shapes):
+        kind = type(state) if isinstance(state, tuple) else None
+        matches = len(parts) == len(self.shapes) and (kind is None) == (self.kind is None)
+        # Fields are matched by position: a tuple without names may stand for one with names, but
+        # not one with other names.
+        if not matches or (kind is not self.kind and tuple not in (kind, self.kind)):
             raise OutputTypeError(
-                f"f must return what it takes, {self._describe()}; got "
-                f"{'a tuple of ' + str(len(parts)) if isinstance(state, tuple) else 'one tensor'}."
+                f"f must return what it takes, {_describe(self.kind, len(self.shapes))}; got "
+                f"{_describe(kind, len(parts))}."
             )
         for part, shape in zip(parts, self.shapes, strict=True):
             if part.shape != shape:
@@ -160,16 +201,38 @@ class Structure:
                     f"got {part.dtype} on {part.device}. Convert z0, or the output of f."
                 )
 
-    def _describe(self) -> str:
-        return f"a tuple of {len(self.shapes)}" if self.is_tuple else "one tensor"
+
+def tuple_of(kind: type[tuple[Tensor, ...]], parts: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """The parts as a tuple, or as the NamedTuple that `kind` is."""
+    return kind(*parts) if is_named(kind) else tuple(parts)
+
+
+def is_named(kind: type) -> bool:
+    """Whether a type of tuples is a NamedTuple."""
+    return hasattr(kind, "_fields")
+
+
+def _describe(kind: type | None, length: int) -> str:
+    if kind is None:
+        return "one tensor"
+    return f"{'a tuple' if kind is tuple else kind.__name__} of {length}"
 
 
 def _parts(state: State, name: str, error: type[TypeError]) -> tuple[Tensor, ...]:
-    parts = state if isinstance(state, tuple) else (state,)
+    kind = type(state)
+    if isinstance(state, tuple) and kind is not tuple and not is_named(kind):
+        raise error(
+            f"{name} must be a tensor, a plain tuple or a NamedTuple of tensors; got "
+            f"{kind.__name__}, which is another kind of tuple. Convert it with tuple(...)."
+        )
+    parts: tuple[Any, ...] = state if isinstance(state, tuple) else (state,)
     for part in parts:
         if not isinstance(part, Tensor):
+            advice = ""
+            if isinstance(part, (dict, list, tuple)):
+                advice = " Use one flat tuple, or a NamedTuple where the parts should have names."
             raise error(
-                f"{name} must be a tensor or a tuple of tensors; got {type(part).__name__}."
+                f"{name} must be a tensor or a tuple of tensors; got {type(part).__name__}.{advice}"
             )
     return parts
 

@@ -17,6 +17,7 @@ from deq_kernels.ops.norms import norm
 from deq_kernels.ops.termination import Counter, Status, Tables
 from deq_kernels.solvers.base import Iteration, Solver
 from deq_kernels.solvers.structure import State, Structure, evaluate
+from deq_kernels.solvers.unsupported import refuse_recordings
 
 S = TypeVar("S", bound=Solver)
 
@@ -88,6 +89,7 @@ class Walk:
     ) -> None:
         self.structure = Structure.of(z0, "z0")
         check_state_dtype(self.structure.dtype)
+        refuse_recordings(z0)
         self._f = f
         self.z = self.structure.flatten(z0).clone(memory_format=torch.contiguous_format)
         self._state = self.structure.unflatten(self.z)

@@ -56,7 +56,7 @@ def test_graphs(damping: float) -> None:
     options: dict[str, Any] = {"activation": "tanh", "gradient": gradient} | LOOSE
     z = solve_graph(b, weight, adjacency, **options)
     assert len(states) == 3
-    assert states[-1] is z
+    assert torch.equal(states[-1], z)
     with torch.no_grad():
         h = solve_graph(b, weight, adjacency, **options)
     assert len(states) == 3  # nothing is unrolled without autograd
@@ -117,3 +117,21 @@ def test_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         z = solve_dense(u, weight, activation="tanh", gradient=UPG)
     assert torch.equal(z, expected)
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [dk.Implicit(), dk.Neumann(), dk.JacobianFree(), dk.Unrolled(damping=1.0)],
+    ids=lambda g: type(g).__name__,
+)
+def test_solutions_may_be_changed_in_place(gradient: dk.Gradient) -> None:
+    u = torch.randn(4, 5, dtype=DOUBLE, requires_grad=True)
+    weight = contraction(5).requires_grad_()
+
+    def solve() -> Tensor:
+        return solve_dense(u, weight, activation="tanh", gradient=gradient)
+
+    expected = torch.autograd.grad((solve() + 0.1).relu().square().sum(), (u, weight))
+    actual = torch.autograd.grad(solve().add_(0.1).relu_().square().sum(), (u, weight))
+    for one, other in zip(actual, expected, strict=True):
+        assert_close(one, other, DOUBLE)

@@ -172,3 +172,32 @@ def test_refused_layers_and_gradients() -> None:
     x, _ = digits_batches(1)[0]
     with pytest.raises(ValueError, match="backward_writer"):
         deq(torch.cos, x, backward_writer=print)
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("f_solver", ["broyden", "dk_anderson", "dk_adjoint_broyden"])
+@pytest.mark.parametrize(
+    "gradient",
+    [dk.Implicit(), dk.JacobianFree(), dk.Unrolled(damping=1.0)],
+    ids=lambda g: type(g).__name__,
+)
+def test_what_a_map_keeps_carries_gradients(gradient: dk.Gradient, f_solver: str) -> None:
+    """And states may be changed in place."""
+    weight = (0.3 * torch.randn(4, 4, dtype=torch.float64)).requires_grad_()
+    kept: list[torch.Tensor] = []
+
+    def product() -> torch.Tensor:
+        if not kept:
+            kept.append(torch.sin(weight))
+        return kept[0]
+
+    def weight_gradient(keeps: bool) -> torch.Tensor:
+        deq = drop_in.set_gradient(torchdeq.get_deq(f_solver=f_solver, f_tol=1e-9), gradient)
+        start = torch.zeros(2, 4, dtype=torch.float64)
+        matrix = product if keeps else weight.sin
+        states, _ = deq(lambda z: torch.tanh(z @ matrix() + 1.0), start)
+        state = states[-1].sub_(0.5).relu_()
+        return torch.autograd.grad(state.square().sum(), weight)[0]
+
+    torch.testing.assert_close(weight_gradient(keeps=True), weight_gradient(keeps=False))
+    assert kept

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from deq_kernels.gradients import Gradient
+from deq_kernels.gradients import Gradient, record_first
 from deq_kernels.integrations.torchdeq.own_solvers import OwnSolver
 from deq_kernels.integrations.torchdeq.solvers import Result, broyden
 from deq_kernels.inverse import InverseJacobian
-from deq_kernels.solvers import Structure
+from deq_kernels.solvers import PerSample, Structure
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -71,10 +71,13 @@ class _Remembering:
         self._deq, self._solver, self._keeps = deq, solver, keeps_inverse
         self._inverse: InverseJacobian | None = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Result:
-        if self._keeps and self._deq.training:
-            kwargs["on_inverse"] = self._keep
-        z, trajectory, info = self._solver(*args, **kwargs)
+    def __call__(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Result:
+        if self._deq.training:
+            func = PerSample(func)
+            record_first(func)
+            if self._keeps:
+                kwargs["on_inverse"] = self._keep
+        z, trajectory, info = self._solver(func, *args, **kwargs)
         indexing = kwargs.get("indexing") or ()
         return z, trajectory + [z] * (len(indexing) - len(trajectory)), info
 
@@ -114,4 +117,5 @@ class _Attach:
 
         z_star = structure.flatten(z_pred)
         attached = self._gradient.attach(flat, z_star, self._solver.take())
-        return [attached.view(z_pred.shape)]
+        # A copy, so that the caller may change the state in place.
+        return [attached.view(z_pred.shape).clone()]
