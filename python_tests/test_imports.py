@@ -16,13 +16,14 @@ PACKAGE_DIR = Path(__file__).resolve().parents[1] / PACKAGE
 # Rooms from the bottom to the top; nobody imports from a room above. "" is the package itself,
 # which collects the public names of the rooms below it.
 ROOMS = [
-    {"_version", "_build", "files", "optional", "options", "threads"},
+    {"_version", "_build", "files", "notices", "optional", "options", "threads"},
     {"_native"},
     {"ops"},
     {"_report"},
     {"inverse"},
     {"solvers"},
     {"gradients"},
+    {"layer_arguments"},
     {"layer", "cells"},
     {""},
     {"nn", "data"},

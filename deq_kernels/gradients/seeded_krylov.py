@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.termination import Counter, Norm, Status
 from deq_kernels.solvers import Solver
 from deq_kernels.solvers.base import Iteration
+from deq_kernels.solvers.coupling import Remeasured
 from deq_kernels.solvers.loop import StepFunction
 from deq_kernels.solvers.rank_algebra import place, tree_sum
 from deq_kernels.solvers.rows import Rows, dot, norm
@@ -72,10 +74,23 @@ class SeededKrylov(Solver):
     cotangent: Tensor
     estimate: VectorJacobianProduct
 
+    measures_residuals: ClassVar[bool] = False
+
     def _prepare(
         self, iteration: Iteration, keep_inverse: bool
     ) -> tuple[StepFunction, Callable[[], None]]:
         return _Steps(self, iteration).step, lambda: None
+
+    def _remeasure(self, iteration: Iteration, f_z: Tensor, rows: Tensor | None) -> Remeasured:
+        """Of rows that stopped at their w; the z of others is the last direction, and lets pass."""
+        z, w, right = iteration.z, iteration.best_z, self.cotangent
+        if rows is not None:
+            z, w, right, f_z = (x.index_select(0, rows) for x in (z, w, right, f_z))
+        size = norm(right)
+        size = torch.where(size == 0, 1.0, size)
+        residual = norm(right + f_z - z) / size
+        residual = torch.where((z == w).all(dim=1), residual, 0.0)
+        return Remeasured(residual, torch.full_like(residual, self.tolerance), norm(z) / size + 1)
 
 
 class _Steps:

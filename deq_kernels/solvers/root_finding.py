@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from deq_kernels.options import (
     check_choice,
     check_count,
     check_flag,
+    check_names,
     check_number,
     check_positive,
+    plain,
 )
 from deq_kernels.solvers.adjoint_broyden import AdjointBroyden
 from deq_kernels.solvers.anderson import Anderson
@@ -122,12 +124,14 @@ def root(
     check_choice("method", method, METHODS)
     check_callback("callback", callback)
     check_flag("batched", batched)
-    given = dict(options or {})
+    given = {name: plain(value) for name, value in (options or {}).items()}
+    tol = plain(tol)
     if tol is not None and given.setdefault("fatol", tol) != tol:
         raise ValueError(f"tol and fatol are one thing; got {tol!r} and {given['fatol']!r}.")
     for name, other in (("max_steps", "maxiter"), ("atol", "fatol"), ("rtol", "fatol")):
         if name in given:
             raise TypeError(f"root has no option {name!r}; it is called {other!r} here.")
+    check_names("root", given, _option_names(METHODS[method]))
     most, fatol = given.pop("maxiter", 100), given.pop("fatol", DEFAULT_TOLERANCE)
     alpha = given.pop("alpha", 1.0)
     check_count("maxiter", most)
@@ -138,16 +142,20 @@ def root(
 
     equation = _Equation.of(fun, x0, args, callback)
     start = equation.start if batched else equation.start[None]
+    shape = start.shape
     if batched and equation.start.dim() == 0:
         raise ValueError("batched=True needs x0 [B, ...]; got one without dimensions.")
 
+    if start.dim() == 1:
+        start = start[:, None]
+
     def f(x: Tensor) -> Tensor:
-        value = equation(x if batched else x[0])
-        return x + alpha * (value if batched else value[None])
+        value = equation(x.view(shape) if batched else x.view(shape)[0])
+        return x + alpha * value.reshape(x.shape)
 
     solution = solver(f, start)
     assert isinstance(solution.z, Tensor)
-    x = solution.z if batched else solution.z[0]
+    x = solution.z.view(shape) if batched else solution.z.view(shape)[0]
     evaluations = equation.count
     with torch.no_grad():
         value = equation(x, report=False)
@@ -163,6 +171,12 @@ def root(
         method=method,
         solution=solution,
     )
+
+
+def _option_names(solver: type[Solver]) -> set[str]:
+    """What `options` may hold for a method."""
+    own = {field.name for field in fields(solver)} - {"max_steps", "rtol", "atol"}
+    return own | {"maxiter", "fatol", "alpha"}
 
 
 def _message(solution: Solution) -> str:
