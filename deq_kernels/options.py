@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import inspect
@@ -117,10 +116,9 @@ class Options:
 
     def _take_numpy_numbers(self) -> None:
         """Replace NumPy's scalars by the Python numbers that they are, for ops and for repr."""
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            value = getattr(self, field.name)
-            if isinstance(value, np.generic):
-                object.__setattr__(self, field.name, plain(value))
+        numpy_numbers = [name for name, x in vars(self).items() if isinstance(x, np.generic)]
+        for name in numpy_numbers:
+            object.__setattr__(self, name, plain(vars(self)[name]))
 
 
 @functools.cache

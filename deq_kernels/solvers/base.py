@@ -189,13 +189,12 @@ class Solver(Options):
             tables = Tables.new(structure.batch, self.max_steps, structure.device)
             iteration = Iteration(z, torch.empty_like(z), tables)
             step, finish = self._prepare(iteration, keep_inverse)
-            unit = torch.finfo(working_dtype(structure.dtype, structure.device.type)).eps
 
             def look_back(f_z: Tensor, taken: int) -> None:
                 look_for_coupling(
                     tables,
                     taken if self.measures_residuals else taken + 1,
-                    unit,
+                    torch.finfo(working_dtype(structure.dtype, structure.device.type)).eps,
                     lambda rows: self._remeasure(iteration, f_z, rows),
                 )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ or differs by what sums in another order round differently."""
 
 @dataclass(frozen=True, slots=True)
 class Remeasured:
-    """Rows as the last evaluation found them; each [rows] float64.
+    """Rows as the last evaluation found them; each [rows].
 
     Attributes:
         residual: their residual.
@@ -48,11 +49,6 @@ Measure = Callable[[Tensor | None], Remeasured]
 """Measures rows, [n] int64 or None for all, by the last f(z)."""
 
 
-def row_norm(x: Tensor) -> Tensor:
-    """‖x‖ of each row of x [rows, dim], [rows] float64, in one pass; sums may be in any order."""
-    return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-
-
 def remeasured(
     f_z: Tensor, z: Tensor, rows: Tensor | None, *, rtol: float, atol: float
 ) -> Remeasured:
@@ -60,8 +56,11 @@ def remeasured(
     if rows is not None:
         f_z, z = f_z.index_select(0, rows), z.index_select(0, rows)
     accum = accumulate_dtype(z.dtype)
-    f_norm = row_norm(f_z)
-    return Remeasured(row_norm(f_z.to(accum) - z.to(accum)), atol + rtol * f_norm, f_norm)
+    f_z = f_z.to(accum)
+    # Sums in any order and precision will do for a comparison with that much slack.
+    residual = torch.linalg.vector_norm(f_z - z.to(accum), dim=1)
+    f_norm = torch.linalg.vector_norm(f_z, dim=1)
+    return Remeasured(residual, atol + rtol * f_norm, f_norm)
 
 
 def look_for_coupling(tables: Tables, before: int, unit: float, measure: Measure) -> None:
@@ -85,7 +84,15 @@ def look_for_coupling(tables: Tables, before: int, unit: float, measure: Measure
     if tables.counters.device.type != "cpu":
         frozen = tables.counters[:, Counter.STATUS] == Status.CONVERGED
         frozen &= tables.counters[:, Counter.STEPS] < before
-        read_later(_summary(measure(None), unit, frozen), judge)
+        found = measure(None)
+        missed = frozen & ~(found.residual <= _limit(found, unit))
+        worst = torch.where(missed, found.residual, -1.0).argmax(0, keepdim=True)
+        read_later(
+            torch.cat(
+                [missed.sum(0, keepdim=True), found.residual[worst], found.tolerance[worst]]
+            ).double(),
+            judge,
+        )
         return
     # Small tables are read in a fraction of the time by NumPy, and most solves end here.
     counters = tables.counters.numpy()
@@ -93,17 +100,17 @@ def look_for_coupling(tables: Tables, before: int, unit: float, measure: Measure
     stopped &= counters[:, Counter.STEPS] < before
     count = int(stopped.sum())
     if count:
-        rows = None if count == batch else torch.from_numpy(stopped.nonzero()[0])
-        frozen = torch.from_numpy(stopped if rows is None else stopped[stopped])
-        judge(_summary(measure(rows), unit, frozen).tolist())
+        found = measure(None if count == batch else torch.from_numpy(stopped.nonzero()[0]))
+        residual, limit = found.residual.numpy(), _limit(found, unit).numpy()
+        missed = ~(residual <= limit)  # NaN misses it
+        if missed.any():
+            row = np.where(missed, residual, -1.0).argmax()
+            judge([float(x) for x in (missed.sum(), residual[row], found.tolerance[row])])
 
 
-def _summary(found: Remeasured, unit: float, frozen: Tensor) -> Tensor:
-    """[3] float64: how many frozen rows miss their tolerance, and the worst one's two numbers."""
-    limit = SLACK * found.tolerance + ROUNDING * unit * found.size
-    missed = frozen & ~(found.residual <= limit)  # NaN misses it
-    worst = torch.where(missed, found.residual, -1.0).argmax()
-    return torch.stack([missed.sum(), found.residual[worst], found.tolerance[worst]])
+def _limit(found: Remeasured, unit: float) -> Tensor:
+    """The largest residual of each row that is let pass."""
+    return SLACK * found.tolerance + ROUNDING * unit * found.size
 
 
 def _message(count: int, batch: int, residual: float, tolerance: float) -> str:

@@ -30,8 +30,8 @@ NEARLY = 3.0
 
 
 def with_batch(x0: Tensor) -> Tensor:
-    """x0 as rows, one per sample: a vector [B] is B samples of one element, a number one sample."""
-    return x0.reshape(-1, 1) if x0.dim() < 2 else x0
+    """x0 with a batch dimension: without dimensions it is one sample of one element."""
+    return x0.reshape(1) if x0.dim() == 0 else x0
 
 
 def new_info(
