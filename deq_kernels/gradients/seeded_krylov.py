@@ -14,7 +14,6 @@ from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.termination import Counter, Norm, Status
 from deq_kernels.solvers import Solver
 from deq_kernels.solvers.base import Iteration
-from deq_kernels.solvers.coupling import Remeasured
 from deq_kernels.solvers.loop import StepFunction
 from deq_kernels.solvers.rank_algebra import place, tree_sum
 from deq_kernels.solvers.rows import Rows, dot, norm
@@ -81,16 +80,19 @@ class SeededKrylov(Solver):
     ) -> tuple[StepFunction, Callable[[], None]]:
         return _Steps(self, iteration).step, lambda: None
 
-    def _remeasure(self, iteration: Iteration, f_z: Tensor, rows: Tensor | None) -> Remeasured:
-        """Of rows that stopped at their w; the z of others is the last direction, and lets pass."""
-        z, w, right = iteration.z, iteration.best_z, self.cotangent
-        if rows is not None:
-            z, w, right, f_z = (x.index_select(0, rows) for x in (z, w, right, f_z))
-        size = norm(right)
-        size = torch.where(size == 0, 1.0, size)
-        residual = norm(right + f_z - z) / size
-        residual = torch.where((z == w).all(dim=1), residual, 0.0)
-        return Remeasured(residual, torch.full_like(residual, self.tolerance), norm(z) / size + 1)
+    def _residual(self, iteration: Iteration, f_z: Tensor) -> Tensor:
+        """Of rows that stopped at their w; the z of others is a direction, and lets pass."""
+        at_w = (iteration.z == iteration.best_z).all(dim=1)
+        residual = norm(self.cotangent + f_z - iteration.z) / self._size()
+        return torch.where(at_w, residual, 0.0)
+
+    def _tolerance(self, iteration: Iteration, f_z: Tensor) -> tuple[Tensor, Tensor]:
+        size = norm(iteration.z) / self._size() + 1
+        return torch.full_like(size, self.tolerance), size
+
+    def _size(self) -> Tensor:
+        size = norm(self.cotangent)
+        return torch.where(size == 0, 1.0, size)
 
 
 class _Steps:

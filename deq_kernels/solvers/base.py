@@ -20,7 +20,7 @@ from deq_kernels.options import (
     check_number,
 )
 from deq_kernels.solvers.compaction import PerSample
-from deq_kernels.solvers.coupling import Remeasured, look_for_coupling, remeasured
+from deq_kernels.solvers.coupling import difference_norm, look_for_coupling, row_norm
 from deq_kernels.solvers.late import look_at_late_numbers
 from deq_kernels.solvers.loop import StepFunction, iterate
 from deq_kernels.solvers.precision import visible_rtol, working_dtype
@@ -195,7 +195,8 @@ class Solver(Options):
                     tables,
                     taken if self.measures_residuals else taken + 1,
                     torch.finfo(working_dtype(structure.dtype, structure.device.type)).eps,
-                    lambda rows: self._remeasure(iteration, f_z, rows),
+                    lambda: self._residual(iteration, f_z),
+                    lambda: self._tolerance(iteration, f_z),
                 )
 
             evaluations = iterate(
@@ -220,9 +221,14 @@ class Solver(Options):
                 atol=self.atol,
             )
 
-    def _remeasure(self, iteration: Iteration, f_z: Tensor, rows: Tensor | None) -> Remeasured:
-        """Rows that have stopped, [n] int64 or None for all, by the last f(z) [B, d]."""
-        return remeasured(f_z, iteration.z, rows, rtol=self.rtol, atol=self.atol)
+    def _residual(self, iteration: Iteration, f_z: Tensor) -> Tensor:
+        """Of rows that have stopped, by the last f(z) [B, d]; [B]."""
+        return difference_norm(f_z, iteration.z)
+
+    def _tolerance(self, iteration: Iteration, f_z: Tensor) -> tuple[Tensor, Tensor]:
+        """Of their residuals, and what a unit of rounding is relative to; each [B]."""
+        f_norm = row_norm(f_z)
+        return self.atol + self.rtol * f_norm, f_norm
 
     def _prepare(
         self, iteration: Iteration, keep_inverse: bool

@@ -10,15 +10,13 @@ the tolerance. That costs no evaluation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from deq_kernels.notices import CoupledSamplesWarning, listener
 from deq_kernels.ops.dtypes import accumulate_dtype
-from deq_kernels.ops.termination import Counter, Status, Tables
+from deq_kernels.ops.termination import Counter, Norm, Status, Tables
 from deq_kernels.solvers.late import read_later
 
 SLACK = 2.0
@@ -30,40 +28,27 @@ ROUNDING = 8.0
 or differs by what sums in another order round differently."""
 
 
-@dataclass(frozen=True, slots=True)
-class Remeasured:
-    """Rows as the last evaluation found them; each [rows].
+Measure = Callable[[], Tensor]
+"""‖f(z) − z‖ of each row by the last f(z), [B]."""
 
-    Attributes:
-        residual: their residual.
-        tolerance: what it may be.
-        size: what a unit of rounding is relative to.
-    """
-
-    residual: Tensor
-    tolerance: Tensor
-    size: Tensor
+Tolerate = Callable[[], tuple[Tensor, Tensor]]
+"""The tolerance of each row by the last f(z), and what rounding is relative to; each [B]."""
 
 
-Measure = Callable[[Tensor | None], Remeasured]
-"""Measures rows, [n] int64 or None for all, by the last f(z)."""
+def row_norm(x: Tensor) -> Tensor:
+    """‖x‖ of each row of x [B, dim], [B]; summed as is fastest, for comparisons with slack."""
+    return torch.linalg.vector_norm(x.to(accumulate_dtype(x.dtype)), dim=1)
 
 
-def remeasured(
-    f_z: Tensor, z: Tensor, rows: Tensor | None, *, rtol: float, atol: float
-) -> Remeasured:
-    """‖f(z) − z‖ against atol + rtol ‖f(z)‖."""
-    if rows is not None:
-        f_z, z = f_z.index_select(0, rows), z.index_select(0, rows)
-    accum = accumulate_dtype(z.dtype)
-    f_z = f_z.to(accum)
-    # Sums in any order and precision will do for a comparison with that much slack.
-    residual = torch.linalg.vector_norm(f_z - z.to(accum), dim=1)
-    f_norm = torch.linalg.vector_norm(f_z, dim=1)
-    return Remeasured(residual, atol + rtol * f_norm, f_norm)
+def difference_norm(x: Tensor, y: Tensor) -> Tensor:
+    """‖x − y‖ of each row, [B], likewise."""
+    accum = accumulate_dtype(x.dtype)
+    return torch.linalg.vector_norm(x.to(accum) - y.to(accum), dim=1)
 
 
-def look_for_coupling(tables: Tables, before: int, unit: float, measure: Measure) -> None:
+def look_for_coupling(
+    tables: Tables, before: int, unit: float, measure: Measure, tolerate: Tolerate
+) -> None:
     """Tell of samples that had stopped as converged and do not meet their tolerance any more.
 
     On a GPU nobody waits for the answer: it is told when a later solve begins.
@@ -73,44 +58,41 @@ def look_for_coupling(tables: Tables, before: int, unit: float, measure: Measure
         before: samples that stopped before this evaluation, counted from 1, are looked at.
         unit: of rounding, relative.
         measure: see `Measure`.
+        tolerate: see `Tolerate`.
     """
     tell, batch = listener(), len(tables.counters)
+    if tables.counters.device.type == "cpu" and not _any_moved(tables, before, measure):
+        return
+    frozen = tables.counters[:, Counter.STATUS] == Status.CONVERGED
+    frozen &= tables.counters[:, Counter.STEPS] < before
+    residual, (tolerance, size) = measure(), tolerate()
+    missed = frozen & ~(residual <= SLACK * tolerance + ROUNDING * unit * size)  # NaN misses it
+    worst = torch.where(missed, residual, -1.0).argmax(0, keepdim=True)
+    numbers = torch.cat(
+        [part.double() for part in (missed.sum(0, keepdim=True), residual[worst], tolerance[worst])]
+    )
 
     def judge(numbers: list[float]) -> None:
         count, residual, tolerance = numbers
         if count:
             tell(CoupledSamplesWarning, _message(int(count), batch, residual, tolerance))
 
-    if tables.counters.device.type != "cpu":
-        frozen = tables.counters[:, Counter.STATUS] == Status.CONVERGED
-        frozen &= tables.counters[:, Counter.STEPS] < before
-        found = measure(None)
-        missed = frozen & ~(found.residual <= _limit(found, unit))
-        worst = torch.where(missed, found.residual, -1.0).argmax(0, keepdim=True)
-        read_later(
-            torch.cat(
-                [missed.sum(0, keepdim=True), found.residual[worst], found.tolerance[worst]]
-            ).double(),
-            judge,
-        )
-        return
-    # Small tables are read in a fraction of the time by NumPy, and most solves end here.
+    read_later(numbers, judge)
+
+
+def _any_moved(tables: Tables, before: int, measure: Measure) -> bool:
+    """Whether a sample that had stopped has another residual now, on a CPU.
+
+    That of an independent sample is the same, so that most solves end here; small tables are read
+    in a fraction of the time by NumPy.
+    """
     counters = tables.counters.numpy()
-    stopped = counters[:, Counter.STATUS] == Status.CONVERGED
-    stopped &= counters[:, Counter.STEPS] < before
-    count = int(stopped.sum())
-    if count:
-        found = measure(None if count == batch else torch.from_numpy(stopped.nonzero()[0]))
-        residual, limit = found.residual.numpy(), _limit(found, unit).numpy()
-        missed = ~(residual <= limit)  # NaN misses it
-        if missed.any():
-            row = np.where(missed, residual, -1.0).argmax()
-            judge([float(x) for x in (missed.sum(), residual[row], found.tolerance[row])])
-
-
-def _limit(found: Remeasured, unit: float) -> Tensor:
-    """The largest residual of each row that is let pass."""
-    return SLACK * found.tolerance + ROUNDING * unit * found.size
+    frozen = counters[:, Counter.STATUS] == Status.CONVERGED
+    frozen &= counters[:, Counter.STEPS] < before
+    if not frozen.any():
+        return False
+    stopped_at = tables.record.numpy()[:, Norm.BEST]
+    return bool((frozen & ~(measure().numpy() <= SLACK * stopped_at)).any())
 
 
 def _message(count: int, batch: int, residual: float, tolerance: float) -> str:
