@@ -18,6 +18,12 @@ from deq_kernels.gradients import (
 )
 from deq_kernels.inverse import InverseJacobian, LowRankInverse, ProductFormInverse
 from deq_kernels.layer import DEQ
+from deq_kernels.notices import (
+    CoupledSamplesWarning,
+    DetachedStateWarning,
+    SolveError,
+    UnconvergedWarning,
+)
 from deq_kernels.ops import Status, use_backend
 from deq_kernels.solvers import (
     GMRES,
@@ -42,6 +48,8 @@ __all__ = [
     "AdjointBroyden",
     "Anderson",
     "Broyden",
+    "CoupledSamplesWarning",
+    "DetachedStateWarning",
     "FixedPoint",
     "Gradient",
     "Implicit",
@@ -55,8 +63,10 @@ __all__ = [
     "RootResult",
     "Shine",
     "Solution",
+    "SolveError",
     "Solver",
     "Status",
+    "UnconvergedWarning",
     "Unrolled",
     "__version__",
     "backend_info",

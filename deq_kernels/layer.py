@@ -19,6 +19,8 @@ from deq_kernels.gradients import (
     refuse_tangents,
     refuse_transforms,
 )
+from deq_kernels.gradients.watch import OnSolve, Watch
+from deq_kernels.layer_arguments import check_arguments
 from deq_kernels.ops import Status
 from deq_kernels.solvers import (
     Broyden,
@@ -52,8 +54,22 @@ class DEQ(nn.Module):
             A solver with `compact=True` hands the cell their rows of the samples that still run,
             and everything else as it is (`PerSample`). Each must be given in every call, as a
             tensor, a tuple of tensors, or None.
+        on_solve: what to do after a solve that left samples unconverged (max_steps, stalled or
+            diverged): "warn", once per layer and equation (an `UnconvergedWarning`); "raise" a
+            `SolveError`; or "ignore" it. Or a function, called after every solve, whatever came
+            out, as on_solve(solution, equation). The equation is "forward"; "adjoint", the one
+            that the gradients Implicit and Adaptive solve; or "tangent", that of second
+            derivatives. Without a tolerance, rtol = atol = 0, all steps were asked for, and only
+            samples that diverged are unconverged. On a GPU the host does not wait in order to warn,
+            but looks when a later solve begins; "raise" waits in every solve.
+
+    z0 is [B, ...], and the cell must map each sample, a row, by itself: each stops by itself, too,
+    and is left where it is. A `CoupledSamplesWarning`, once per layer, tells of rows that turn out
+    to depend on others (see `Solver.__call__`), in the forward and in the adjoint solve; a
+    `DetachedStateWarning` of a gradient that multiplies with ∂f/∂z where the cell detaches z.
 
     Raises:
+        TypeError: an argument is of another kind than it must be.
         ValueError: the gradient needs an inverse Jacobian that a solver does not build, or a solver
             has `compact` set and `per_sample` is not given.
     """
@@ -67,15 +83,19 @@ class DEQ(nn.Module):
         eval_solver: Solver | None = None,
         warm_start: bool = False,
         per_sample: Sequence[int | str] | None = None,
+        on_solve: OnSolve = "warn",
     ) -> None:
         super().__init__()
         call_as_written(DEQ, "forward")
+        check_arguments(cell, solver, gradient, eval_solver, warm_start, per_sample, on_solve)
         self.cell = cell
         self.solver = Broyden() if solver is None else solver
         self.gradient = Implicit() if gradient is None else gradient
         self.eval_solver = self.solver if eval_solver is None else eval_solver
         self.warm_start = warm_start
         self.per_sample = per_sample
+        self.on_solve = on_solve
+        self._told: set[str] = set()
         self.last_solution: Solution | None = None
         """The last solve, for logging; without its inverse, so that no history is kept alive."""
         for role, chosen in (("solver", self.solver), ("eval_solver", self.eval_solver)):
@@ -134,13 +154,15 @@ class DEQ(nn.Module):
         keep_inverse = self.gradient.needs_inverse and torch.is_grad_enabled()
         if torch.is_grad_enabled():
             record_first(f)
-        solution = solver(f, self._start(z0, structure), keep_inverse=keep_inverse)
-
+        watch = Watch(self.on_solve, self._told)
+        with watch.during("forward"):
+            solution = solver(f, self._start(z0, structure), keep_inverse=keep_inverse)
         self.last_solution = replace(solution, inverse_jacobian=None)
+        watch.solved(self.last_solution, "forward")
         z_star = structure.flatten(solution.z)
         if torch.is_grad_enabled():
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            call = LayerCall(tuple(inputs), with_inputs, structure.separate)
+            call = LayerCall(tuple(inputs), with_inputs, structure.separate, watch)
             z_star = self.gradient.attach(flat(f), z_star, solution.inverse_jacobian, call)
         # A copy, so that the caller may change the output in place.
         return structure.separate(z_star)

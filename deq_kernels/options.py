@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import math
 from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
 
 LARGEST_COUNT = 2**31 - 1
 """More than any solve could take or store."""
@@ -65,3 +71,60 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 def check_callback(name: str, value: object) -> None:
     """Raise ValueError unless an option is None or can be called."""
     check_option(name, value, value is None or callable(value), "None or callable")
+
+
+def check_kind(name: str, value: object, kind: type, advice: str) -> None:
+    """Raise TypeError unless an argument is an instance of a class of this package.
+
+    Args:
+        name: the argument.
+        value: what came; often a name, as other packages take, or the class itself.
+        kind: the class.
+        advice: what to pass, such as "dk.Broyden()".
+    """
+    if isinstance(value, kind):
+        return
+    came = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+    if isinstance(value, type) and issubclass(value, kind):
+        advice = f"an instance, {value.__name__}()"
+    raise TypeError(f"{name} must be a deq_kernels.{kind.__name__}; got {came}. Pass {advice}.")
+
+
+def plain(value: Any) -> Any:
+    """NumPy's scalars as Python numbers, and everything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def check_names(owner: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raise TypeError where an option of `owner` is unknown, with the nearest known name."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(sorted(known))}."
+            raise TypeError(f"{owner} got an unexpected keyword argument {name!r}. {hint}")
+
+
+class Options:
+    """Base of dataclasses whose fields are options: names are checked, NumPy's numbers taken."""
+
+    def __new__(cls, *args: object, **options: object) -> Any:
+        """Refuse unknown names before the generated constructor does, which knows no advice."""
+        known = _keywords(cls.__init__)
+        if known is not None:
+            check_names(cls.__name__, options, known)
+        return super().__new__(cls)
+
+    def _take_numpy_numbers(self) -> None:
+        """Replace NumPy's scalars by the Python numbers that they are, for ops and for repr."""
+        numpy_numbers = [name for name, x in vars(self).items() if isinstance(x, np.generic)]
+        for name in numpy_numbers:
+            object.__setattr__(self, name, plain(vars(self)[name]))
+
+
+@functools.cache
+def _keywords(init: Callable[..., None]) -> frozenset[str] | None:
+    """The keywords of a constructor; None where it takes any."""
+    parameters = inspect.signature(init).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return frozenset(parameter.name for parameter in parameters) - {"self"}

@@ -73,6 +73,7 @@ def test_warm_start_leaves_diverged_samples_to_z0() -> None:
         lambda z, x: z * x + 1.0,
         solver=dk.FixedPoint(max_steps=60, rtol=1e-6, divergence_factor=10.0),
         warm_start=True,
+        on_solve="ignore",
     )
     x = torch.tensor([[0.5], [3.0]])
     layer(torch.zeros(2, 1), x)

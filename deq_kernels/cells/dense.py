@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from deq_kernels.cells.activations import activation_of
 from deq_kernels.cells.estimators import estimator_of
 from deq_kernels.cells.iteration import Stopping
 from deq_kernels.cells.solve import Problem, check_state, start_of
+from deq_kernels.cells.watched import CellOnSolve, watch_of
 from deq_kernels.gradients import Gradient
-from deq_kernels.solvers import Solution
 
 
 def solve_dense(
@@ -29,7 +27,7 @@ def solve_dense(
     stall_steps: int | None = 30,
     divergence_factor: float = 1e6,
     gradient: Gradient | None = None,
-    on_solve: Callable[[Solution], None] | None = None,
+    on_solve: CellOnSolve = "warn",
 ) -> Tensor:
     """z with z = φ(W z + u) for each row u, by z ← z + λ (φ(W z + u) − z), all steps in one op.
 
@@ -63,21 +61,24 @@ def solve_dense(
             options of its own (the norm stays); `Neumann(...)`; `JacobianFree()`; `Unrolled(...)`,
             whose last state is what is returned under autograd. `Implicit` with the solver that it
             has by default is `Implicit()`.
-        on_solve: called with the `Solution` of the forward solve: status, steps, residual and trace
-            per sample, in `norm`. What a sample that did not converge means is the caller's
-            decision.
+        on_solve: what to do after a solve, forward or adjoint, that left samples unconverged:
+            "warn" (an `UnconvergedWarning`), "raise" a `SolveError`, or "ignore" it; or a function,
+            called with the `Solution` of the forward solve: status, steps, residual and trace per
+            sample, in `norm`. `Implicit(on_solve=...)` is called with that of the adjoint.
 
     Returns:
         The best iterate of each sample, [B, n].
 
     Raises:
-        TypeError: a tensor has the wrong dtype or device, or an option is unknown.
+        TypeError: a tensor has the wrong dtype or device, an option is unknown, or `on_solve` is
+            none of these.
         ValueError: a shape or an option is wrong, or the cell does not have the gradient.
         NotImplementedError: called inside a transform of torch.func, or with forward-mode tangents.
 
     Source: docs/algebra.md, section 3.
     """
     check_state("u", u, weight)
+    watch = watch_of(on_solve, "solve_dense")
     stopping = Stopping(
         max_steps=max_steps,
         rtol=rtol,
@@ -93,7 +94,7 @@ def solve_dense(
         activation_of(activation),
         stopping,
         start_of(z0, "u", u),
-        estimator_of(gradient, stopping),
-        on_solve,
+        estimator_of(gradient, stopping, watch),
+        watch,
     )
     return problem.solve(u, weight, None)

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from deq_kernels.cells.iteration import LinearMap, Stopping, iterate, steps_alone
 from deq_kernels.cells.linear import LinearSystem
+from deq_kernels.cells.watched import handed_out
 from deq_kernels.gradients import Gradient, Implicit, JacobianFree, Neumann, Unrolled
 from deq_kernels.gradients.second_derivatives import refuse_derivative
+from deq_kernels.gradients.watch import Watch
+from deq_kernels.options import check_kind
 from deq_kernels.solvers import FixedPoint, Solution
 
 Adjoint = Callable[[Tensor, LinearMap], Tensor]
@@ -22,17 +25,22 @@ Estimator = Adjoint | Unrolled
 """How the gradient passes a solve: by a w, or by steps that autograd records (`cells.unrolled`)."""
 
 
-def estimator_of(gradient: Gradient | None, stopping: Stopping) -> Estimator:
+def estimator_of(
+    gradient: Gradient | None, stopping: Stopping, watch: Watch | None = None
+) -> Estimator:
     """What a structured cell makes of a gradient. Arguments and errors: see `adjoint_of`."""
-    return gradient if isinstance(gradient, Unrolled) else adjoint_of(gradient, stopping)
+    return gradient if isinstance(gradient, Unrolled) else adjoint_of(gradient, stopping, watch)
 
 
-def adjoint_of(gradient: Gradient | None, stopping: Stopping) -> Adjoint:
+def adjoint_of(
+    gradient: Gradient | None, stopping: Stopping, watch: Watch | None = None
+) -> Adjoint:
     """What a gradient makes of ℓ.
 
     Args:
         gradient: None for the implicit one.
         stopping: that of the solve, which an implicit gradient takes over if it sets no other.
+        watch: who is told of adjoint solves, besides the gradient's own `on_solve`.
 
     Raises:
         TypeError: it is no gradient.
@@ -40,12 +48,9 @@ def adjoint_of(gradient: Gradient | None, stopping: Stopping) -> Adjoint:
     """
     if gradient is None:
         gradient = Implicit()
-    if not isinstance(gradient, Gradient):
-        raise TypeError(
-            f"gradient must be None or a deq_kernels.Gradient; got {type(gradient).__name__}."
-        )
+    check_kind("gradient", gradient, Gradient, "dk.Implicit(), or None for it")
     if isinstance(gradient, Implicit):
-        return ImplicitAdjoint(_own_stopping(gradient, stopping), gradient.on_solve)
+        return ImplicitAdjoint(_own_stopping(gradient, stopping), gradient.on_solve, watch)
     if isinstance(gradient, Neumann):
         return NeumannAdjoint(gradient.steps, gradient.damping)
     if isinstance(gradient, JacobianFree) and not gradient.refine:
@@ -64,10 +69,12 @@ class ImplicitAdjoint:
     Attributes:
         stopping: of the equation scaled to entries of about 1.
         on_solve: told of every solution.
+        watch: likewise.
     """
 
     stopping: Stopping
     on_solve: Callable[[Solution], None] | None
+    watch: Watch | None
 
     def __call__(self, cotangent: Tensor, transposed: LinearMap) -> Tensor:
         """Solve w = Jᵀ w + ℓ."""
@@ -75,7 +82,10 @@ class ImplicitAdjoint:
         return system.solve(cotangent, transposed.scale, transposed.weight, transposed.values)
 
     def _report(self, solution: Solution) -> None:
-        hand_out(solution, self.on_solve)
+        if self.on_solve is not None:
+            self.on_solve(handed_out(solution))
+        if self.watch is not None:
+            self.watch.solved(solution, "adjoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +110,6 @@ class NeumannAdjoint:
 
 def _jacobian_free(cotangent: Tensor, transposed: LinearMap) -> Tensor:
     return _first_derivatives_only(cotangent, "JacobianFree", cotangent, transposed)
-
-
-def hand_out(solution: Solution, on_solve: Callable[[Solution], None] | None) -> None:
-    """Call `on_solve` with the solution, detached, and with the evaluations counted."""
-    if on_solve is None:
-        return
-    assert isinstance(solution.z, Tensor)
-    # A copy, as the solution's own z goes on into autograd. The sum stays on the device: the host
-    # does not wait for the solve.
-    on_solve(Solution(solution.z.detach().clone(), solution.tables, solution.steps.sum()))
 
 
 def _own_stopping(gradient: Implicit, stopping: Stopping) -> Stopping:

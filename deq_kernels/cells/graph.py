@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from deq_kernels.cells.activations import activation_of
@@ -11,8 +9,8 @@ from deq_kernels.cells.adjacency import Adjacency
 from deq_kernels.cells.estimators import estimator_of
 from deq_kernels.cells.iteration import Stopping
 from deq_kernels.cells.solve import Problem, check_like, check_state, start_of
+from deq_kernels.cells.watched import CellOnSolve, watch_of
 from deq_kernels.gradients import Gradient
-from deq_kernels.solvers import Solution
 
 
 def solve_graph(
@@ -31,7 +29,7 @@ def solve_graph(
     stall_steps: int | None = 30,
     divergence_factor: float = 1e6,
     gradient: Gradient | None = None,
-    on_solve: Callable[[Solution], None] | None = None,
+    on_solve: CellOnSolve = "warn",
 ) -> Tensor:
     """The X of X = φ(W X A + B) (IGNN: Gu et al. 2020), all steps in one op.
 
@@ -70,7 +68,7 @@ def solve_graph(
         stall_steps: see `deq_kernels.Solver`.
         divergence_factor: see `deq_kernels.Solver`.
         gradient: see `deq_kernels.cells.solve_dense`.
-        on_solve: called with the `Solution` of the forward solve: its z is [N, m], and status,
+        on_solve: see `deq_kernels.cells.solve_dense`; the z of a `Solution` is [N, m], and status,
             steps, residual and trace are per graph, [G], in `norm`.
 
     Returns:
@@ -98,6 +96,7 @@ def solve_graph(
         )
     check_like("adjacency", adjacency.values, "b", b)
     adjacency.check_differentiable()
+    watch = watch_of(on_solve, "solve_graph")
     stopping = Stopping(
         max_steps=max_steps,
         rtol=rtol,
@@ -113,7 +112,7 @@ def solve_graph(
         activation_of(activation),
         stopping,
         start_of(z0, "b", b),
-        estimator_of(gradient, stopping),
-        on_solve,
+        estimator_of(gradient, stopping, watch),
+        watch,
     )
     return problem.solve(b, weight, adjacency.row_values())

@@ -13,6 +13,7 @@ from deq_kernels.ops import cells
 from deq_kernels.ops.cells import Activation, NormKind
 from deq_kernels.ops.termination import Tables
 from deq_kernels.options import (
+    Options,
     check_choice,
     check_count,
     check_damping,
@@ -20,12 +21,13 @@ from deq_kernels.options import (
     check_number,
 )
 from deq_kernels.solvers import Solution
+from deq_kernels.solvers.precision import visible_rtol
 
 NORMS = {"l2": NormKind.TWO, "max": NormKind.MAX}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stopping:
+@dataclass(frozen=True, kw_only=True)
+class Stopping(Options):
     """The step length and the stopping rule of one iteration.
 
     Args:
@@ -53,6 +55,7 @@ class Stopping:
     accelerate: bool
 
     def __post_init__(self) -> None:
+        self._take_numpy_numbers()
         check_count("max_steps", self.max_steps)
         check_not_negative("rtol", self.rtol)
         check_not_negative("atol", self.atol)
@@ -130,6 +133,7 @@ def iterate(
         z = start.clone(memory_format=torch.contiguous_format)
     tables = Tables.new(batch, stopping.max_steps, z.device)
     with without_autocast(z):
+        rtol = visible_rtol(stopping.rtol, z.dtype, z.device.type)
         cells.iterate_(
             z,
             tables,
@@ -141,7 +145,7 @@ def iterate(
             values=linear.values,
             sample_ptr=None if pattern is None else pattern.graphs.ptr,
             activation=activation,
-            rtol=stopping.rtol,
+            rtol=rtol,
             atol=stopping.atol,
             damping=stopping.damping,
             norm=NORMS[stopping.norm],
@@ -150,4 +154,4 @@ def iterate(
             fixed_steps=fixed_steps,
             accelerate=stopping.accelerate,
         )
-    return Solution(z, tables, 0)
+    return Solution(z, tables, 0, rtol=rtol, atol=stopping.atol)

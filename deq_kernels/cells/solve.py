@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +9,16 @@ import torch
 from torch import Tensor
 
 from deq_kernels.cells.activations import slope
-from deq_kernels.cells.estimators import Estimator, hand_out
+from deq_kernels.cells.estimators import Estimator
 from deq_kernels.cells.iteration import LinearMap, Stopping, iterate, without_autocast
 from deq_kernels.cells.pattern import Pattern
 from deq_kernels.cells.products import affine, values_product, weight_product
 from deq_kernels.cells.unrolled import unroll
 from deq_kernels.gradients import Unrolled, refuse_tangents, refuse_transforms
 from deq_kernels.gradients.transforms import refuse_batched
+from deq_kernels.gradients.watch import Watch
 from deq_kernels.ops.cells import Activation
 from deq_kernels.ops.dtypes import check_state_dtype
-from deq_kernels.options import check_callback
-from deq_kernels.solvers import Solution
 from deq_kernels.solvers.unsupported import refuse_meta, refuse_trace
 
 
@@ -34,7 +32,7 @@ class Problem:
         stopping: when a sample stops.
         start: z0, [N, n]; None for zeros.
         estimator: finds w in the backward pass, or says what autograd records.
-        on_solve: told of the solution.
+        watch: told of the solution.
     """
 
     pattern: Pattern | None
@@ -42,7 +40,7 @@ class Problem:
     stopping: Stopping
     start: Tensor | None
     estimator: Estimator
-    on_solve: Callable[[Solution], None] | None
+    watch: Watch
 
     def solve(self, bias: Tensor, weight: Tensor, values: Tensor | None) -> Tensor:
         """z, [N, n], with its gradient; checks nothing but how it is differentiated."""
@@ -50,7 +48,6 @@ class Problem:
         refuse_trace()
         refuse_transforms()
         refuse_tangents(tuple(x for x in (bias, weight, values) if x is not None))
-        check_callback("on_solve", self.on_solve)
         if isinstance(self.estimator, Unrolled):
             with torch.no_grad():
                 z_star: Tensor = _Solve.apply(bias, weight, values, self)
@@ -84,7 +81,7 @@ class _Solve(torch.autograd.Function):
             activation=problem.activation,
             stopping=problem.stopping,
         )
-        hand_out(solution, problem.on_solve)
+        problem.watch.solved(solution, "forward")
         z = solution.z
         assert isinstance(z, Tensor)
         # The start is not needed again, and may be large.

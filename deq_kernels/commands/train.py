@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deq_kernels.training.loop import Trainer
     from deq_kernels.training.metrics import EpochMetrics
     from deq_kernels.training.presets import RunConfig
+    from deq_kernels.training.solves import SolveTally
 
 OPTIONS = {
     "gradient": "equilibrium.gradient",
@@ -135,8 +136,10 @@ def train_with_progress(
         speaks = processes.rank == 0
         # disable=None: no bar where standard error is not a terminal.
         with tqdm(unit="step", disable=None if speaks else True, dynamic_ncols=True) as bar:
+            solves: list[SolveTally] = []
 
             def start(trainer: Trainer) -> None:
+                solves.append(trainer.solves)
                 if speaks:
                     tqdm.write(describe_run(trainer, out))
                     if pretrains_only(trainer):
@@ -149,6 +152,11 @@ def train_with_progress(
                 bar.reset(total=trainer.total_steps)
                 bar.update(trainer.step)
 
+            def finish_epoch(metrics: EpochMetrics) -> None:
+                tqdm.write(format_epoch(metrics, config.training.epochs, headline))
+                if (note := solves[0].note()) is not None:
+                    tqdm.write(note)
+
             trainer = run_training(
                 config,
                 out,
@@ -158,9 +166,7 @@ def train_with_progress(
                 processes=processes,
                 on_start=start,
                 on_step=bar.update,
-                on_epoch=lambda metrics: tqdm.write(
-                    format_epoch(metrics, config.training.epochs, headline)
-                ),
+                on_epoch=finish_epoch,
             )
     if speaks:
         only = ", pretrained only" if pretrains_only(trainer) else ""

@@ -38,11 +38,12 @@ def forward_pass(
 ) -> ForwardPass:
     """Run the layer from z0, without warm start. Call with autograd on.
 
-    The layer is left with another gradient, another last solution and no warm start.
+    The layer is left with another gradient, another last solution, no warm start and no
+    `on_solve`.
     """
     solver = layer.solver if layer.training else layer.eval_solver
     capture = _Capture(needs_inverse=solver.builds_inverse)
-    layer.gradient, layer.warm_start = capture, False
+    layer.gradient, layer.warm_start, layer.on_solve = capture, False, "ignore"
     # Not layer(...), so that nobody who hooked into the layer is called.
     layer.forward(z0, *args, **kwargs)
     assert capture.given is not None

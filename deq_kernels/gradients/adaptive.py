@@ -13,9 +13,11 @@ from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
 from deq_kernels.gradients.seeded_krylov import SeededKrylov
 from deq_kernels.gradients.shine import shine_estimate
+from deq_kernels.gradients.watch import report
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.options import check_callback, check_count, check_number
 from deq_kernels.solvers import Solution
+from deq_kernels.solvers.precision import visible_rtol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,8 @@ class Adaptive(AdjointGradient):
     Room for two vectors of the state's size per VJP is reserved, in float32 for states of 16 bits.
 
     Args:
-        tolerance: see above; above 0 and below 1, where w = 0 would do.
+        tolerance: see above; above 0 and below 1, where w = 0 would do. At least the unit of the
+            precision that f was recorded in is used.
         max_steps: most VJPs in one backward pass, at least 1. A sample that needs more returns its
             best w. In 16 bits rounding alone may keep residuals above the tolerance; such a sample
             stalls.
@@ -62,6 +65,7 @@ class Adaptive(AdjointGradient):
     needs_inverse: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        self._take_numpy_numbers()
         check_number("tolerance", self.tolerance, lambda x: 0 < x < 1, "above 0 and below 1")
         check_count("max_steps", self.max_steps)
         check_callback("on_solve", self.on_solve)
@@ -73,15 +77,18 @@ class Adaptive(AdjointGradient):
         estimate = shine_estimate(inverse, "Adaptive")
         scale = scale_of(cotangent)
         scaled = cotangent / scale
+        tolerance = visible_rtol(self.tolerance, scaled.dtype, scaled.device.type)
         solver = SeededKrylov(
             max_steps=self.max_steps,
-            tolerance=self.tolerance,
+            tolerance=tolerance,
             cotangent=scaled,
             estimate=estimate,
         )
         solution = solver(vjp, estimate(scaled), keep_inverse=False)
         assert isinstance(solution.z, Tensor)
         w = solution.z * scale
+        solution = replace(solution, z=w, rtol=tolerance, atol=0.0)
         if self.on_solve is not None:
-            self.on_solve(replace(solution, z=w))
+            self.on_solve(solution)
+        report(solution)
         return w

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deq_kernels.gradients.circumstances import Circumstances
 from deq_kernels.gradients.dependencies import Dependencies
 from deq_kernels.gradients.recording import carrier, recording
 from deq_kernels.gradients.second_derivatives import (
@@ -18,6 +19,7 @@ from deq_kernels.gradients.second_derivatives import (
 )
 from deq_kernels.gradients.state_input import StateInput
 from deq_kernels.gradients.transforms import refuse_batched
+from deq_kernels.gradients.watch import Watch
 from deq_kernels.inverse import InverseJacobian
 
 
@@ -28,6 +30,7 @@ def attach_adjoint(
     inverse: InverseJacobian | None,
     inputs: Sequence[Tensor] = (),
     with_inputs: WithInputs | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """z_star [B, d] with (∂f/∂θ)ᵀ w as its gradient, w by `estimator`; f is evaluated once.
 
@@ -38,7 +41,9 @@ def attach_adjoint(
         inverse: the forward solver's estimate of (J − I)⁻¹, where it built one.
         inputs: tensors that f was given; see `LayerCall`.
         with_inputs: f with others in their place; None where there are none.
+        watch: who is told of the solves; None: nobody.
     """
+    circumstances = Circumstances.now(z_star, watch)
     z_input = z_star.detach()
     twice = None
     if estimator.needs_vjp:
@@ -47,9 +52,13 @@ def attach_adjoint(
         dependencies = Dependencies.of(f_z, z_input, inputs)
         if not dependencies.tensors:
             return z_star
+        if not dependencies.reaches_z:
+            circumstances.tell_of_detached_state(type(estimator).__name__)
         if estimator.exact:
             remake = (lambda _: f) if with_inputs is None else with_inputs
-            twice = TwiceDifferentiable(estimator, remake, dependencies, z_star.device.type)
+            twice = TwiceDifferentiable(
+                estimator, remake, dependencies, z_star.device.type, circumstances
+            )
     else:
         f_z = f(z_input)
         if not f_z.requires_grad:
@@ -60,7 +69,7 @@ def attach_adjoint(
         tensors, rebuild = inverse.unbind()
     known = () if twice is None else twice.tensors
     output: Tensor = _AdjointFunction.apply(
-        f_z, z_star, z_input, estimator, twice, rebuild, len(known), *known, *tensors
+        f_z, z_star, z_input, estimator, circumstances, twice, rebuild, len(known), *known, *tensors
     )
     return output
 
@@ -79,12 +88,14 @@ class _AdjointFunction(torch.autograd.Function):
         z_star: Tensor,
         z_input: Tensor,
         estimator: Estimator,
+        circumstances: Circumstances,
         twice: TwiceDifferentiable | None,
         rebuild: Callable[..., InverseJacobian] | None,
         known: int,
         *tensors: Tensor,
     ) -> Tensor:
         ctx.estimator = estimator
+        ctx.circumstances = circumstances
         ctx.twice = twice
         ctx.rebuild = rebuild
         ctx.known = known
@@ -107,7 +118,7 @@ class _AdjointFunction(torch.autograd.Function):
             )
             return product
 
-        with torch.no_grad():
+        with torch.no_grad(), ctx.circumstances.solving("adjoint"):
             w = ctx.estimator.adjoint(cotangent, vjp, inverse)
         if torch.is_grad_enabled():  # the caller asked for create_graph
             again: tuple[Tensor | None, ...] | str = _refusal(ctx.estimator)
@@ -118,7 +129,7 @@ class _AdjointFunction(torch.autograd.Function):
             else:
                 w, for_known = None, again
         for_inverse = (None,) * len(inverse_tensors)
-        return w, None, None, None, None, None, None, *for_known, *for_inverse
+        return w, None, None, None, None, None, None, None, *for_known, *for_inverse
 
 
 def _refusal(estimator: Estimator) -> str:

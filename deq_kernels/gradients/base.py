@@ -16,7 +16,9 @@ from torch import Tensor
 
 from deq_kernels.gradients.adjoint_function import attach_adjoint
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct, WithInputs
+from deq_kernels.gradients.watch import Watch
 from deq_kernels.inverse import InverseJacobian
+from deq_kernels.options import Options
 from deq_kernels.solvers import State
 
 FlatMap = Callable[[Tensor], Tensor]
@@ -33,18 +35,20 @@ class LayerCall:
         with_inputs: the map f with other tensors in the place of some of `inputs`; None where
             there are none.
         separate: [B, d] as the state that the user knows, in memory of its own.
+        watch: who is told of the solves; None: nobody.
     """
 
     inputs: tuple[Tensor, ...] = ()
     with_inputs: WithInputs | None = None
     separate: Callable[[Tensor], State] = Tensor.clone
+    watch: Watch | None = None
 
 
 BARE_CALL = LayerCall()
 """No layer: f is all there is."""
 
 
-class Gradient(ABC):
+class Gradient(Options, ABC):
     """A way to attach a gradient to the solution of z = f(z)."""
 
     needs_inverse: ClassVar[bool] = False
@@ -95,4 +99,4 @@ class AdjointGradient(Gradient):
         call: LayerCall = BARE_CALL,
     ) -> Tensor:
         """The solver's z_star, with (∂f/∂θ)ᵀ w as its gradient; f is evaluated once."""
-        return attach_adjoint(self, f, z_star, inverse, call.inputs, call.with_inputs)
+        return attach_adjoint(self, f, z_star, inverse, call.inputs, call.with_inputs, call.watch)

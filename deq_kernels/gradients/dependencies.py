@@ -19,10 +19,12 @@ class Dependencies:
     Attributes:
         tensors: leaves of the graph, and those of the given inputs that it reaches first.
         nodes: the operations between them and f(z), and those that made the inputs among them.
+        reaches_z: whether f(z) depends on z, too.
     """
 
     tensors: tuple[Tensor, ...]
     nodes: frozenset[Any]
+    reaches_z: bool
 
     @classmethod
     def of(cls, f_z: Tensor, z: Tensor, inputs: Sequence[Tensor]) -> Dependencies:
@@ -39,6 +41,7 @@ class Dependencies:
         # Leaves are found without this: their nodes know them. (A sparse leaf has no public edge.)
         ends = {_edge(tensor): tensor for tensor in (z, *inputs) if tensor.grad_fn is not None}
         found: dict[int, Tensor] = {}
+        reaches_z = False
         nodes: set[Any] = set()
         expanded: set[Any] = set()
         pending = [_edge(f_z)] if f_z.requires_grad else []
@@ -55,9 +58,11 @@ class Dependencies:
                 _refuse_reentrant_checkpoint(node)
                 expanded.add(node)
                 pending.extend(node.next_functions)
-            elif tensor is not None and tensor is not z:
+            elif tensor is z:
+                reaches_z = True
+            elif tensor is not None:
                 found[id(tensor)] = tensor
-        return cls(tuple(found.values()), frozenset(nodes))
+        return cls(tuple(found.values()), frozenset(nodes), reaches_z)
 
 
 def _edge(tensor: Tensor) -> tuple[Any, int]:

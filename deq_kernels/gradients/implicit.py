@@ -11,8 +11,9 @@ from torch import Tensor
 from deq_kernels.gradients.base import AdjointGradient
 from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
+from deq_kernels.gradients.watch import report
 from deq_kernels.inverse import InverseJacobian
-from deq_kernels.options import check_callback, check_option
+from deq_kernels.options import check_callback, check_kind
 from deq_kernels.solvers import Broyden, Solution, Solver
 
 
@@ -38,9 +39,10 @@ class Implicit(AdjointGradient):
             products for all its samples.
         on_solve: called with the adjoint's `Solution` in every backward pass, for logging its
             status and steps, and with that of the equation in J where a second derivative is taken.
-            What a sample that did not converge means is the caller's decision.
+            What a layer does where samples did not converge is said by `DEQ(on_solve=...)`.
 
     Raises:
+        TypeError: `solver` is no solver.
         ValueError: the solver has `cuda_graph` or `compact` set, or differentiates its map.
     """
 
@@ -50,7 +52,8 @@ class Implicit(AdjointGradient):
     exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_option("solver", self.solver, isinstance(self.solver, Solver), "a Solver")
+        self._take_numpy_numbers()
+        check_kind("solver", self.solver, Solver, "dk.Broyden()")
         check_callback("on_solve", self.on_solve)
         if self.solver.cuda_graph:
             raise ValueError(
@@ -80,5 +83,6 @@ class Implicit(AdjointGradient):
         solution = self.solver(lambda w: vjp(w) + scaled, scaled, keep_inverse=False)
         if self.on_solve is not None:
             self.on_solve(solution)
+        report(solution)
         assert isinstance(solution.z, Tensor)
         return solution.z * scale

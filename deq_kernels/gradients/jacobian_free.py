@@ -30,6 +30,7 @@ class JacobianFree(AdjointGradient):
     refine: int = 0
 
     def __post_init__(self) -> None:
+        self._take_numpy_numbers()
         check_refine(self.refine)
 
     @property

@@ -31,6 +31,7 @@ class Limited(AdjointGradient):
     steps: int = 5
 
     def __post_init__(self) -> None:
+        self._take_numpy_numbers()
         check_count("steps", self.steps)
 
     def adjoint(

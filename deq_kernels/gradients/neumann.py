@@ -33,6 +33,7 @@ class Neumann(AdjointGradient):
     damping: float = 0.5
 
     def __post_init__(self) -> None:
+        self._take_numpy_numbers()
         check_phantom_options(self.steps, self.damping)
 
     def adjoint(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NoReturn, Protocol
 import torch
 from torch import Tensor
 
+from deq_kernels.gradients.circumstances import Circumstances
 from deq_kernels.gradients.dependencies import Dependencies
 from deq_kernels.inverse import InverseJacobian
 
@@ -45,6 +46,7 @@ class TwiceDifferentiable:
         with_inputs: makes f anew.
         dependencies: θ, all that f(z) depends on besides z, and the graph of f(z).
         device_type: where the state lives.
+        circumstances: how f was recorded.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class TwiceDifferentiable:
         with_inputs: WithInputs,
         dependencies: Dependencies,
         device_type: str,
+        circumstances: Circumstances,
     ) -> None:
         self.tensors = dependencies.tensors
         self._nodes = dependencies.nodes
         self._estimator = estimator
         self._with_inputs = with_inputs
         self._device_type = device_type
+        self._circumstances = circumstances
         self._cast = torch.is_autocast_enabled(device_type)
         self._cast_dtype = torch.get_autocast_dtype(device_type)
 
@@ -114,7 +118,13 @@ class TwiceDifferentiable:
         )
         used = [index for index, gradient in enumerate(gradients) if gradient is not None]
         recorded = _Recorded(
-            self._estimator, z, w, leaves, product, tuple(gradients[index] for index in used)
+            self._estimator,
+            self._circumstances,
+            z,
+            w,
+            leaves,
+            product,
+            tuple(gradients[index] for index in used),
         )
         outputs = _SecondDerivative.apply(recorded, z_star, cotangent, *self.tensors)
         attached = dict(zip(used, outputs, strict=True))
@@ -149,6 +159,7 @@ class _Recorded:
 
     Attributes:
         estimator: what w came from.
+        circumstances: how f was recorded.
         z: the solution, a leaf.
         w: a leaf.
         leaves: θ, in the order of `TwiceDifferentiable.tensors`.
@@ -157,6 +168,7 @@ class _Recorded:
     """
 
     estimator: Estimator
+    circumstances: Circumstances
     z: Tensor
     w: Tensor
     leaves: tuple[Tensor, ...]
@@ -194,7 +206,7 @@ class _SecondDerivative(torch.autograd.Function):
                 )
                 return jacobian_v
 
-            with torch.no_grad():
+            with torch.no_grad(), recorded.circumstances.solving("tangent"):
                 mu = recorded.estimator.adjoint(mu, jvp, None)
             points = (recorded.z, *recorded.leaves)
             more_of_z, *more_of_leaves = _vjp((product,), points, (mu,))

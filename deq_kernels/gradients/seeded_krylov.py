@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -72,10 +73,26 @@ class SeededKrylov(Solver):
     cotangent: Tensor
     estimate: VectorJacobianProduct
 
+    measures_residuals: ClassVar[bool] = False
+
     def _prepare(
         self, iteration: Iteration, keep_inverse: bool
     ) -> tuple[StepFunction, Callable[[], None]]:
         return _Steps(self, iteration).step, lambda: None
+
+    def _residual(self, iteration: Iteration, f_z: Tensor) -> Tensor:
+        """Of rows that stopped at their w; the z of others is a direction, and lets pass."""
+        at_w = (iteration.z == iteration.best_z).all(dim=1)
+        residual = norm(self.cotangent + f_z - iteration.z) / self._size()
+        return torch.where(at_w, residual, 0.0)
+
+    def _tolerance(self, iteration: Iteration, f_z: Tensor) -> tuple[Tensor, Tensor]:
+        size = norm(iteration.z) / self._size() + 1
+        return torch.full_like(size, self.tolerance), size
+
+    def _size(self) -> Tensor:
+        size = norm(self.cotangent)
+        return torch.where(size == 0, 1.0, size)
 
 
 class _Steps:

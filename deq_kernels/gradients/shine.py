@@ -38,6 +38,7 @@ class Shine(AdjointGradient):
     needs_inverse: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        self._take_numpy_numbers()
         if self.fallback is not None:
             check_positive("fallback", self.fallback, or_else="None")
         check_refine(self.refine)

@@ -45,6 +45,7 @@ class Unrolled(Gradient):
     on_states: Callable[[tuple[State, ...]], object] | None = None
 
     def __post_init__(self) -> None:
+        self._take_numpy_numbers()
         check_phantom_options(self.steps, self.damping)
         check_callback("on_states", self.on_states)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,13 +13,17 @@ from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops.dtypes import check_state_dtype
 from deq_kernels.ops.termination import Tables
 from deq_kernels.options import (
+    Options,
     check_count,
     check_flag,
     check_not_negative,
     check_number,
 )
 from deq_kernels.solvers.compaction import PerSample
+from deq_kernels.solvers.coupling import difference_norm, look_for_coupling, row_norm
+from deq_kernels.solvers.late import look_at_late_numbers
 from deq_kernels.solvers.loop import StepFunction, iterate
+from deq_kernels.solvers.precision import visible_rtol, working_dtype
 from deq_kernels.solvers.ranks import Ranks, check_ranks
 from deq_kernels.solvers.solution import Solution
 from deq_kernels.solvers.structure import State, Structure
@@ -36,7 +40,7 @@ class Iteration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solver:
+class Solver(Options):
     """A fixed-point solver for z = f(z): options now, `solver(f, z0)` as often as wanted.
 
     Args:
@@ -71,7 +75,7 @@ class Solver:
 
     Raises:
         ValueError: an option is out of its range, or two exclude each other.
-        TypeError: an option is unknown.
+        TypeError: an option is unknown; the message names the nearest one.
     """
 
     max_steps: int = 50
@@ -89,7 +93,11 @@ class Solver:
     evaluates_alone: ClassVar[bool] = True
     """Whether f(z) is all a step takes of f; not where it differentiates f for some samples."""
 
+    measures_residuals: ClassVar[bool] = True
+    """Whether a sample stops by the residual that its last evaluation measured."""
+
     def __post_init__(self) -> None:
+        self._take_numpy_numbers()
         check_count("max_steps", self.max_steps)
         check_not_negative("rtol", self.rtol)
         check_not_negative("atol", self.atol)
@@ -116,6 +124,17 @@ class Solver:
     ) -> Solution:
         """Solve z = f(z) from z0, each sample by itself.
 
+        A sample is a row of z0, and f must map each row by itself: a sample that has stopped is
+        left where it is. Rows that depend on each other (nodes of a graph, tokens under attention,
+        a batch normalised by its own statistics) belong into one sample. Where f was evaluated at
+        samples that had stopped, its last evaluation shows whether they still meet their tolerance
+        (to a factor of 2, and 8 units of rounding); a `CoupledSamplesWarning` tells of those that
+        do not: on the CPU at the end of the solve, on a GPU when a later solve begins, as the host
+        does not wait. With `compact=True` f is not evaluated there, and nothing is checked.
+
+        The rtol that is used is at least the unit of the working precision, the coarsest of z0's
+        dtype and autocast's, where it is not 0: see `Solution.rtol`.
+
         f runs without autograd; attach a gradient with `deq_kernels.DEQ`. The z it receives is a
         buffer that the next step overwrites: clone what should outlive the call.
 
@@ -126,7 +145,8 @@ class Solver:
             f: map of states [B, ...] to states of the same structure, shape, dtype and device. With
                 `compact` a `deq_kernels.PerSample`.
             z0: initial state, a tensor [B, ...], or a tuple or NamedTuple of tensors with one
-                batch size; float64, float32, float16 or bfloat16. Not modified.
+                batch size; float64, float32, float16 or bfloat16. Not modified. A vector [n] is
+                refused: it may be one problem, z0[None], or n of them, z0[:, None].
             keep_inverse: leave `inverse_jacobian` in the solution, where the solver builds one.
                 Without it the last pass over the history is spared, and its memory freed.
 
@@ -156,8 +176,13 @@ class Solver:
 
     def _solve(self, f: Callable[..., State], z0: State, keep_inverse: bool) -> Solution:
         structure = Structure.of(z0, "z0")
+        structure.check_batched("z0")
         check_state_dtype(structure.dtype)
         refuse_recordings(z0)
+        look_at_late_numbers()
+        rtol = visible_rtol(self.rtol, structure.dtype, structure.device.type)
+        if rtol > self.rtol:
+            return replace(self, rtol=rtol)(f, z0, keep_inverse=keep_inverse)
         if self.cuda_graph and structure.device.type != "cuda":
             raise ValueError(
                 "cuda_graph=True needs a state on a CUDA device; got z0 on "
@@ -177,6 +202,16 @@ class Solver:
             tables = Tables.new(structure.batch, self.max_steps, structure.device)
             iteration = Iteration(z, torch.empty_like(z), tables)
             step, finish = self._prepare(iteration, keep_inverse)
+
+            def look_back(f_z: Tensor, taken: int) -> None:
+                look_for_coupling(
+                    tables,
+                    taken if self.measures_residuals else taken + 1,
+                    torch.finfo(working_dtype(structure.dtype, structure.device.type)).eps,
+                    lambda: self._residual(iteration, f_z),
+                    lambda: self._tolerance(iteration, f_z),
+                )
+
             evaluations = iterate(
                 f,
                 structure,
@@ -187,9 +222,26 @@ class Solver:
                 cuda_graph=self.cuda_graph,
                 compact=self.compact,
                 synchronized=self.synchronized,
+                look_back=look_back if structure.batch > 1 else None,
             )
             inverse = finish() if keep_inverse else None
-            return Solution(structure.unflatten(iteration.best_z), tables, evaluations, inverse)
+            return Solution(
+                structure.unflatten(iteration.best_z),
+                tables,
+                evaluations,
+                inverse,
+                rtol=self.rtol,
+                atol=self.atol,
+            )
+
+    def _residual(self, iteration: Iteration, f_z: Tensor) -> Tensor:
+        """Of rows that have stopped, by the last f(z) [B, d]; [B]."""
+        return difference_norm(f_z, iteration.z)
+
+    def _tolerance(self, iteration: Iteration, f_z: Tensor) -> tuple[Tensor, Tensor]:
+        """Of their residuals, and what a unit of rounding is relative to; each [B]."""
+        f_norm = row_norm(f_z)
+        return self.atol + self.rtol * f_norm, f_norm
 
     def _prepare(
         self, iteration: Iteration, keep_inverse: bool

@@ -7,6 +7,7 @@ from torch import Tensor
 from deq_kernels.ops import damped
 from deq_kernels.ops.termination import Counter, Status
 from deq_kernels.solvers.base import Iteration, Solver
+from deq_kernels.solvers.precision import visible_rtol
 
 
 class Judge:
@@ -25,7 +26,7 @@ class Judge:
             iteration.best_z,
             iteration.tables,
             damped.new_scratch(iteration.z),
-            rtol=options.rtol,
+            rtol=visible_rtol(options.rtol, iteration.z.dtype, iteration.z.device.type),
             atol=options.atol,
             damping=1.0,
             stall_steps=options.stall_steps or 0,

@@ -18,6 +18,9 @@ from deq_kernels.solvers.structure import OutputError, State, Structure, evaluat
 StepFunction = Callable[[Tensor], None]
 """One step of every running sample, from f(z) [B, d]."""
 
+LookBack = Callable[[Tensor, int], None]
+"""Looks at the last f(z) [B, d], at the end of a solve of so many evaluations."""
+
 Advance = Callable[[], None]
 """Evaluates f and takes a step."""
 
@@ -33,6 +36,7 @@ def iterate(
     cuda_graph: bool = False,
     compact: bool = False,
     synchronized: Ranks = False,
+    look_back: LookBack | None = None,
 ) -> int:
     """Evaluate f at z [B, d] and take a step until no sample runs any more.
 
@@ -46,6 +50,7 @@ def iterate(
         cuda_graph: capture the second evaluation with its step, and replay it from then on.
         compact: evaluate f on the samples that still run.
         synchronized: whose samples are waited for.
+        look_back: called at the end, unless f was evaluated on a part of the samples.
 
     Returns:
         How many rows f was evaluated on, all evaluations together.
@@ -72,16 +77,20 @@ def iterate(
             return structure.flatten(evaluate(f, state, z), allow_cast=allow_cast)
 
     number = 0
+    last: Tensor | None = None
 
     def advance() -> None:
-        nonlocal number
+        nonlocal number, last
         number += 1
+        last = None  # so that f does not work beside it
         try:
             f_z = evaluation()
         except BaseException as error:
             _name(error, number, structure.batch if rows is None else rows.rows, structure.batch)
             raise
         step(f_z)
+        if look_back is not None:
+            last = f_z
 
     with ExitStack() as contexts:
         if structure.device.type == "cuda":
@@ -92,6 +101,8 @@ def iterate(
             capture = contexts.enter_context(step_capture(structure.device))
         narrow = None if rows is None else rows.narrow
         taken = repeat(advance, count, max_steps, capture, narrow)
+        if look_back is not None and last is not None and rows is None:
+            look_back(last, taken)
     return taken * structure.batch if rows is None else rows.rows_evaluated
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ from deq_kernels.options import (
     check_choice,
     check_count,
     check_flag,
+    check_names,
     check_number,
     check_positive,
+    plain,
 )
 from deq_kernels.solvers.adjoint_broyden import AdjointBroyden
 from deq_kernels.solvers.anderson import Anderson
@@ -139,12 +141,14 @@ def root(
     check_choice("method", method, METHODS)
     check_callback("callback", callback)
     check_flag("batched", batched)
-    given = dict(options or {})
+    given = {name: plain(value) for name, value in (options or {}).items()}
+    tol = plain(tol)
     if tol is not None and given.setdefault("fatol", tol) != tol:
         raise ValueError(f"tol and fatol are one thing; got {tol!r} and {given['fatol']!r}.")
     for name, other in (("max_steps", "maxiter"), ("atol", "fatol"), ("rtol", "fatol")):
         if name in given:
             raise TypeError(f"root has no option {name!r}; it is called {other!r} here.")
+    check_names("root", given, _option_names(METHODS[method]))
     most, fatol = given.pop("maxiter", 100), given.pop("fatol", DEFAULT_TOLERANCE)
     alpha = given.pop("alpha", 1.0)
     check_count("maxiter", most)
@@ -181,6 +185,12 @@ def root(
         method=method,
         solution=replace(solution, z=x if batched else x[None]),
     )
+
+
+def _option_names(solver: type[Solver]) -> set[str]:
+    """What `options` may hold for a method."""
+    own = {field.name for field in fields(solver)} - {"max_steps", "rtol", "atol"}
+    return own | {"maxiter", "fatol", "alpha"}
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -23,12 +23,18 @@ class Solution:
             solve knows it.
         inverse_jacobian: estimate of (J − I)⁻¹ at the end of the solve, for solvers that build
             one, else None.
+        rtol: the relative tolerance that was used: what the solver was given, or the unit of the
+            working precision where that is larger (`solvers/precision.py`); None where there was
+            none.
+        atol: the absolute one.
     """
 
     z: State
     tables: Tables = field(repr=False)
     rows: int | Tensor
     inverse_jacobian: InverseJacobian | None = field(default=None, repr=False)
+    rtol: float | None = None
+    atol: float | None = None
 
     @property
     def status(self) -> Tensor:

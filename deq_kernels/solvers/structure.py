@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 State: TypeAlias = Tensor | tuple[Tensor, ...]
-"""One tensor [B, ...], or a tuple of tensors with equal B, which may be a NamedTuple."""
+"""One tensor [B, ...] with at least two dimensions, or a tuple of tensors with equal B, of which
+one has, and which may be a NamedTuple."""
 
 
 class OutputError(Exception):
@@ -77,7 +78,7 @@ class Structure:
             if part.dim() < 1:
                 raise ValueError(
                     f"{name} must have a batch dimension first; got a tensor without dimensions. "
-                    "Add one with .reshape(1)."
+                    "Add one with .reshape(1, 1)."
                 )
         first = parts[0]
         for part in parts[1:]:
@@ -101,6 +102,18 @@ class Structure:
             first.dtype,
             first.device,
         )
+
+    def check_batched(self, name: str) -> None:
+        """Raise ValueError where no tensor has a dimension besides that of the batch.
+
+        A vector [n] may be meant as one problem of n unknowns, or as n problems of one.
+        """
+        if all(len(shape) == 1 for shape in self.shapes):
+            raise ValueError(
+                f"{name} must be [batch, ...], one row per problem; got {list(self.shapes[0])}. "
+                f"Pass {name}[None] for one problem of {self.batch} unknowns, f then maps "
+                f"[1, {self.batch}]; or {name}[:, None] for {self.batch} problems of one unknown."
+            )
 
     @property
     def is_tuple(self) -> bool:

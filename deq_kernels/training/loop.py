@@ -18,6 +18,7 @@ from deq_kernels.training.metrics import EpochMetrics, PartMetrics
 from deq_kernels.training.presets import RunConfig
 from deq_kernels.training.processes import ALONE, GradientAverage, Processes
 from deq_kernels.training.schedule import learning_rate
+from deq_kernels.training.solves import SolveTally
 from deq_kernels.training.tally import Tally
 from deq_kernels.training.task import Task
 
@@ -42,6 +43,7 @@ class Trainer:
     Attributes:
         epoch, step: finished epochs and optimiser steps.
         history: the metrics of the finished epochs.
+        solves: how the solves of the model's layer ended.
     """
 
     def __init__(self, task: Task, config: RunConfig, *, processes: Processes = ALONE) -> None:
@@ -52,6 +54,9 @@ class Trainer:
         self.step = 0
         self.history: list[EpochMetrics] = []
         self.device = config.machine.find_device()
+        self.solves = SolveTally(self.device)
+        if task.layer is not None:
+            task.layer.on_solve = self.solves
         if config.machine.compile:
             compile_cell(task.layer)
         self.optimizer = build_optimizer(config.training, task.model.parameters())

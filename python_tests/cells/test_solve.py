@@ -236,7 +236,6 @@ def test_autocast_changes_nothing() -> None:
         ({"damping": 0.0}, "damping must be above 0"),
         ({"stall_steps": 0}, "stall_steps must be"),
         ({"divergence_factor": 1.0}, "divergence_factor must be above 1"),
-        ({"on_solve": 3}, "on_solve must be None or callable"),
         ({"z0": torch.zeros(3, 4)}, r"z0 must have the shape of u, \[2, 3\]; got \[3, 4\]"),
         ({"u": torch.zeros(3)}, r"u must be \[rows, n\]"),
         ({"u": torch.zeros(3, 0)}, "n at least 1"),
@@ -259,7 +258,11 @@ def test_options_out_of_range(option: dict[str, Any], message: str) -> None:
         ({"adjacency": torch.eye(2)}, "adjacency must be an Adjacency; got Tensor"),
         ({"z0": 0.0}, "z0 must be None or a tensor"),
         ({"z0": torch.zeros(2, 3, dtype=DOUBLE)}, "z0 must have the dtype"),
-        ({"gradient": "implicit"}, "gradient must be None or a deq_kernels.Gradient; got str"),
+        (
+            {"gradient": "implicit"},
+            "gradient must be a deq_kernels.Gradient; got 'implicit'",
+        ),
+        ({"on_solve": 3}, "on_solve must be one of 'warn', 'raise', 'ignore', or callable"),
         ({"tolerance": 1.0}, "unexpected keyword argument 'tolerance'"),
     ],
 )

@@ -406,7 +406,8 @@ def test_a_closure_without_parameters() -> None:
 def test_a_cell_that_ignores_z() -> None:
     weight = torch.ones(4, dtype=torch.float64, requires_grad=True)
     layer = dk.DEQ(lambda z: weight * torch.ones_like(z), solver=TIGHT)
-    diagnosis = diagnose(layer, torch.zeros(2, 4, dtype=torch.float64), parameters=[weight])
+    with pytest.warns(dk.DetachedStateWarning):
+        diagnosis = diagnose(layer, torch.zeros(2, 4, dtype=torch.float64), parameters=[weight])
     assert diagnosis.jacobian.spectral_radius == (0.0, 0.0)
     for row in diagnosis.estimators:
         if row.name.startswith(("Neumann", "Unrolled")):

@@ -80,7 +80,7 @@ def test_gradient_options(case: tuple[type[dk.Gradient], dict[str, Any]]) -> Non
     kind, options = case
     try:
         gradient = kind(**options)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         must_name(error, options)
         return
     if any(isinstance(value, int) and value > LONGEST for value in options.values()):

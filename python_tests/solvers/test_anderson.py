@@ -268,7 +268,7 @@ def test_a_rejected_step_goes_back_to_the_best_iterate_once(backend: str, bad: f
                 assert torch.equal(solution.z[sample], clean.z[sample])
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0,)])
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 2, 2)])
 def test_empty_states(shape: tuple[int, ...]) -> None:
     solution = dk.Anderson(max_steps=5)(lambda z: z + 1.0, torch.zeros(shape))
     assert solution.z.shape == shape

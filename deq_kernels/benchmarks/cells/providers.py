@@ -78,7 +78,7 @@ class _Ours:
             rtol=0.0,
             atol=TOLERANCE,
             norm="max",
-            on_solve=on_solve,
+            on_solve="ignore" if on_solve is None else on_solve,
         )
 
     def _adjoint(self, on_solve: Callable[[Solution], None] | None) -> Callable[[], Tensor]:

@@ -12,6 +12,7 @@ from deq_kernels.gradients import Gradient, record_first
 from deq_kernels.integrations.torchdeq.own_solvers import OwnSolver
 from deq_kernels.integrations.torchdeq.solvers import Result, broyden
 from deq_kernels.inverse import InverseJacobian
+from deq_kernels.options import check_kind
 from deq_kernels.solvers import PerSample, Structure
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -33,7 +34,7 @@ def set_gradient(deq: Layer, gradient: Gradient) -> Layer:
         deq.
 
     Raises:
-        TypeError: deq is no such layer.
+        TypeError: deq is no such layer, or gradient no gradient.
         ValueError: the gradient needs an inverse Jacobian that deq's forward solver does not build,
             or deq has such a gradient already.
     """
@@ -43,6 +44,7 @@ def set_gradient(deq: Layer, gradient: Gradient) -> Layer:
             "set_gradient takes a layer of torchdeq with its f_solver and produce_grad; got "
             f"{type(deq).__name__}. Make one with torchdeq.get_deq."
         )
+    check_kind("gradient", gradient, Gradient, "dk.Shine()")
     if isinstance(solver, _Remembering):
         raise ValueError("deq must not have a gradient of this package yet; make a new layer.")
     if gradient.needs_inverse and not _builds_inverse(solver):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.integrations.torchdeq.record import MODES, Info, new_info, with_batch
+from deq_kernels.integrations.torchdeq.record import MODES, Info, new_info
 from deq_kernels.integrations.torchdeq.solvers import Map, OnInverse, Result
 from deq_kernels.ops.norms import norm
 from deq_kernels.options import check_callback, check_choice
@@ -93,7 +93,8 @@ class OwnSolver:
                 "indexing needs a solver that evaluates f at its iterates; got GMRES. Use "
                 "dk_broyden, or leave indexing out."
             )
-        start = with_batch(x0)
+        # As in torchdeq, a vector [B] is B samples of one element.
+        start = x0.reshape(-1, 1) if x0.dim() < 2 else x0
         seen = _Seen(func, x0, tuple(indexing or ()))
         solution = solver(seen, start, keep_inverse=on_inverse is not None)
         assert isinstance(solution.z, Tensor)
