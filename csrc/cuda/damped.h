@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "algebra/multiply_add.h"
 #include "algebra/termination.h"
 #include "algebra/types.h"
 #include "cuda/two_pass.h"
@@ -113,7 +114,7 @@ struct DampedStep : NoRows<state_t> {
       const accum_t share = static_cast<accum_t>(damping);
       DEQ_UNROLL
       for (int i = 0; i < kGpuItems; ++i) {
-        items[i] = share == accum_t(1) ? f[i] : items[i] + share * (f[i] - items[i]);
+        items[i] = share == accum_t(1) ? f[i] : multiply_add(share, f[i] - items[i], items[i]);
       }
       store_items<kVector>(block, items, tile.size, z_tile);
     }

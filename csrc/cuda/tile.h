@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "algebra/macros.h"
+#include "algebra/multiply_add.h"
 #include "algebra/types.h"
 #include "cuda/convert.h"
 #include "cuda/plan.h"
@@ -270,8 +271,10 @@ DEQ_DEVICE void put_norms(const Block& block, const accum_t (&a)[kGpuItems],
   double norms[2] = {};
   DEQ_UNROLL
   for (int i = 0; i < kGpuItems; ++i) {
-    norms[0] += static_cast<double>(a[i]) * static_cast<double>(a[i]);
-    norms[1] += static_cast<double>(b[i]) * static_cast<double>(b[i]);
+    const double a_i = static_cast<double>(a[i]);
+    const double b_i = static_cast<double>(b[i]);
+    norms[0] = multiply_add(a_i, a_i, norms[0]);
+    norms[1] = multiply_add(b_i, b_i, norms[1]);
   }
   put_own_sums(block, norms, flush);
 }
