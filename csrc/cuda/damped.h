@@ -125,6 +125,7 @@ struct DampedStep : NoRows<state_t> {
 template <typename state_t>
 struct NeumannStep : NoRows<state_t> {
   using accum_t = accumulate_t<state_t>;
+  using Decision = NoSecondPass;
   using Base = NoRows<state_t>;
   using Base::kVector;
   using typename Base::View;
@@ -137,10 +138,6 @@ struct NeumannStep : NoRows<state_t> {
   double* norms;  // [batch, 2]
   int64_t dim;
   double damping;
-
-  struct Decision {
-    DEQ_DEVICE explicit operator bool() const { return false; }
-  };
 
   DEQ_DEVICE bool runs(int64_t) const { return true; }
 
