@@ -29,6 +29,8 @@ pytestmark = pytest.mark.skipif(
 
 # Two blocks of 256 threads share the 65,536 registers of a multiprocessor.
 MOST_REGISTERS = 128
+# Of PTX: a product or sum whose rounding is left open, so that the assembler may contract it.
+CONTRACTIBLE = re.compile(r"\b(?:mul|add|sub)(?:\.ftz)?(?:\.sat)?\.f(?:32|64)\b")
 # What any torch from 2.11 on, the CUDA runtime and the system offer a library.
 STABLE_SYMBOL = re.compile(
     r"(aoti_torch|torch)_\w+"
@@ -151,6 +153,22 @@ def test_two_blocks_fit_on_a_multiprocessor() -> None:
         if kernel.registers > MOST_REGISTERS
     ]
     assert not large, "\n".join(large)
+
+
+def test_multiply_adds_are_contracted_where_the_source_says_so() -> None:
+    """Left to the compiler, a kernel may round otherwise than another with the same body."""
+    if not any(arch.endswith("+PTX") for arch in _architectures()):
+        pytest.skip("the library holds no PTX")
+    ptx = _cuobjdump("-ptx")
+    assert "fma.rn.f32" in ptx
+    assert set(CONTRACTIBLE.findall(ptx)) == set()
+
+
+def test_contractible_instructions_are_told_from_others() -> None:
+    kept = "mul.rn.f32 add.rn.f64 sub.rn.ftz.f32 fma.rn.f64 add.rz.f32 mul.wide.u32 add.s64"
+    assert CONTRACTIBLE.findall(kept) == []
+    left_open = ["mul.f32", "add.f64", "sub.ftz.f32"]
+    assert CONTRACTIBLE.findall("\t".join(left_open)) == left_open
 
 
 def test_the_gate_reads_what_the_assembler_writes() -> None:

@@ -16,6 +16,7 @@
 #include "algebra/direction_scale.h"
 #include "algebra/lanes.h"
 #include "algebra/macros.h"
+#include "algebra/multiply_add.h"
 #include "algebra/norms.h"
 #include "algebra/termination.h"
 #include "algebra/types.h"
@@ -130,9 +131,11 @@ DEQ_HOST_DEVICE inline bool mixing_weights(const Lanes& lanes, const AndersonTab
     if (usable) {
       for_each_lane(lanes, i + 1, count, [&](int64_t j) {
         const double share_of_i = table.factor(j, i) / pivot;
-        b[ring.slot(j)] -= share_of_i * b[ring.slot(i)];
+        double& b_j = b[ring.slot(j)];
+        b_j = multiply_add(-share_of_i, b[ring.slot(i)], b_j);
         for (int64_t l = i + 1; l <= j; ++l) {
-          table.factor(j, l) -= share_of_i * table.factor(l, i);
+          double& entry = table.factor(j, l);
+          entry = multiply_add(-share_of_i, table.factor(l, i), entry);
         }
       });
     } else if (lanes.first()) {
@@ -153,7 +156,10 @@ DEQ_HOST_DEVICE inline bool mixing_weights(const Lanes& lanes, const AndersonTab
       b[ring.slot(i)] = gamma;
     }
     if (usable) {  // what an unusable change left in its row may not be finite
-      for_each_lane(lanes, 0, i, [&](int64_t j) { b[ring.slot(j)] -= table.factor(i, j) * gamma; });
+      for_each_lane(lanes, 0, i, [&](int64_t j) {
+        double& b_j = b[ring.slot(j)];
+        b_j = multiply_add(-table.factor(i, j), gamma, b_j);
+      });
     }
     lanes.sync();
   }

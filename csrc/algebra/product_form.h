@@ -19,6 +19,7 @@
 
 #include "algebra/lanes.h"
 #include "algebra/macros.h"
+#include "algebra/multiply_add.h"
 
 namespace deq {
 
@@ -75,8 +76,9 @@ DEQ_HOST_DEVICE inline void forward_substitution(const Lanes& lanes, const Produ
     if (lanes.first()) {
       q[i] = c;
     }
-    for_each_lane(lanes, i + 1, rows,
-                  [&](int64_t j) { q[j] += c * (form.gram(i + 1, j) + shift * form.gram(i, j)); });
+    for_each_lane(lanes, i + 1, rows, [&](int64_t j) {
+      q[j] = multiply_add(c, multiply_add(shift, form.gram(i, j), form.gram(i + 1, j)), q[j]);
+    });
     lanes.sync();
   }
 }
@@ -90,7 +92,8 @@ DEQ_HOST_DEVICE inline void expand_in_directions(const Lanes& lanes, const Produ
     const int64_t j = end - 1 - lanes.index();
     double e = 0.0;
     if (j >= 0) {
-      e = (j > 0 ? c[j - 1] : 0.0) + (j < rank ? (form.step(j) - 1.0) * c[j] : 0.0);
+      const double share = j < rank ? form.step(j) - 1.0 : 0.0;
+      e = multiply_add(share, j < rank ? c[j] : 0.0, j > 0 ? c[j - 1] : 0.0);
     }
     lanes.sync();
     if (j >= 0) {
@@ -117,7 +120,7 @@ DEQ_HOST_DEVICE inline void rmatvec_coefficients(const Lanes& lanes, const Produ
   // neighbour.
   for (int64_t begin = 0; begin < rank; begin += lanes.count()) {
     const int64_t j = begin + lanes.index();
-    const double u_dot_x = j < rank ? q[j + 1] + (form.step(j) - 1.0) * q[j] : 0.0;
+    const double u_dot_x = j < rank ? multiply_add(form.step(j) - 1.0, q[j], q[j + 1]) : 0.0;
     lanes.sync();
     if (j < rank) {
       q[j] = u_dot_x;
@@ -131,7 +134,8 @@ DEQ_HOST_DEVICE inline void rmatvec_coefficients(const Lanes& lanes, const Produ
       q[i] = d;
     }
     for_each_lane(lanes, 0, i, [&](int64_t j) {
-      q[j] += d * (form.gram(i, j + 1) + (form.step(j) - 1.0) * form.gram(i, j));
+      const double u_dot_p = multiply_add(form.step(j) - 1.0, form.gram(i, j), form.gram(i, j + 1));
+      q[j] = multiply_add(d, u_dot_p, q[j]);
     });
     lanes.sync();
   }
@@ -185,7 +189,7 @@ DEQ_HOST_DEVICE inline double direction_coefficients(const Lanes& lanes, const P
   const double scale = usable ? -norm_sq / denominator : -1.0;
   for_each_lane(lanes, 0, count, [&](int64_t j) {
     const double own = usable && j == k ? (form.step(k) - 1.0) * pi / denominator : 0.0;
-    q[j] = scale * q[j] - own;
+    q[j] = multiply_add(scale, q[j], -own);
   });
   if (lanes.first()) {
     form.weight(k) = usable ? 1.0 / norm_sq : 0.0;

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "algebra/anderson.h"
+#include "algebra/multiply_add.h"
 #include "algebra/types.h"
 #include "cuda/norms.h"
 #include "cuda/stored_rows.h"
@@ -94,7 +95,7 @@ struct AndersonStep {
       DEQ_UNROLL
       for (int i = 0; i < kGpuItems; ++i) {
         r[i] *= view.scale;
-        change[i] = r[i] - view.scale * change[i];
+        change[i] = multiply_add(-view.scale, change[i], r[i]);
       }
       store_items<kVector>(block, change, tile.size,
                            residual_changes.row(sample, view.newest) + tile.begin);
@@ -150,7 +151,7 @@ struct AndersonStep {
     if (decision.count == 0) {
       DEQ_UNROLL
       for (int i = 0; i < kGpuItems; ++i) {
-        items[i] = beta == accum_t(1) ? other[i] : items[i] + beta * r[i];
+        items[i] = beta == accum_t(1) ? other[i] : multiply_add(beta, r[i], items[i]);
       }
       store_items<kVector>(block, items, tile.size, z_tile);
     }
@@ -174,7 +175,7 @@ struct AndersonStep {
     if (decision.count > 0) {
       DEQ_UNROLL
       for (int i = 0; i < kGpuItems; ++i) {
-        items[i] += beta * r[i] + correction[i];
+        items[i] += multiply_add(beta, r[i], correction[i]);
       }
       store_items<kVector>(block, items, tile.size, z_tile);
     }
@@ -190,7 +191,7 @@ struct AndersonStep {
     load_items<kVector>(block, row, tile.size, change);
     DEQ_UNROLL
     for (int i = 0; i < kGpuItems; ++i) {
-      change[i] += static_cast<accum_t>(options.damping) * r[i];
+      change[i] = multiply_add(static_cast<accum_t>(options.damping), r[i], change[i]);
     }
     store_items<kVector>(block, change, tile.size, row);
   }

@@ -70,7 +70,7 @@ Tensor broyden_matvec(const Tensor& directions, const Tensor& algebra, const Ten
   const GpuDemand demand =
       product_demand(shape.batch * shape.columns, shape.dim, shape.capacity,
                      directions.element_size(), ProductForm::table_size(shape.capacity));
-  const Scratch scratch(x, demand.problems);
+  Scratch scratch(x, demand.problems);
   with_state_and_history_type(x.scalar_type(), directions.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);
     using history_t = decltype(h);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "algebra/broyden_step.h"
+#include "algebra/multiply_add.h"
 #include "algebra/product_form.h"
 #include "algebra/types.h"
 #include "cuda/norms.h"
@@ -204,7 +205,7 @@ struct BroydenStep {
                               const accum_t (&p)[kGpuItems], int size, state_t* z_tile) {
     DEQ_UNROLL
     for (int i = 0; i < kGpuItems; ++i) {
-      z_items[i] += step * p[i];
+      z_items[i] = multiply_add(step, p[i], z_items[i]);
     }
     store_items<kVector>(block, z_items, size, z_tile);
   }

@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(kGpuThreads, 2)
 
 template <typename state_t>
 __global__ void __launch_bounds__(kGpuThreads, 2)
-    cell_rows_kernel(const __grid_constant__ CellPlan plan,
-                     const __grid_constant__ CellArguments<state_t> arguments) {
+    cell_rows_kernel(const __grid_constant__ CellArguments<state_t> arguments,
+                     const __grid_constant__ CellPlan plan) {
   solve_rows(DeviceBlock(), arguments, plan);
 }
 
@@ -44,23 +44,23 @@ template <typename state_t>
 void iterate(CellArguments<state_t> arguments, const Tensor& z) {
   using accum_t = accumulate_t<state_t>;
   const Place place(z);
-  const auto groups = &cell_groups_kernel<state_t>;
-  const auto rows = &cell_rows_kernel<state_t>;
+  constexpr auto groups = &cell_groups_kernel<state_t>;
+  constexpr auto rows = &cell_rows_kernel<state_t>;
   const bool grouped = arguments.sample_ptr != nullptr;
-  const GpuDevice device = device_facts(groups, place);
+  const GpuDevice device = device_facts<groups>(place);
   CellPlan plan = plan_cells({arguments.rows, arguments.dim, arguments.samples, grouped,
                               arguments.accelerate, sizeof(state_t), sizeof(accum_t)},
                              device, forced_regime());
   const int64_t row_doubles = ceil_div(plan.row_scratch * sizeof(accum_t), sizeof(double));
-  double* const scratch = Scratch(z, 1)(plan.sum_scratch + row_doubles);
-  arguments.sum_scratch = scratch;
-  arguments.row_scratch = reinterpret_cast<accum_t*>(scratch + plan.sum_scratch);
+  Scratch scratch(z, /*problems=*/1);
+  arguments.sum_scratch = scratch(plan.sum_scratch + row_doubles);
+  arguments.row_scratch = reinterpret_cast<accum_t*>(arguments.sum_scratch + plan.sum_scratch);
   if (!grouped) {
-    allow_large_launches(rows, place, device);
-    launch_kernel(rows, place, plan.blocks, 1, plan.shared.bytes, plan, arguments);
+    allow_large_launches<rows>(place, device);
+    launch_kernel(rows, place, plan.blocks, 1, plan.shared.bytes, arguments, plan);
     return;
   }
-  allow_large_launches(groups, place, device);
+  allow_large_launches<groups>(place, device);
   if (plan.regime == GpuRegime::kGrid) {
     plan.blocks = std::min(plan.blocks, resident_blocks(groups, device, plan.shared.bytes));
     launch_together(groups, place, plan.blocks, plan.shared.bytes, arguments, plan);

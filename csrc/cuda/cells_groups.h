@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "algebra/multiply_add.h"
 #include "cuda/cells_pass.h"
 
 namespace deq {
@@ -101,7 +102,7 @@ struct GroupPass {
       const auto items = scaled_items(a, find(state.slots.of[kZ], other - state.begin), other, k);
       DEQ_UNROLL
       for (int v = 0; v < kCellItem; ++v) {
-        sums.values[v] += value * items.values[v];
+        sums.values[v] = multiply_add(value, items.values[v], sums.values[v]);
       }
     }
   }

@@ -25,6 +25,7 @@
 
 #include "algebra/activation.h"
 #include "algebra/cell_verdict.h"
+#include "algebra/multiply_add.h"
 #include "algebra/types.h"
 #include "cuda/cells_activation.h"
 #include "cuda/cells_plan.h"
@@ -202,7 +203,7 @@ DEQ_DEVICE void multiply_rows(const Block& block, const CellArguments<state_t>& 
             const accum_t factor = widen(w.values[v]);
             DEQ_UNROLL
             for (int i = 0; i < kCellItem; ++i) {
-              sums[i][j] += x[i].values[v] * factor;
+              sums[i][j] = multiply_add(x[i].values[v], factor, sums[i][j]);
             }
           }
         }
@@ -295,11 +296,13 @@ DEQ_DEVICE void finish_rows(const Block& block, const CellArguments<state_t>& a,
     for (int64_t i = block.lane(); i < a.dim; i += kGpuWarp) {
       const accum_t f = activated(a.activation, output[i] + widen(bias[i]));
       const accum_t residual = f - z[i];
-      const accum_t next = share == accum_t(1) ? f : z[i] + share * residual;
+      const accum_t next = share == accum_t(1) ? f : multiply_add(share, residual, z[i]);
       output[i] = a.accelerate ? residual : next;
       if (a.norm == NormKind::kTwo) {
-        norms[0] += static_cast<double>(residual) * static_cast<double>(residual);
-        norms[1] += static_cast<double>(f) * static_cast<double>(f);
+        const double wide_residual = static_cast<double>(residual);
+        const double wide_f = static_cast<double>(f);
+        norms[0] = multiply_add(wide_residual, wide_residual, norms[0]);
+        norms[1] = multiply_add(wide_f, wide_f, norms[1]);
       } else {
         const accum_t magnitudes[2] = {std::fabs(residual), std::fabs(f)};
         DEQ_UNROLL
@@ -311,10 +314,10 @@ DEQ_DEVICE void finish_rows(const Block& block, const CellArguments<state_t>& a,
       if (a.accelerate) {
         const double u = static_cast<double>(unit * (newer[i] - residual));
         const double v = static_cast<double>(unit * (older[i] - newer[i]));
-        first[0] += u * u;
-        first[1] += u * v;
-        second[0] += v * v;
-        second[1] += u * static_cast<double>(unit * residual);
+        first[0] = multiply_add(u, u, first[0]);
+        first[1] = multiply_add(u, v, first[1]);
+        second[0] = multiply_add(v, v, second[0]);
+        second[1] = multiply_add(u, static_cast<double>(unit * residual), second[1]);
       }
     }
     if (a.norm == NormKind::kMax) {

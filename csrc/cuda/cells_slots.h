@@ -5,6 +5,7 @@
 
 #include "algebra/crop.h"
 #include "algebra/macros.h"
+#include "algebra/multiply_add.h"
 
 namespace deq {
 
@@ -77,15 +78,15 @@ struct CellSlots {
     const accum_t momentum = static_cast<accum_t>(weights.momentum);
     const accum_t z = at(of[kLastZ]);
     const accum_t r = at(of[kOutput]);
-    accum_t next = z + damping * (accum_t(1) - share) * r;
+    accum_t next = multiply_add(damping * (accum_t(1) - share), r, z);
     accum_t sum = r;
     // What has no weight may not be there yet, or be infinite.
     if (share != accum_t(0) || momentum != accum_t(0)) {
       const accum_t o = at(of[kLastCombined]);
-      sum += share * (o - r);
+      sum = multiply_add(share, o - r, sum);
       if (momentum != accum_t(0)) {
-        sum += momentum * (at(of[kCombined]) - o);
-        next += momentum * (at(before) - z);
+        sum = multiply_add(momentum, at(of[kCombined]) - o, sum);
+        next = multiply_add(momentum, at(before) - z, next);
       }
     }
     at(of[kZ]) = next;

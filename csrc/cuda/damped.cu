@@ -51,7 +51,7 @@ void neumann_step(const Tensor& vjp, const Tensor& cotangent, const Tensor& w, c
   check_same_device("w", w, {{"vjp", &vjp}, {"cotangent", &cotangent}, {"norms", &norms}});
   const NeumannShape shape = check_neumann_step(vjp, cotangent, w, norms);
   const Place place(w);
-  const Scratch scratch(w, shape.batch);
+  Scratch scratch(w, shape.batch);
   with_state_type(w.scalar_type(), "w", [&](auto value) {
     using state_t = decltype(value);
     NeumannStep<state_t> step = {};

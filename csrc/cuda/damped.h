@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "algebra/multiply_add.h"
 #include "algebra/termination.h"
 #include "algebra/types.h"
 #include "cuda/norms.h"
@@ -116,7 +117,7 @@ struct DampedStep : NoRows<state_t> {
       const accum_t share = static_cast<accum_t>(damping);
       DEQ_UNROLL
       for (int i = 0; i < kGpuItems; ++i) {
-        items[i] = share == accum_t(1) ? f[i] : items[i] + share * (f[i] - items[i]);
+        items[i] = share == accum_t(1) ? f[i] : multiply_add(share, f[i] - items[i], items[i]);
       }
       store_items<kVector>(block, items, tile.size, z_tile);
     }
@@ -127,6 +128,7 @@ struct DampedStep : NoRows<state_t> {
 template <typename state_t>
 struct NeumannStep : NoRows<state_t> {
   using accum_t = accumulate_t<state_t>;
+  using Decision = NoSecondPass;
   using Base = NoRows<state_t>;
   using Base::kVector;
   using typename Base::View;
@@ -139,10 +141,6 @@ struct NeumannStep : NoRows<state_t> {
   double* norms;  // [batch, 2]
   int64_t dim;
   double damping;
-
-  struct Decision {
-    DEQ_DEVICE explicit operator bool() const { return false; }
-  };
 
   DEQ_DEVICE bool runs(int64_t) const { return true; }
 

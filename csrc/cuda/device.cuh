@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/copy_groups.h"
 #include "cuda/plan.h"
 
 // What assert() calls, without its dependence on NDEBUG. Known to the compiler, declared nowhere.
@@ -73,18 +74,9 @@ struct DeviceBlock {
     __pipeline_memcpy_async(to, from, 16);
   }
   __device__ __forceinline__ void commit_copies() const { __pipeline_commit(); }
-  // Waits until at most `pending` committed groups are under way. The instruction takes a constant.
+  // Waits until at most `pending` committed groups are under way.
   __device__ __forceinline__ void wait_for_copies(int64_t pending) const {
-    switch (pending) {
-      case 0:
-        return __pipeline_wait_prior(0);
-      case 1:
-        return __pipeline_wait_prior(1);
-      case 2:
-        return __pipeline_wait_prior(2);
-      default:
-        return __pipeline_wait_prior(3);
-    }
+    wait_with_constant(pending, [](auto constant) { __pipeline_wait_prior(constant.value); });
   }
 
   __device__ __forceinline__ void subtract_one(int64_t* count) const {

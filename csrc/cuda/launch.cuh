@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <type_traits>
 
 #include "cuda/device.cuh"
@@ -84,15 +85,16 @@ class Place {
 };
 
 // Lets a kernel have all the shared memory of a block, and clusters beyond the portable eight; once
-// per kernel and device.
-template <typename Kernel>
-void allow_large_launches(Kernel kernel, const Place& place, const GpuDevice& device) {
+// per kernel and device. A parameter of its type alone would let kernels that take the same
+// arguments share what is known of them.
+template <auto kKernel>
+void allow_large_launches(const Place& place, const GpuDevice& device) {
   static std::atomic<uint64_t> done{0};
   const uint64_t bit = uint64_t(1) << (place.index() % 64);
   if (done.load(std::memory_order_acquire) & bit) {
     return;
   }
-  const auto* function = reinterpret_cast<const void*>(kernel);
+  const auto* function = reinterpret_cast<const void*>(kKernel);
   check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(device.shared_bytes)),
              "raising a kernel's shared memory");
@@ -142,8 +144,8 @@ void launch_together(void (*kernel)(Parameters...), const Place& place, int64_t 
 
 // The facts about a device that the planner asks for. The largest cluster of the kernel's blocks is
 // what the hardware has room for, which a part of a partitioned GPU may not.
-template <typename Kernel>
-GpuDevice device_facts(Kernel kernel, const Place& place) {
+template <auto kKernel>
+GpuDevice device_facts(const Place& place) {
   static std::atomic<int> largest_cluster[64] = {};
   GpuDevice device = {place.attribute(cudaDevAttrMultiProcessorCount),
                       place.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), 1};
@@ -153,12 +155,12 @@ GpuDevice device_facts(Kernel kernel, const Place& place) {
     cluster = 1;
     if (place.attribute(cudaDevAttrClusterLaunch)) {
       device.max_cluster = 16;
-      allow_large_launches(kernel, place, device);
+      allow_large_launches<kKernel>(place, device);
       cudaLaunchConfig_t config = {};
       config.gridDim = dim3(16);
       config.blockDim = dim3(kGpuThreads);
       config.dynamicSmemBytes = static_cast<size_t>(device.shared_bytes);
-      check_cuda(cudaOccupancyMaxPotentialClusterSize(&cluster, kernel, &config),
+      check_cuda(cudaOccupancyMaxPotentialClusterSize(&cluster, kKernel, &config),
                  "asking for the largest cluster");
     }
     cached.store(cluster, std::memory_order_release);
@@ -167,34 +169,34 @@ GpuDevice device_facts(Kernel kernel, const Place& place) {
   return device;
 }
 
-// Runs an op. `scratch` gives room for GridScratch::size(demand.sums, tiles) doubles per problem
-// where the plan is a grid.
-template <typename Op, typename Scratch>
-void launch(const Op& op, const Place& place, const GpuDemand& demand, const Scratch& scratch) {
+// Runs an op. `room` gives room for GridScratch::size(demand.sums, tiles) doubles per problem where
+// the plan is a grid, and keeps it until all kernels have been launched.
+template <typename Op, typename Room>
+void launch(const Op& op, const Place& place, const GpuDemand& demand, Room&& room) {
   if (demand.problems == 0) {
     return;
   }
-  const GpuDevice device = device_facts(&fused_kernel<Op>, place);
+  const GpuDevice device = device_facts<&fused_kernel<Op>>(place);
   const GpuPlan plan = plan_gpu(demand, device, forced_regime());
   if (plan.regime != GpuRegime::kGrid) {
-    allow_large_launches(&fused_kernel<Op>, place, device);
+    allow_large_launches<&fused_kernel<Op>>(place, device);
     launch_kernel(&fused_kernel<Op>, place, demand.problems * plan.cluster, plan.cluster,
                   plan.shared.bytes, op, plan.shared, plan.tiles, plan.own_tiles, plan.kept_rows);
     return;
   }
-  const GridScratch room = {scratch(GridScratch::size(demand.sums, plan.tiles)), demand.sums,
-                            plan.tiles};
+  const GridScratch scratch = {room(GridScratch::size(demand.sums, plan.tiles)), demand.sums,
+                               plan.tiles};
   const int64_t blocks = demand.problems * plan.tiles;
   constexpr int64_t kFlushBytes = kGpuWarps * kFlushValues * sizeof(double);
   if (blocks > 0) {
-    launch_kernel(&measure_kernel<Op>, place, blocks, 1, kFlushBytes, op, room);
+    launch_kernel(&measure_kernel<Op>, place, blocks, 1, kFlushBytes, op, scratch);
   }
-  allow_large_launches(&conclude_kernel<Op>, place, device);
-  launch_kernel(&conclude_kernel<Op>, place, demand.problems, 1, plan.shared.bytes, op, room,
+  allow_large_launches<&conclude_kernel<Op>>(place, device);
+  launch_kernel(&conclude_kernel<Op>, place, demand.problems, 1, plan.shared.bytes, op, scratch,
                 plan.shared, plan.table_staged);
   if constexpr (!std::is_same_v<typename Op::Decision, NoSecondPass>) {
     if (blocks > 0) {
-      launch_kernel(&apply_kernel<Op>, place, blocks, 1, 0, op, room);
+      launch_kernel(&apply_kernel<Op>, place, blocks, 1, 0, op, scratch);
     }
   }
 }
@@ -208,20 +210,25 @@ void launch_tiles(const Op& op, const Place& place, int64_t problems) {
   }
 }
 
-// Scratch for an op that is given none: a tensor of torch's, made where a grid needs it. Memory of
-// torch's allocator may be let go of before the kernels that use it have run.
+// Scratch for an op that is given none: a tensor of torch's, made where it is asked for. It must
+// outlive the launches of the kernels that use it, but not the kernels: memory that is let go of
+// goes to what follows on the stream, if not to another thread's launches before that.
 class Scratch {
  public:
   Scratch(const Tensor& like, int64_t problems) : like_(like), problems_(problems) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
 
-  double* operator()(int64_t doubles_per_problem) const {
-    return data<double>(
-        torch::stable::new_empty(like_, {problems_ * doubles_per_problem}, ScalarType::Double));
+  double* operator()(int64_t doubles_per_problem) {
+    memory_ =
+        torch::stable::new_empty(like_, {problems_ * doubles_per_problem}, ScalarType::Double);
+    return data<double>(*memory_);
   }
 
  private:
   const Tensor& like_;
   int64_t problems_;
+  std::optional<Tensor> memory_;
 };
 
 // Whether every row of a [batch, rows, dim] tensor begins on 16 bytes.

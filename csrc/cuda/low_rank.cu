@@ -19,7 +19,7 @@ Tensor low_rank_matvec(const Tensor& u, const Tensor& v, const Tensor& rank, con
   GpuDemand demand =
       product_demand(shape.batch * shape.columns, shape.dim, shape.capacity, v.element_size(), 0);
   demand.rows = 0;  // the second pass reads others
-  const Scratch scratch(x, demand.problems);
+  Scratch scratch(x, demand.problems);
   with_state_and_history_type(x.scalar_type(), v.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);
     using history_t = decltype(h);
@@ -43,7 +43,7 @@ Tensor low_rank_append(const Tensor& u, const Tensor& v, const Tensor& rank, con
   const AppendShape shape = check_low_rank_append(u, v, rank, s, y);
   const Place place(s);
   Tensor appended = torch::stable::new_empty(rank, {shape.batch}, ScalarType::Bool);
-  const Scratch scratch(s, shape.batch);
+  Scratch scratch(s, shape.batch);
   with_state_and_history_type(s.scalar_type(), u.scalar_type(), [&](auto state, auto history) {
     using state_t = decltype(state);
     using history_t = decltype(history);

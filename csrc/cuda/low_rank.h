@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "algebra/multiply_add.h"
 #include "algebra/sherman_morrison.h"
 #include "algebra/types.h"
 #include "cuda/stored_rows.h"
@@ -148,9 +149,9 @@ struct LowRankAppend {
     for (int i = 0; i < kGpuItems; ++i) {
       const double s_i = static_cast<double>(s_items[i]);
       const double y_i = static_cast<double>(y_items[i]);
-      own[0] += s_i * y_i;
-      own[1] += s_i * s_i;
-      own[2] += y_i * y_i;
+      own[0] = multiply_add(s_i, y_i, own[0]);
+      own[1] = multiply_add(s_i, s_i, own[1]);
+      own[2] = multiply_add(y_i, y_i, own[2]);
     }
     put_own_sums(block, own, flush);
     const TileSums u_dots = sums.from(kOwnDots);
@@ -192,7 +193,7 @@ struct LowRankAppend {
     const accum_t inverse = static_cast<accum_t>(decision.inverse);
     DEQ_UNROLL
     for (int i = 0; i < kGpuItems; ++i) {
-      items[i] = inverse * s_items[i] - inverse * items[i];
+      items[i] = multiply_add(inverse, s_items[i], -(inverse * items[i]));
     }
     store_items<kVector>(block, items, tile.size, u.row(sample, r) + tile.begin);
 

@@ -19,7 +19,7 @@ Tensor low_rank_dots(const Tensor& rows, const Tensor& count, const Tensor& x) {
   GpuDemand demand = product_demand(shape.batch * shape.columns, shape.dim, shape.capacity,
                                     rows.element_size(), 0);
   demand.rows = 0;  // no pass comes back to them
-  const Scratch scratch(x, demand.problems);
+  Scratch scratch(x, demand.problems);
   with_state_and_history_type(x.scalar_type(), rows.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);
     using history_t = decltype(h);

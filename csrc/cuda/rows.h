@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "algebra/macros.h"
+#include "algebra/multiply_add.h"
 #include "cuda/tile.h"
 
 namespace deq {
@@ -126,9 +127,10 @@ DEQ_DEVICE void dot_rows(const Block& block, const Rows<history_t>& rows, int co
             for (int i = 0; i < kGpuItems; ++i) {
               const sum_t value =
                   slot_item<history_t>(group[part + g][i / R::kVector], i % R::kVector);
-              dots[g] += value * static_cast<sum_t>(x[i]);
+              dots[g] = multiply_add(value, static_cast<sum_t>(x[i]), dots[g]);
               if (pair) {
-                dots[(pair ? kSummed : 0) + g] += value * static_cast<sum_t>(y[i]);
+                sum_t& dot_y = dots[(pair ? kSummed : 0) + g];
+                dot_y = multiply_add(value, static_cast<sum_t>(y[i]), dot_y);
               }
             }
           }
@@ -169,8 +171,8 @@ DEQ_DEVICE void combine_rows(const Block& block, const Rows<history_t>& rows, in
         const accum_t c = j + g < count ? static_cast<accum_t>(coefficients[j + g]) : accum_t(0);
         DEQ_UNROLL
         for (int i = 0; i < kGpuItems; ++i) {
-          out[i] += c * static_cast<accum_t>(
-                            slot_item<history_t>(group[g][i / R::kVector], i % R::kVector));
+          const accum_t value = slot_item<history_t>(group[g][i / R::kVector], i % R::kVector);
+          out[i] = multiply_add(c, value, out[i]);
         }
       }
     });

@@ -10,8 +10,11 @@
 
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
+#include <type_traits>
 
 #include "algebra/macros.h"
+#include "algebra/multiply_add.h"
 #include "algebra/types.h"
 #include "cuda/convert.h"
 #include "cuda/plan.h"
@@ -66,47 +69,59 @@ DEQ_DEVICE bool is_aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % alignof(T) == 0;
 }
 
+// Packs are moved by instructions that need addresses aligned to their width. A host takes any, so
+// that the emulator has to look.
 template <typename pack_t>
-DEQ_DEVICE pack_t load_pack(const void* from) {
-  pack_t pack;
-#ifdef __CUDACC__
-  if constexpr (sizeof(pack_t) % 16 == 0) {
-    uint4 words[sizeof(pack_t) / 16];
-    DEQ_UNROLL
-    for (int i = 0; i < static_cast<int>(sizeof(pack_t) / 16); ++i) {
-      words[i] = static_cast<const uint4*>(from)[i];
-    }
-    memcpy(&pack, words, sizeof(pack));
-    return pack;
-  } else if constexpr (sizeof(pack_t) == 8) {
-    const uint2 words = *static_cast<const uint2*>(from);
-    memcpy(&pack, &words, sizeof(pack));
-    return pack;
+DEQ_DEVICE void need_alignment([[maybe_unused]] const void* p) {
+#ifndef __CUDACC__
+  if (!is_aligned<pack_t>(p)) {
+    throw std::runtime_error("a pack must lie where its address is aligned to its width");
   }
 #endif
+}
+
+#ifdef __CUDACC__
+// The instruction that moves so many bytes at once.
+template <int bytes>
+using Word = std::conditional_t<
+    bytes % 16 == 0, uint4,
+    std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, uint32_t, uint16_t>>>;
+#endif
+
+template <typename pack_t>
+DEQ_DEVICE pack_t load_pack(const void* from) {
+  need_alignment<pack_t>(from);
+  pack_t pack;
+#ifdef __CUDACC__
+  using word_t = Word<sizeof(pack_t)>;
+  constexpr int kWords = sizeof(pack_t) / sizeof(word_t);
+  word_t words[kWords];
+  DEQ_UNROLL
+  for (int i = 0; i < kWords; ++i) {
+    words[i] = static_cast<const word_t*>(from)[i];
+  }
+  memcpy(&pack, words, sizeof(pack));
+#else
   memcpy(&pack, from, sizeof(pack));
+#endif
   return pack;
 }
 
 template <typename pack_t>
 DEQ_DEVICE void store_pack(const pack_t& pack, void* to) {
+  need_alignment<pack_t>(to);
 #ifdef __CUDACC__
-  if constexpr (sizeof(pack_t) % 16 == 0) {
-    uint4 words[sizeof(pack_t) / 16];
-    memcpy(words, &pack, sizeof(pack));
-    DEQ_UNROLL
-    for (int i = 0; i < static_cast<int>(sizeof(pack_t) / 16); ++i) {
-      static_cast<uint4*>(to)[i] = words[i];
-    }
-    return;
-  } else if constexpr (sizeof(pack_t) == 8) {
-    uint2 words;
-    memcpy(&words, &pack, sizeof(pack));
-    *static_cast<uint2*>(to) = words;
-    return;
+  using word_t = Word<sizeof(pack_t)>;
+  constexpr int kWords = sizeof(pack_t) / sizeof(word_t);
+  word_t words[kWords];
+  memcpy(words, &pack, sizeof(pack));
+  DEQ_UNROLL
+  for (int i = 0; i < kWords; ++i) {
+    static_cast<word_t*>(to)[i] = words[i];
   }
-#endif
+#else
   memcpy(to, &pack, sizeof(pack));
+#endif
 }
 
 // The first element of a thread's vector number `segment` in a tile.
@@ -256,8 +271,10 @@ DEQ_DEVICE void put_norms(const Block& block, const accum_t (&a)[kGpuItems],
   double norms[2] = {};
   DEQ_UNROLL
   for (int i = 0; i < kGpuItems; ++i) {
-    norms[0] += static_cast<double>(a[i]) * static_cast<double>(a[i]);
-    norms[1] += static_cast<double>(b[i]) * static_cast<double>(b[i]);
+    const double a_i = static_cast<double>(a[i]);
+    const double b_i = static_cast<double>(b[i]);
+    norms[0] = multiply_add(a_i, a_i, norms[0]);
+    norms[1] = multiply_add(b_i, b_i, norms[1]);
   }
   put_own_sums(block, norms, flush);
 }

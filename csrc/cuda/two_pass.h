@@ -61,20 +61,27 @@ DEQ_DEVICE Tile tile_at(int64_t tile, int64_t dim) {
   return {begin, static_cast<int>(rest < kGpuTile ? rest : kGpuTile)};
 }
 
-// totals[i] = sum over the tiles of at(i, tile) for i in [first, last): lanes take turns at the
-// tiles, then a tree over the lanes. A warp has several sums in hand, so that it waits for memory
-// once.
-template <typename Block, typename At>
+// The sums that a pass has left for one tile: value i at from[i * stride].
+struct LeftSums {
+  const double* from;
+  int64_t stride;
+};
+
+// totals[i] = sum over the tiles of sum i of of_tile(tile) for i in [first, last): lanes take turns
+// at the tiles, then a tree over the lanes. A warp has several sums in hand, so that it waits for
+// memory once.
+template <typename Block, typename OfTile>
 DEQ_DEVICE void gather_totals(const Block& block, int64_t first, int64_t last, int64_t tiles,
-                              double* totals, const At& at) {
+                              double* totals, const OfTile& of_tile) {
   constexpr int kInHand = 8;
   for (int64_t i = first + block.warp() * kInHand; i < last; i += kGpuWarps * kInHand) {
     double sums[kInHand] = {};
     for (int64_t tile = block.lane(); tile < tiles; tile += kGpuWarp) {
+      const LeftSums left = of_tile(tile);
       DEQ_UNROLL
       for (int n = 0; n < kInHand; ++n) {
         if (i + n < last) {
-          sums[n] += at(i + n, tile);
+          sums[n] += left.from[(i + n) * left.stride];
         }
       }
     }
@@ -115,14 +122,15 @@ DEQ_DEVICE void write_decision(const Decision& decision, double* totals) {
 
 // The conclusion of one problem, by one block; every thread may read the totals and the decision
 // after the next barrier.
-template <typename Op, typename Block, typename At>
+template <typename Op, typename Block, typename OfTile>
 DEQ_DEVICE void conclude_problem(const Block& block, const Op& op, const typename Op::View& view,
                                  int64_t problem, int64_t tiles, double* staged_table,
-                                 typename Op::Decision* decision, double* totals, const At& at) {
+                                 typename Op::Decision* decision, double* totals,
+                                 const OfTile& of_tile) {
   if (staged_table != nullptr) {
     copy_doubles(block, op.table(problem), op.table_doubles(view), staged_table);
   }
-  gather_totals(block, Op::kFirstSum, op.sums(view), tiles, totals, at);
+  gather_totals(block, Op::kFirstSum, op.sums(view), tiles, totals, of_tile);
   block.sync();
   if (block.warp() == 0) {
     double* const table = staged_table != nullptr ? staged_table : op.table(problem);
@@ -185,11 +193,13 @@ DEQ_DEVICE void fused_pass(const Block& block, const Op& op, const SharedLayout&
                  layout.row_slots * R::kSlotStride, static_cast<int>(kept_rows)};
     return rows;
   };
-  for (int64_t own = 0; own < mine; ++own) {
+  for (int64_t own = 0; stored > 0 && own < mine; ++own) {
     fetch_kept_rows<Op>(block, rows_of(own), kept);
   }
   for (int64_t own = 0; own < mine; ++own) {
-    block.wait_for_copies(mine - 1 - own);
+    if (stored > 0) {
+      block.wait_for_copies(mine - 1 - own);
+    }
     op.measure(block, view, problem, tile_at(first_tile + own, op.dim), rows_of(own), flush,
                TileSums{partials + own, own_tiles});
   }
@@ -197,10 +207,11 @@ DEQ_DEVICE void fused_pass(const Block& block, const Op& op, const SharedLayout&
   if (block.rank() == 0) {
     conclude_problem(
         block, op, view, problem, tiles, reinterpret_cast<double*>(shared + layout.table),
-        reinterpret_cast<Decision*>(shared + layout.decision), totals,
-        [&](int64_t i, int64_t tile) {
-          const double* there = block.of_rank(partials, static_cast<int>(tile / own_tiles));
-          return there[i * own_tiles + tile % own_tiles];
+        reinterpret_cast<Decision*>(shared + layout.decision), totals, [&](int64_t tile) {
+          // The tiles of a cluster are few; numbers of 64 bits are divided by a subroutine.
+          const uint32_t rank = static_cast<uint32_t>(tile) / static_cast<uint32_t>(own_tiles);
+          const double* there = block.of_rank(partials, static_cast<int>(rank));
+          return LeftSums{there + (tile - rank * own_tiles), own_tiles};
         });
   }
   block.sync_cluster();
@@ -266,7 +277,7 @@ DEQ_DEVICE void conclude_pass(const Block& block, const Op& op, const GridScratc
   conclude_problem(block, op, view, problem, scratch.tiles,
                    staged ? reinterpret_cast<double*>(block.shared() + layout.table) : nullptr,
                    reinterpret_cast<Decision*>(block.shared() + layout.decision), local,
-                   [&](int64_t i, int64_t tile) { return partials[i * scratch.tiles + tile]; });
+                   [&](int64_t tile) { return LeftSums{partials + tile, scratch.tiles}; });
   block.sync();
   copy_doubles(block, local, op.sums(view), totals);
 }

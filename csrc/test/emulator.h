@@ -2,9 +2,14 @@
 //
 // Every thread of a cluster is a fiber. A fiber runs until it meets a barrier or a shuffle, and
 // goes on when everybody whom the barrier joins has arrived. What a GPU leaves open is made as
-// hostile as possible: shared memory begins as NaN, asynchronous copies land only when they are
-// waited for, and the order in which threads run is chosen by the test, so that a missing barrier
-// shows as a result that depends on it. A barrier that some thread never reaches is an error.
+// hostile as possible: shared memory begins as NaN, on an address that is a multiple of 16 and of
+// no more, asynchronous copies land only when they are waited for, and the order in which threads
+// run is chosen by the test, so that a missing barrier shows as a result that depends on it.
+//
+// Errors are: a barrier that some thread never reaches; a copy or a pack (tile.h) on an address
+// that is not aligned to its width; the shared memory of another block that has not begun, or has
+// left. Who still has a pointer to that of a block that has left reads NaN; what is written there
+// is found at the end.
 #pragma once
 
 #include <setjmp.h>
@@ -18,7 +23,9 @@
 #include <string>
 #include <vector>
 
+#include "cuda/copy_groups.h"
 #include "cuda/plan.h"
+#include "test/shared_memory.h"
 #include "test/stack_notes.h"
 
 namespace deq_test {
@@ -71,6 +78,9 @@ class Emulator {
   // Whether all of [first, first + count) wait at `state`; then they go on.
   bool release(int first, int count, State state);
   static void enter(unsigned high, unsigned low, unsigned thread);
+  // The first thread of a block begins with it, and the last one to end leaves with it.
+  void begin_block(int thread);
+  void leave_block(int thread);
 
   Order order_;
   const Body* body_ = nullptr;
@@ -79,7 +89,7 @@ class Emulator {
   int ranks_ = 0;
   std::vector<Fiber> fibers_;
   std::vector<Exchange> exchanges_;
-  std::vector<std::vector<double>> shared_;  // of each block, as doubles for their alignment
+  std::vector<SharedMemory> shared_;  // of each block
   jmp_buf scheduler_;
   StackNotes scheduler_notes_;
   std::string failure_;
@@ -123,37 +133,48 @@ class Emulator::Block {
   // The same place in the shared memory of another block of the cluster.
   template <typename T>
   const T* of_rank(const T* mine, int rank) const {
+    const SharedMemory& other = emulator_->shared_[static_cast<size_t>(rank)];
+    require(other.presence() != Presence::kAhead,
+            "the shared memory of a block is there for others once it has begun; meet before");
+    require(other.presence() != Presence::kGone,
+            "the shared memory of a block is gone once it has left; meet before it does");
     const auto offset = reinterpret_cast<const char*>(mine) - shared();
     return reinterpret_cast<const T*>(shared_of(rank) + offset);
   }
 
-  void copy_async(const void* from, void* to) const { copies().back().push_back({from, to}); }
+  void copy_async(const void* from, void* to) const {
+    require(
+        reinterpret_cast<uintptr_t>(from) % 16 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0,
+        "an asynchronous copy must begin and end where addresses are aligned to 16 bytes");
+    copies().back().push_back({from, to});
+  }
   void commit_copies() const { copies().emplace_back(); }
   // Waits until at most `pending` committed groups are under way.
   void wait_for_copies(int64_t pending) const {
     auto& groups = copies();
-    while (static_cast<int64_t>(groups.size()) - 1 > pending) {
-      for (const Copy& copy : groups.front()) {
-        std::memcpy(copy.to, copy.from, 16);
+    deq::wait_with_constant(pending, [&](auto constant) {
+      while (static_cast<int>(groups.size()) - 1 > constant.value) {
+        for (const Copy& copy : groups.front()) {
+          std::memcpy(copy.to, copy.from, 16);
+        }
+        groups.erase(groups.begin());
       }
-      groups.erase(groups.begin());
-    }
+    });
   }
 
   void subtract_one(int64_t* count) const { --*count; }
-  void check(bool holds, const char* contract) const {
+  void check(bool holds, const char* contract) const { require(holds, contract); }
+
+ private:
+  static void require(bool holds, const char* contract) {
     if (!holds) {
       throw std::runtime_error(contract);
     }
   }
-
- private:
   std::vector<std::vector<Copy>>& copies() const {
     return emulator_->fibers_[static_cast<size_t>(fiber_)].copies;
   }
-  char* shared_of(int rank) const {
-    return reinterpret_cast<char*>(emulator_->shared_[static_cast<size_t>(rank)].data());
-  }
+  char* shared_of(int rank) const { return emulator_->shared_[static_cast<size_t>(rank)].data(); }
 
   Emulator* emulator_;
   int fiber_;
@@ -166,13 +187,22 @@ inline void Emulator::run(int64_t clusters, int ranks, int64_t shared_bytes, con
   const size_t threads = static_cast<size_t>(ranks) * deq::kGpuThreads;
   fibers_.resize(threads);
   exchanges_.resize(threads / deq::kGpuWarp);
-  const double nan = std::nan("");
+  shared_.clear();
+  for (int rank = 0; rank < ranks; ++rank) {
+    shared_.emplace_back(static_cast<size_t>(shared_bytes));
+  }
   for (cluster_ = 0; cluster_ < clusters; ++cluster_) {
-    shared_.assign(static_cast<size_t>(ranks),
-                   std::vector<double>(static_cast<size_t>(shared_bytes + 7) / 8, nan));
+    for (SharedMemory& memory : shared_) {
+      memory.clear();
+    }
     run_cluster();
     if (!failure_.empty()) {
       throw std::runtime_error(failure_);
+    }
+    for (const SharedMemory& memory : shared_) {
+      if (!memory.is_clear()) {
+        throw std::runtime_error("the shared memory of a block was written to after it had left");
+      }
     }
   }
 }
@@ -281,16 +311,34 @@ inline bool Emulator::release(int first, int count, State state) {
   return true;
 }
 
+inline void Emulator::begin_block(int thread) {
+  shared_[static_cast<size_t>(thread / deq::kGpuThreads)].begin();
+}
+
+inline void Emulator::leave_block(int thread) {
+  const int first = thread / deq::kGpuThreads * deq::kGpuThreads;
+  for (int other = first; other < first + deq::kGpuThreads; ++other) {
+    if (fibers_[static_cast<size_t>(other)].state != State::kDone) {
+      return;
+    }
+  }
+  shared_[static_cast<size_t>(thread / deq::kGpuThreads)].leave();
+}
+
 inline void Emulator::enter(unsigned high, unsigned low, unsigned thread) {
   auto* const self = reinterpret_cast<Emulator*>(static_cast<uintptr_t>(high) << 32 | low);
   Fiber& fiber = self->fibers_[thread];
   fiber.notes.arrive_from(&self->scheduler_notes_);
+  self->begin_block(static_cast<int>(thread));
   try {
     (*self->body_)(Block(self, static_cast<int>(thread)));
   } catch (const std::exception& error) {
-    self->failure_ = error.what();
+    if (self->failure_.empty()) {  // what follows from it is no news
+      self->failure_ = error.what();
+    }
   }
   fiber.state = State::kDone;
+  self->leave_block(static_cast<int>(thread));
   fiber.notes.leave_for(self->scheduler_notes_);
   _longjmp(self->scheduler_, 1);
 }

@@ -1,6 +1,7 @@
 // What the GPU planner chooses, and that what it chooses fits.
 #include "cuda/plan.h"
 
+#include "cuda/copy_groups.h"
 #include "test/check.h"
 #include "test/gpu_arrays.h"
 
@@ -64,7 +65,7 @@ TEST(gpu_plan_spreads_a_lone_sample_over_idle_multiprocessors) {
 TEST(gpu_plan_always_fits_and_covers_every_tile) {
   for (const deq::GpuDevice& device : {kH200, kA100, deq::GpuDevice{170, 101376, 8}}) {
     for (const int64_t batch : {1, 7, 300}) {
-      for (const int64_t dim : {0, 1, 2048, 2049, 30000, 61440, 3000000}) {
+      for (const int64_t dim : {0, 1, 2048, 2049, 30000, 61440, 110000, 3000000}) {
         for (const int64_t capacity : {1, 2, 19, 51, 200, 700}) {
           for (const int64_t bytes : {2, 4, 8}) {
             for (const char* forced : {"", "block", "cluster", "grid"}) {
@@ -75,6 +76,8 @@ TEST(gpu_plan_always_fits_and_covers_every_tile) {
               CHECK(plan.kept_rows == capacity || plan.kept_rows % deq::rows_per_group(bytes) == 0);
               CHECK(plan.regime == GpuRegime::kGrid || plan.own_tiles * plan.cluster >= plan.tiles);
               CHECK((plan.regime == GpuRegime::kCluster) == (plan.cluster > 1));
+              // So that each tile of rows is waited for by itself.
+              CHECK(plan.kept_rows == 0 || plan.own_tiles - 1 <= deq::kMostPending);
             }
           }
         }

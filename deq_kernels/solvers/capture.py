@@ -3,6 +3,8 @@
 `torch.cuda.graph` synchronises the device and empties torch's cache before each capture, which
 costs more than many a solve. Here a capture begins at once, on a stream of the calling thread's own
 on which the first step has run already, so that libraries have set themselves up outside of it.
+The stream is none of the 32 that `torch.cuda.Stream()` hands out in turn: whoever else had drawn it
+would have their work captured.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import ctypes
 import gc
 import threading
 import warnings
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +26,9 @@ Advance = Callable[[], None]
 
 _THREAD_LOCAL_MODE = 1
 """cudaStreamCaptureModeThreadLocal: what other threads do meanwhile does not end the capture."""
+
+_NON_BLOCKING = 1
+"""cudaStreamNonBlocking: the stream does not wait for the legacy default stream, as torch's."""
 
 
 class Recorder:
@@ -88,13 +95,16 @@ class Recorder:
     def _clear(self, graph: Any) -> None:
         """Bring torch out of a capture that CUDA has ended with an error.
 
-        torch tidies up after a capture (its allocators' pools, its random numbers) only where CUDA
-        ends it without an error. So an empty capture is begun in its place, for torch to end.
+        How much of it torch has forgotten by the time it raises depends on its version: nothing;
+        the graph, but not that memory comes from its pool; or all of it. What remains keeps others
+        from capturing into the pool. Then an empty capture is begun in place of the failed one, for
+        torch to end; where it has ended everything, ending it twice would upset its counts.
         """
         try:
-            _begin_capture(self.stream)
-            with _quiet_about_empty_graphs():
-                graph.capture_end()
+            if not self._can_capture(self._pool):
+                self._end_in_its_place(graph)
+            if not self._can_capture(self._new_pool()):
+                raise RuntimeError("an empty graph cannot be captured either")
         except (AttributeError, OSError, RuntimeError) as error:
             raise RuntimeError(
                 "The capture of a CUDA graph failed, and so did leaving it: torch's memory and "
@@ -103,11 +113,37 @@ class Recorder:
             ) from error
         self._forget(graph)
 
+    def _can_capture(self, pool: Any) -> bool:
+        """Capture nothing with a graph of its own, which also puts the random numbers right."""
+        trial = self._new_graph()
+        try:
+            with _quiet_about_empty_graphs():
+                trial.capture_begin(pool=pool, capture_error_mode="thread_local")
+                trial.capture_end()
+        except RuntimeError:
+            return False
+        trial.reset()
+        return True
+
+    def _end_in_its_place(self, graph: Any) -> None:
+        _begin_capture(self.stream)
+        try:
+            with _quiet_about_empty_graphs():
+                graph.capture_end()
+        except RuntimeError:
+            _end_capture(self.stream)
+            _end_allocation(self.stream.device, self._pool)
+            # The allocator of pinned memory goes on asking the graph whether it is being captured.
+            _half_forgotten.append(graph)
+
     def _forget(self, graph: Any) -> None:
         # The pool may have had no other graph, and a pool without graphs cannot be used again.
         graph.reset()
         self._pool, self._last_graph = self._new_pool(), None
 
+
+_half_forgotten: list[Any] = []
+"""Graphs that one version of torch refers to for good once their capture has failed."""
 
 _one_at_a_time = threading.Lock()
 """torch's random numbers know of one capture at a time in a process."""
@@ -129,14 +165,72 @@ def _refusal(error: Exception) -> RuntimeError:
     )
 
 
-def _begin_capture(stream: Any) -> None:
-    # The library depends on the CUDA runtime that torch uses, whatever its file is called.
-    runtime = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10_cuda.so"))
-    status = runtime.cudaStreamBeginCapture(
-        ctypes.c_void_p(stream.cuda_stream), ctypes.c_int(_THREAD_LOCAL_MODE)
-    )
+def _call_runtime(name: str, *arguments: Any) -> None:
+    """Call a function of the CUDA runtime that torch uses, whatever its file is called.
+
+    Raises:
+        AttributeError, OSError: there is no such function, or no CUDA in this torch.
+        RuntimeError: it did not return cudaSuccess.
+    """
+    # A library is searched together with those that it depends on.
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10_cuda.so"))
+    status = getattr(library, name)(*arguments)
     if status != 0:
-        raise RuntimeError(f"cudaStreamBeginCapture returned {status}")
+        raise RuntimeError(f"{name} returned {status}")
+
+
+def _begin_capture(stream: Any) -> None:
+    _call_runtime(
+        "cudaStreamBeginCapture",
+        ctypes.c_void_p(stream.cuda_stream),
+        ctypes.c_int(_THREAD_LOCAL_MODE),
+    )
+
+
+def _end_capture(stream: Any) -> None:
+    """End a capture that was begun by hand, if torch has not ended it."""
+    handle, capturing = ctypes.c_void_p(stream.cuda_stream), ctypes.c_int(0)
+    _call_runtime("cudaStreamIsCapturing", handle, ctypes.byref(capturing))
+    if capturing.value != 0:
+        graph = ctypes.c_void_p()
+        _call_runtime("cudaStreamEndCapture", handle, ctypes.byref(graph))
+        _call_runtime("cudaGraphDestroy", graph)
+
+
+def _end_allocation(device: torch.device, pool: Any) -> None:
+    """Let torch take memory from elsewhere than a pool that it was capturing into."""
+    torch._C._cuda_endAllocateToPool(device.index, pool)
+
+
+def _new_stream(device: torch.device) -> Any:
+    handle = ctypes.c_void_p()
+    try:
+        with torch.cuda.device(device):
+            _call_runtime(
+                "cudaStreamCreateWithFlags", ctypes.byref(handle), ctypes.c_uint(_NON_BLOCKING)
+            )
+    except (AttributeError, OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"cuda_graph=True captures on a stream of its own, but none could be made on {device}: "
+            f"{error}. Leave cuda_graph out."
+        ) from error
+    return torch.cuda.ExternalStream(handle.value, device=device)
+
+
+_idle_streams: dict[torch.device, deque[Any]] = {}
+"""Streams of threads that have ended. Never destroyed: torch keeps memory under their names."""
+
+
+def _new_recorder(device: torch.device) -> Recorder:
+    """A recorder on a stream that no other has, for as long as the recorder lives."""
+    idle = _idle_streams.setdefault(device, deque())
+    try:
+        stream = idle.pop()
+    except IndexError:  # none is idle; a thread may have taken the last one just now
+        stream = _new_stream(device)
+    recorder = Recorder(stream)
+    weakref.finalize(recorder, idle.append, stream).atexit = False
+    return recorder
 
 
 @contextmanager
@@ -176,7 +270,7 @@ def step_capture(device: torch.device) -> Iterator[Callable[[Advance], Advance]]
     """
     recorders = _recorders()
     if device not in recorders:
-        recorders[device] = Recorder(torch.cuda.Stream(device))
+        recorders[device] = _new_recorder(device)
     recorder = recorders[device]
     outside = torch.cuda.current_stream(device)
     recorder.stream.wait_stream(outside)
