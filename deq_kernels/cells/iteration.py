@@ -21,7 +21,7 @@ from deq_kernels.options import (
 )
 from deq_kernels.solvers import Solution
 
-NORMS = {"l2": NormKind.TWO, "max": NormKind.MAX}
+NORMS = {"rows": NormKind.ROWS, "l2": NormKind.TWO, "max": NormKind.MAX}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class Stopping:
         atol: absolute tolerance.
         stall_steps: evaluations without progress, or None.
         divergence_factor: growth of the residual that is refused.
-        norm: "l2" or "max", over all elements of a sample.
+        norm: "l2" or "max", over all elements of a sample, or "rows", of each row for itself.
         damping: λ.
         accelerate: whether steps look back on the two before.
 
@@ -151,3 +151,19 @@ def iterate(
             accelerate=stopping.accelerate,
         )
     return Solution(z, tables, 0)
+
+
+def step_from(z: Tensor, linear: LinearMap, bias: Tensor, activation: Activation) -> Tensor:
+    """φ(S (c ⊙ z) Vᵀ + b), [N, n]. One step of the op, so that no row's bits depend on the others.
+
+    Args:
+        z: [N, n], not modified.
+        linear: S, c and V.
+        bias: b, [N, n].
+        activation: φ.
+    """
+    solution = iterate(
+        linear, bias, z, activation=activation, stopping=steps_alone(1, 1.0), fixed_steps=True
+    )
+    assert isinstance(solution.z, Tensor)
+    return solution.z

@@ -137,7 +137,7 @@ def judge_(
     tables: Tables,
     *,
     rtol: float,
-    atol: float,
+    atol: float | Tensor,
     stall_steps: int,
     divergence_factor: float,
     max_rejections: int,
@@ -148,7 +148,7 @@ def judge_(
     A sample converges when ‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖. A residual that is not finite, or
     exceeds `divergence_factor` times the first one, is rejected: while `max_rejections` are left
     the sample goes back to its best iterate, after that it has diverged. The first evaluation is
-    always kept, so that there is an iterate to return.
+    always kept, so that there is an iterate to return. atol may be one for each sample, [batch].
 
     With a `trial`, a step whose residual is rejected or above what is accepted is to be shortened
     where it can be; that is no rejection, and needs an evaluation that is left.
