@@ -153,6 +153,9 @@ def iterate(
     return Solution(z, tables, 0)
 
 
+ONE_STEP = steps_alone(1, 1.0)
+
+
 def step_from(z: Tensor, linear: LinearMap, bias: Tensor, activation: Activation) -> Tensor:
     """φ(S (c ⊙ z) Vᵀ + b), [N, n]. One step of the op, so that no row's bits depend on the others.
 
@@ -162,8 +165,6 @@ def step_from(z: Tensor, linear: LinearMap, bias: Tensor, activation: Activation
         bias: b, [N, n].
         activation: φ.
     """
-    solution = iterate(
-        linear, bias, z, activation=activation, stopping=steps_alone(1, 1.0), fixed_steps=True
-    )
+    solution = iterate(linear, bias, z, activation=activation, stopping=ONE_STEP, fixed_steps=True)
     assert isinstance(solution.z, Tensor)
     return solution.z
