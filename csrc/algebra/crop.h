@@ -20,6 +20,10 @@ enum CellSum : int64_t {
   kProductUV,
   kSquareV,
   kProductUR,
+  // Of the rows that do not meet the tolerance for themselves, the largest squared norm of f(z) -
+  // z; only by rows.
+  kUnsettledNorm,
+  kCellPadding,  // sums are taken in pairs
   kCellSums
 };
 

@@ -244,16 +244,16 @@ void cells_iterate(const Tensor& weight, const OptionalTensor& crow, const Optio
     problem.records = data<double>(record);
     problem.counters = counter;
     problem.activation = static_cast<Activation>(activation);
-    problem.norm = static_cast<NormKind>(norm);
+    problem.norm = starts == nullptr && norm == static_cast<int64_t>(NormKind::kRows)
+                       ? NormKind::kTwo
+                       : static_cast<NormKind>(norm);
     problem.damping = damping;
     problem.fixed_steps = fixed_steps;
     problem.accelerate = accelerate;
-    problem.limits = {rtol,
-                      atol,
-                      shape.max_steps,
-                      stall_steps,
-                      divergence_factor,
-                      /*max_rejections=*/0};
+    problem.limits =
+        cell_limits<accum_t>({rtol, atol, shape.max_steps, stall_steps, divergence_factor,
+                              /*max_rejections=*/0},
+                             problem.norm);
     const int64_t threads =
         shape.rows * shape.dim * stride <= kSerialElements ? 1 : torch::stable::get_num_threads();
     if (starts == nullptr) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "algebra/cell_verdict.h"
 #include "cpu/cells_activation.h"
 #include "cpu/cells_tiles.h"
 #include "cpu/simd.h"
@@ -77,19 +78,69 @@ class TwoNorm<float> {
   Vector<double> sums_[2] = {};
 };
 
+// What is summed of residuals and values, over all rows together.
+template <typename Norm, typename accum_t>
+class WholeNorms {
+ public:
+  void add(Vector<accum_t> residual, Vector<accum_t> value) {
+    residual_.add(residual);
+    value_.add(value);
+  }
+  void end_row(double, double) {}
+  void store(double* sums) const {
+    sums[kResidualNorm] = residual_.squared();
+    sums[kValueNorm] = value_.squared();
+  }
+
+ private:
+  Norm residual_;
+  Norm value_;
+};
+
+// The largest of each row's. NaN stays NaN.
+template <typename accum_t>
+class RowNorms {
+ public:
+  void add(Vector<accum_t> residual, Vector<accum_t> value) {
+    residual_.add(residual);
+    value_.add(value);
+  }
+  void end_row(double rtol, double atol) {
+    const double residual = residual_.squared();
+    const double value = value_.squared();
+    largest(residual, &largest_residual_);
+    largest(value, &largest_value_);
+    largest(unsettled(residual, value, rtol, atol), &unsettled_);
+    residual_ = value_ = TwoNorm<accum_t>();
+  }
+  void store(double* sums) const {
+    sums[kResidualNorm] = largest_residual_;
+    sums[kValueNorm] = largest_value_;
+    sums[kUnsettledNorm] = unsettled_;
+  }
+
+ private:
+  static void largest(double x, double* of) { *of = x > *of || x != x ? x : *of; }
+
+  TwoNorm<accum_t> residual_;
+  TwoNorm<accum_t> value_;
+  double largest_residual_ = 0.0;
+  double largest_value_ = 0.0;
+  double unsettled_ = 0.0;
+};
+
 // Unlike sum_lanes, this leaves a vector of floats that a loop adds to in its register.
 inline double sum_wide(Vector<double> x) { return sum_lanes(x); }
 inline double sum_wide(Vector<float> x) { return sum_lanes(widen_half(x, 0) + widen_half(x, 1)); }
 
 // Rows [begin, end), with their sums.
-template <Activation activation, typename Norm, bool accelerate, bool undamped, typename accum_t,
+template <Activation activation, typename Norms, bool accelerate, bool undamped, typename accum_t,
           typename small_t>
 void finish_range(const CellFinish<accum_t, small_t>& a, int64_t begin, int64_t end,
                   const IntVector<accum_t> kept, const accum_t unit, const bool fresh,
                   double* sums) {
   constexpr int lanes = kLanes<accum_t>;
-  Norm residual_norm;
-  Norm value_norm;
+  Norms norms;
   Vector<accum_t> uu = {};
   Vector<accum_t> uv = {};
   Vector<accum_t> vv = {};
@@ -108,8 +159,7 @@ void finish_range(const CellFinish<accum_t, small_t>& a, int64_t begin, int64_t 
       }
       const Vector<accum_t> z = load(a.z + i, accum_t());
       const Vector<accum_t> residual = f - z;
-      residual_norm.add(residual);
-      value_norm.add(f);
+      norms.add(residual, f);
       if constexpr (accelerate) {
         const Vector<accum_t> combined = fresh ? residual : load(a.combined + i, accum_t());
         const Vector<accum_t> gap = combined - residual;
@@ -131,9 +181,9 @@ void finish_range(const CellFinish<accum_t, small_t>& a, int64_t begin, int64_t 
         }
       }
     }
+    norms.end_row(a.rtol, a.atol);
   }
-  sums[kResidualNorm] = residual_norm.squared();
-  sums[kValueNorm] = value_norm.squared();
+  norms.store(sums);
   if constexpr (accelerate) {
     sums[kSquareU] = sum_wide(uu);
     sums[kProductUV] = sum_wide(uv);
@@ -142,7 +192,7 @@ void finish_range(const CellFinish<accum_t, small_t>& a, int64_t begin, int64_t 
   }
 }
 
-template <Activation activation, typename Norm, bool accelerate, bool undamped, typename accum_t,
+template <Activation activation, typename Norms, bool accelerate, bool undamped, typename accum_t,
           typename small_t>
 void finish_rows(const CellFinish<accum_t, small_t>& arguments) {
   // A copy, which no store of this function can change.
@@ -159,28 +209,31 @@ void finish_rows(const CellFinish<accum_t, small_t>& arguments) {
     const int64_t item = row / together;
     const accum_t unit = accelerate ? a.units[item] : accum_t(1);
     const bool fresh = accelerate && a.fresh[item];
-    finish_range<activation, Norm, accelerate, undamped>(a, row, row + together, kept, unit, fresh,
-                                                         a.sums + item * kCellSums);
+    finish_range<activation, Norms, accelerate, undamped>(a, row, row + together, kept, unit, fresh,
+                                                          a.sums + item * kCellSums);
   }
 }
 
-template <Activation activation, typename Norm, typename accum_t, typename small_t>
-void finish_norm(const CellFinish<accum_t, small_t>& a) {
+template <Activation activation, typename Norms, typename accum_t, typename small_t>
+void finish_norms(const CellFinish<accum_t, small_t>& a) {
   if (a.gap != nullptr) {
-    finish_rows<activation, Norm, true, false>(a);
+    finish_rows<activation, Norms, true, false>(a);
   } else if (a.damping == accum_t(1)) {
-    finish_rows<activation, Norm, false, true>(a);
+    finish_rows<activation, Norms, false, true>(a);
   } else {
-    finish_rows<activation, Norm, false, false>(a);
+    finish_rows<activation, Norms, false, false>(a);
   }
 }
 
 template <Activation activation, typename accum_t, typename small_t>
 void finish_activation(const CellFinish<accum_t, small_t>& a) {
-  if (a.norm == NormKind::kMax) {
-    finish_norm<activation, MaxNorm<accum_t>>(a);
-  } else {
-    finish_norm<activation, TwoNorm<accum_t>>(a);
+  switch (a.norm) {
+    case NormKind::kTwo:
+      return finish_norms<activation, WholeNorms<TwoNorm<accum_t>, accum_t>>(a);
+    case NormKind::kMax:
+      return finish_norms<activation, WholeNorms<MaxNorm<accum_t>, accum_t>>(a);
+    case NormKind::kRows:
+      return finish_norms<activation, RowNorms<accum_t>>(a);
   }
 }
 

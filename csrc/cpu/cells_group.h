@@ -283,16 +283,25 @@ class CellGroup {
 
   // In the order of the tiles, whoever computed them; NaN stays NaN.
   void add_sums(const double* sums, int64_t tiles, double* total) const {
-    const int64_t count = problem_.accelerate ? kCellSums : kSquareU;
-    std::fill_n(total, count, 0.0);
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      for (int64_t i = 0; i < count; ++i) {
-        const double sum = sums[tile * kCellSums + i];
-        if (i >= kSquareU || problem_.norm == NormKind::kTwo) {
-          total[i] += sum;
-        } else if (sum > total[i] || sum != sum) {
-          total[i] = sum;
+    std::fill_n(total, kCellSums, 0.0);
+    const auto largest = [](double sum, double* of) {
+      if (sum > *of || sum != sum) {
+        *of = sum;
+      }
+    };
+    for (int64_t tile = 0; tile < tiles; ++tile, sums += kCellSums) {
+      for (int64_t i = 0; i < kSquareU; ++i) {
+        if (problem_.norm == NormKind::kTwo) {
+          total[i] += sums[i];
+        } else {
+          largest(sums[i], total + i);
         }
+      }
+      for (int64_t i = kSquareU; problem_.accelerate && i < kUnsettledNorm; ++i) {
+        total[i] += sums[i];
+      }
+      if (problem_.norm == NormKind::kRows) {
+        largest(sums[kUnsettledNorm], total + kUnsettledNorm);
       }
     }
   }

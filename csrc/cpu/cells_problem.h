@@ -123,6 +123,8 @@ struct CellProblem {
   void describe(int64_t rows, CellFinish<accum_t, small_t>* finish) const {
     finish->activation = activation;
     finish->norm = norm;
+    finish->rtol = limits.rtol;
+    finish->atol = limits.atol;
     finish->damping = static_cast<accum_t>(damping);
     finish->dim = dim;
     finish->stride = stride;
@@ -143,7 +145,7 @@ struct CellProblem {
   CellDecision decide(int64_t sample, const double* sums, Crop* last) const {
     double* record = sample_record(records, sample, limits.max_steps);
     int64_t* counter = counters + sample * kCounterColumns;
-    return decide_cell(sums, limits, fixed_steps, accelerate, record,
+    return decide_cell(sums, norm, limits, fixed_steps, accelerate, record,
                        record + kNormColumns + counter[kSteps], counter, last);
   }
 

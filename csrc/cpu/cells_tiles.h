@@ -27,6 +27,8 @@ template <typename accum_t, typename small_t = accum_t>
 struct CellFinish {
   Activation activation;
   NormKind norm;
+  double rtol;  // what a row is allowed, by rows
+  double atol;
   accum_t damping;
   int64_t dim;
   int64_t stride;
@@ -46,7 +48,9 @@ struct CellFinish {
   const accum_t* units;
   const bool* fresh;
   bool each_row;  // sums per row, else of all rows together
-  double* sums;   // receives kCellSums for each, the last four where there is a gap
+  // Receives kCellSums for each, of which those over u and v only where there is a gap, and that
+  // of unsettled rows only by rows
+  double* sums;
 };
 
 // The step from an evaluated iterate. What it is to may be where what it is from is.

@@ -124,16 +124,16 @@ void cells_iterate(const Tensor& weight, const OptionalTensor& crow, const Optio
     arguments.samples = shape.samples;
     arguments.entries = shape.entries;
     arguments.activation = static_cast<Activation>(activation);
-    arguments.norm = static_cast<NormKind>(norm);
+    arguments.norm = !sample_ptr && norm == static_cast<int64_t>(NormKind::kRows)
+                         ? NormKind::kTwo
+                         : static_cast<NormKind>(norm);
     arguments.damping = damping;
     arguments.fixed_steps = fixed_steps;
     arguments.accelerate = accelerate;
-    arguments.limits = {rtol,
-                        atol,
-                        shape.max_steps,
-                        stall_steps,
-                        divergence_factor,
-                        /*max_rejections=*/0};
+    arguments.limits = cell_limits<accumulate_t<state_t>>(
+        {rtol, atol, shape.max_steps, stall_steps, divergence_factor,
+         /*max_rejections=*/0},
+        arguments.norm);
     iterate(arguments, z);
   });
 }

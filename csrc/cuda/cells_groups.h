@@ -216,12 +216,12 @@ struct GroupSolve {
       // Rows in order; the next pass overwrites their sums only after two more barriers.
       const int tile = block.thread() / kCellSums * kCellTile;
       const int which = block.thread() % kCellSums;
-      if (tile < rows && which < sums_of(a)) {
+      if (tile < rows && has_sum(a, which)) {
         const double* const row_sums =
-            reinterpret_cast<const double*>(block.shared() + plan.shared.row_sums) + which;
-        double sum = row_sums[kCellSums * tile];
+            reinterpret_cast<const double*>(block.shared() + plan.shared.row_sums);
+        double sum = row_sum(a, row_sums + kCellSums * tile, which);
         for (int row = tile + 1; row < tile + kCellTile && row < rows; ++row) {
-          sum = combined(kind_of(a, which), sum, row_sums[kCellSums * row]);
+          sum = combined(kind_of(a, which), sum, row_sum(a, row_sums + kCellSums * row, which));
         }
         const int64_t place = (pass.first + tile) / kCellTile;
         state().sums()[kCellSums * place + which] = sum;
@@ -249,8 +249,10 @@ struct GroupSolve {
     const bool one_warp = tiles <= kGpuWarp;
     if (block.warp() == 0 || !one_warp) {
       const double* const partials = state().sums();
-      for (int first = 0; first < sums_of(a); first += 2) {
-        total_pair(partials, tiles, first, totals);
+      for (int first = 0; first < kCellSums; first += 2) {
+        if (has_sum(a, first)) {
+          total_pair(partials, tiles, first, totals);
+        }
       }
     }
     if (!one_warp) {
@@ -259,11 +261,11 @@ struct GroupSolve {
       block.sync_warp();
     }
     if (block.thread() == 0) {
-      for (int i = 0; i < (one_warp ? 0 : (kGpuWarps - 1) * sums_of(a)); ++i) {
-        const int which = i % sums_of(a);
-        const int warp = 1 + i / sums_of(a);
-        totals[which] =
-            combined(kind_of(a, which), totals[which], totals[kCellSums * warp + which]);
+      for (int i = kCellSums; i < (one_warp ? 0 : kGpuWarps * kCellSums); ++i) {
+        const int which = i % kCellSums;
+        if (has_sum(a, which)) {
+          totals[which] = combined(kind_of(a, which), totals[which], totals[i]);
+        }
       }
       square_norms(a, totals);
     }
@@ -276,8 +278,8 @@ struct GroupSolve {
     // Only one block has business with the trace; a sum that nobody reads will do for the others.
     double* const trace =
         s.team.rank == 0 ? traced(a, s.sample, counters()[kSteps]) : sums + kCellSums;
-    const CellDecision decision = decide_cell(sums, a.limits, a.fixed_steps, a.accelerate, norms(),
-                                              trace, counters(), &s.last);
+    const CellDecision decision = decide_cell(sums, a.norm, a.limits, a.fixed_steps, a.accelerate,
+                                              norms(), trace, counters(), &s.last);
     s.slots.follow(decision, a.accelerate);
     s.parity ^= 1;
     s.advance = decision.action != CellAction::kStop;

@@ -298,7 +298,7 @@ DEQ_DEVICE void finish_rows(const Block& block, const CellArguments<state_t>& a,
       const accum_t residual = f - z[i];
       const accum_t next = share == accum_t(1) ? f : multiply_add(share, residual, z[i]);
       output[i] = a.accelerate ? residual : next;
-      if (a.norm == NormKind::kTwo) {
+      if (a.norm != NormKind::kMax) {
         const double wide_residual = static_cast<double>(residual);
         const double wide_f = static_cast<double>(f);
         norms[0] = multiply_add(wide_residual, wide_residual, norms[0]);
@@ -325,7 +325,8 @@ DEQ_DEVICE void finish_rows(const Block& block, const CellArguments<state_t>& a,
       norms[1] = static_cast<double>(largest[1]);
     }
     double* const sums = row_sums + kCellSums * row;
-    put_pair(block, combine_warp(block, a.norm, norms), sums);
+    const NormKind within = a.norm == NormKind::kMax ? NormKind::kMax : NormKind::kTwo;
+    put_pair(block, combine_warp(block, within, norms), sums);
     if (a.accelerate) {
       put_pair(block, combine_warp(block, NormKind::kTwo, first), sums + kSquareU);
       put_pair(block, combine_warp(block, NormKind::kTwo, second), sums + kSquareV);
@@ -344,14 +345,22 @@ DEQ_DEVICE void evaluate_rows(const Block& block, const CellArguments<state_t>& 
   block.sync();
 }
 
-// How many sums an evaluation leaves, and how sum `i` of them is combined.
+// Whether an evaluation leaves sum `i`, and how that is combined.
 template <typename state_t>
-DEQ_DEVICE int sums_of(const CellArguments<state_t>& a) {
-  return a.accelerate ? kCellSums : kSquareU;
+DEQ_DEVICE bool has_sum(const CellArguments<state_t>& a, int i) {
+  return i < kSquareU || (i < kUnsettledNorm ? a.accelerate : a.norm == NormKind::kRows);
 }
 template <typename state_t>
 DEQ_DEVICE NormKind kind_of(const CellArguments<state_t>& a, int i) {
-  return i < kSquareU ? a.norm : NormKind::kTwo;
+  return i < kSquareU || i >= kUnsettledNorm ? a.norm : NormKind::kTwo;
+}
+
+// Sum `i` of one row, from what `finish_rows` has left of it.
+template <typename state_t>
+DEQ_DEVICE double row_sum(const CellArguments<state_t>& a, const double* row_sums, int i) {
+  return i < kUnsettledNorm ? row_sums[i]
+                            : unsettled(row_sums[kResidualNorm], row_sums[kValueNorm],
+                                        a.limits.rtol, a.limits.atol);
 }
 
 // Squared norms in place of what `combined` has combined.

@@ -73,7 +73,7 @@ DEQ_DEVICE bool judge_row(const Block& block, const CellArguments<state_t>& a, i
                           double* sums, double* norms, int64_t* counters, CellRowState* state) {
   square_norms(a, sums);
   const CellDecision decision =
-      decide_cell(sums, a.limits, a.fixed_steps, a.accelerate, norms,
+      decide_cell(sums, a.norm, a.limits, a.fixed_steps, a.accelerate, norms,
                   traced(a, sample, counters[kSteps]), counters, &state->last);
   state->slots.follow(decision, a.accelerate);
   state->unit = static_cast<double>(state->last.template unit<accumulate_t<state_t>>());

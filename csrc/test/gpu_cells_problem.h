@@ -34,6 +34,7 @@ struct CellOptions {
   int64_t max_steps = 6;
   double rtol = 0.0;
   double atol = 1e-3;
+  double fading = 1.0;  // of b and the start, from one row to the next
 };
 
 template <typename state_t>
@@ -81,9 +82,11 @@ struct Cell {
       bias.set_random(0, row, 100 + seed);
       const std::vector<double> c = random_vector(dim, 5000 + seed);
       const std::vector<double> start = random_vector(dim, 9000 + seed);
+      const double faded = std::pow(options.fading, static_cast<double>(row));
       for (int64_t i = 0; i < dim; ++i) {
+        bias.set(0, row, i, faded * bias.at(0, row, i));
         scale.set(0, row, i, std::tanh(c[static_cast<size_t>(i)]));
-        z.push_back(stored<state_t>(start[static_cast<size_t>(i)]));
+        z.push_back(stored<state_t>(faded * start[static_cast<size_t>(i)]));
       }
     }
     int64_t begin = 0;
@@ -236,7 +239,8 @@ struct Cell {
     a.damping = options.damping;
     a.fixed_steps = options.fixed_steps;
     a.accelerate = options.accelerate;
-    a.limits = {options.rtol, options.atol, options.max_steps, 0, 1e6, 0};
+    a.limits = deq::cell_limits<accum_t>({options.rtol, options.atol, options.max_steps, 0, 1e6, 0},
+                                         options.norm);
     std::vector<accum_t> row_scratch(static_cast<size_t>(plan.row_scratch),
                                      std::numeric_limits<accum_t>::quiet_NaN());
     std::vector<double> sum_scratch(static_cast<size_t>(plan.sum_scratch), std::nan(""));

@@ -239,7 +239,8 @@ inline CellsShape check_cells_iterate(const Tensor& weight, const std::optional<
   check_table(active, "active", ScalarType::Long, {1});
   STD_TORCH_CHECK(0 <= activation && activation < kActivations, "activation must be 0 to ",
                   kActivations - 1, ", got ", activation);
-  STD_TORCH_CHECK(norm == 0 || norm == 1, "norm must be 0 or 1, got ", norm);
+  STD_TORCH_CHECK(0 <= norm && norm < kNormKinds, "norm must be 0 to ", kNormKinds - 1, ", got ",
+                  norm);
   STD_TORCH_CHECK(!(fixed_steps && accelerate), "fixed_steps are damped steps; got accelerate too");
   return shape;
 }

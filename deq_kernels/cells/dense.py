@@ -47,7 +47,8 @@ def solve_dense(
         max_steps: largest number of steps.
         rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖.
         atol: see rtol.
-        norm: of a sample's n elements: "l2", or "max" for the largest magnitude.
+        norm: of a sample's n elements: "l2", or "max" for the largest magnitude; "rows", which
+            graphs are judged by, is "l2" here.
         damping: λ, above 0 and at most 2.
         accelerate: let each step look back on the two before, by conjugate residuals (CROP:
             Ziolkowski et al. 2008; see `deq_kernels.ops.cells.iterate_`). Where ∂f/∂z is symmetric
@@ -63,11 +64,13 @@ def solve_dense(
             has by default is `Implicit()`.
         on_solve: what to do after a solve, forward or adjoint, that left samples unconverged:
             "warn" (an `UnconvergedWarning`), "raise" a `SolveError`, or "ignore" it; or a function,
-            called with the `Solution` of the forward solve: status, steps, residual and trace per
-            sample, in `norm`. `Implicit(on_solve=...)` is called with that of the adjoint.
+            called with the `Solution` of the forward solve: its z is the best iterate, with status,
+            steps, residual and trace per sample, in `norm`. `Implicit(on_solve=...)` is called with
+            that of the adjoint.
 
     Returns:
-        The best iterate of each sample, [B, n].
+        f of each sample's best iterate, [B, n]: the value that the slopes of the gradient belong
+        to. With `Unrolled`, its last state; and without autograd the best iterate.
 
     Raises:
         TypeError: a tensor has the wrong dtype or device, an option is unknown, or `on_solve` is

@@ -23,7 +23,7 @@ def solve_graph(
     max_steps: int = 300,
     rtol: float = 1e-4,
     atol: float = 0.0,
-    norm: str = "l2",
+    norm: str = "rows",
     damping: float = 1.0,
     accelerate: bool = True,
     stall_steps: int | None = 30,
@@ -55,10 +55,15 @@ def solve_graph(
         activation: φ, one of identity, relu, tanh, sigmoid, elu, softplus and gelu.
         z0: start, [N, m]; None for zeros. No gradient flows to it.
         max_steps: largest number of steps.
-        rtol: a graph has converged when ‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖. IGNN's rule, max |ΔX|
-            below 3e-6, is norm="max", rtol=0, atol=3e-6.
+        rtol: a graph has converged when ‖f(z) − z‖ ≤ atol + rtol ‖f(z)‖ in `norm`.
         atol: see rtol.
-        norm: of all elements of a graph's rows: "l2", or "max" for the largest magnitude.
+        norm: "rows": each node's row has to meet the tolerance for itself, in its 2-norm, so that
+            nodes with small states, far from where something is known, are as accurate as others.
+            A row that changes by no more than the smallest normal number (2⁻⁵⁰⁰ in float64) meets
+            it, and so does one of zeros that stays so. "l2" and "max": of all elements of a graph
+            together, their 2-norm or largest magnitude. IGNN's published rule, max |ΔX| below
+            3e-6, is norm="max", rtol=0, atol=3e-6: rows smaller than that are returned as they
+            happen to be, and behind a head that divides by their norm so are gradients.
         damping: λ, above 0 and at most 2.
         accelerate: let each step look back on the two before, by conjugate residuals (CROP:
             Ziolkowski et al. 2008; see `deq_kernels.ops.cells.iterate_`). Where ∂f/∂z is symmetric
@@ -69,10 +74,12 @@ def solve_graph(
         divergence_factor: see `deq_kernels.Solver`.
         gradient: see `deq_kernels.cells.solve_dense`.
         on_solve: see `deq_kernels.cells.solve_dense`; the z of a `Solution` is [N, m], and status,
-            steps, residual and trace are per graph, [G], in `norm`.
+            steps, residual and trace are per graph, [G], in `norm`: by "rows", of the graph's row
+            with the largest.
 
     Returns:
-        The best iterate of each graph, Xᵀ, [N, m].
+        f of each graph's best iterate, Xᵀ, [N, m]: the value that the slopes of the gradient belong
+        to. With `Unrolled`, its last state; and without autograd the best iterate.
 
     Raises:
         TypeError: a tensor has the wrong dtype or device, an option is unknown, or `adjacency` is

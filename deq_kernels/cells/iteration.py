@@ -23,7 +23,7 @@ from deq_kernels.options import (
 from deq_kernels.solvers import Solution
 from deq_kernels.solvers.precision import visible_rtol
 
-NORMS = {"l2": NormKind.TWO, "max": NormKind.MAX}
+NORMS = {"rows": NormKind.ROWS, "l2": NormKind.TWO, "max": NormKind.MAX}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Stopping(Options):
         atol: absolute tolerance.
         stall_steps: evaluations without progress, or None.
         divergence_factor: growth of the residual that is refused.
-        norm: "l2" or "max", over all elements of a sample.
+        norm: "l2" or "max", over all elements of a sample, or "rows", of each row for itself.
         damping: λ.
         accelerate: whether steps look back on the two before.
 
@@ -155,3 +155,20 @@ def iterate(
             accelerate=stopping.accelerate,
         )
     return Solution(z, tables, 0, rtol=rtol, atol=stopping.atol)
+
+
+ONE_STEP = steps_alone(1, 1.0)
+
+
+def step_from(z: Tensor, linear: LinearMap, bias: Tensor, activation: Activation) -> Tensor:
+    """φ(S (c ⊙ z) Vᵀ + b), [N, n]. One step of the op, so that no row's bits depend on the others.
+
+    Args:
+        z: [N, n], not modified.
+        linear: S, c and V.
+        bias: b, [N, n].
+        activation: φ.
+    """
+    solution = iterate(linear, bias, z, activation=activation, stopping=ONE_STEP, fixed_steps=True)
+    assert isinstance(solution.z, Tensor)
+    return solution.z

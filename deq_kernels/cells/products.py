@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deq_kernels.cells.iteration import LinearMap, iterate, steps_alone
+from deq_kernels.cells.iteration import LinearMap, step_from
 from deq_kernels.cells.pattern import Pattern
+from deq_kernels.ops.cells import Activation
 from deq_kernels.ops.dtypes import accumulate_dtype
 
 
@@ -20,7 +21,7 @@ def affine(
     values: Tensor | None,
     bias: Tensor,
 ) -> Tensor:
-    """S x Vᵀ + b, [N, n]. One step of the op, so that a row's bits do not depend on the others.
+    """S x Vᵀ + b, [N, n], in one step of the op.
 
     Args:
         x: [N, n].
@@ -90,10 +91,7 @@ class _Affine(torch.autograd.Function):
     ) -> Tensor:
         ctx.pattern = pattern
         ctx.save_for_backward(x, weight, values)
-        linear = LinearMap(weight, pattern, values)
-        solution = iterate(linear, bias, x, stopping=steps_alone(1, 1.0), fixed_steps=True)
-        assert isinstance(solution.z, Tensor)
-        return solution.z
+        return step_from(x, LinearMap(weight, pattern, values), bias, Activation.IDENTITY)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:

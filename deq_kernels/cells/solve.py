@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deq_kernels.cells.activations import slope
 from deq_kernels.cells.estimators import Estimator
-from deq_kernels.cells.iteration import LinearMap, Stopping, iterate, without_autocast
+from deq_kernels.cells.iteration import LinearMap, Stopping, iterate, step_from, without_autocast
 from deq_kernels.cells.pattern import Pattern
 from deq_kernels.cells.products import affine, values_product, weight_product
 from deq_kernels.cells.unrolled import unroll
@@ -43,63 +43,77 @@ class Problem:
     watch: Watch
 
     def solve(self, bias: Tensor, weight: Tensor, values: Tensor | None) -> Tensor:
-        """z, [N, n], with its gradient; checks nothing but how it is differentiated."""
+        """The solution, [N, n], with its gradient; checks nothing but how that is taken.
+
+        f of the best iterate; with `Unrolled` the last of its states, or that iterate itself.
+        """
         refuse_meta(bias.device)
         refuse_trace()
         refuse_transforms()
         refuse_tangents(tuple(x for x in (bias, weight, values) if x is not None))
         if isinstance(self.estimator, Unrolled):
             with torch.no_grad():
-                z_star: Tensor = _Solve.apply(bias, weight, values, self)
+                z = self.iterate(LinearMap(weight, self.pattern, values), bias)
             if not torch.is_grad_enabled():
-                return z_star
-            with without_autocast(z_star):
+                return z
+            with without_autocast(z):
                 return unroll(
-                    self.estimator, self.activation, z_star, weight, self.pattern, values, bias
+                    self.estimator, self.activation, z, weight, self.pattern, values, bias
                 )
-        z: Tensor = _Solve.apply(bias, weight, values, self)
+        y: Tensor = _Solve.apply(bias, weight, values, self)
         # A copy, so that the caller may change the output in place.
-        return z.clone() if z.requires_grad else z
+        return y.clone() if y.requires_grad else y
+
+    def iterate(self, linear: LinearMap, bias: Tensor) -> Tensor:
+        """The best iterate, [N, n], after telling of it; not differentiable."""
+        solution = iterate(
+            linear, bias, self.start, activation=self.activation, stopping=self.stopping
+        )
+        self.watch.solved(solution, "forward")
+        assert isinstance(solution.z, Tensor)
+        return solution.z
 
 
 class _Solve(torch.autograd.Function):
-    """z = φ(S z Vᵀ + b).
+    """y = φ(S z Vᵀ + b), of the solution z = φ(S z Vᵀ + b).
 
-    Backward, for a cotangent ℓ: w = ℓ + Jᵀ w with Jᵀ w = Sᵀ (φ' ⊙ w) V and φ' at S z Vᵀ + b; then
-    with g = φ' ⊙ w: ∂b = g, ∂V = gᵀ S z, and ∂S at its places. All of it is made of functions
-    that can be differentiated again, and so can z, which they are taken at.
+    Of z itself no φ' is known that would be certain to belong to it: where a solve ends early, a
+    row that nothing has reached yet is exactly zero, where a loss may have any gradient, while f of
+    it is not, and relu has another slope there. What y and its slopes have in common is the place
+    where they were taken.
+
+    Backward, for a cotangent ℓ: w = ℓ + Jᵀ w with Jᵀ w = Sᵀ (φ' ⊙ w) V; then with g = φ' ⊙ w:
+    ∂b = g, ∂V = gᵀ S y, and ∂S at its places. All of it is made of functions that can be
+    differentiated again, and so can y, which they are taken at.
     """
 
     @staticmethod
     def forward(
         ctx: Any, bias: Tensor, weight: Tensor, values: Tensor | None, problem: Problem
     ) -> Tensor:
-        solution = iterate(
-            LinearMap(weight, problem.pattern, values),
-            bias,
-            problem.start,
-            activation=problem.activation,
-            stopping=problem.stopping,
-        )
-        problem.watch.solved(solution, "forward")
-        z = solution.z
-        assert isinstance(z, Tensor)
+        linear = LinearMap(weight, problem.pattern, values)
+        z = problem.iterate(linear, bias)
+        y = step_from(z, linear, bias, problem.activation)
         # The start is not needed again, and may be large.
         ctx.pattern, ctx.activation = problem.pattern, problem.activation
         ctx.adjoint = problem.estimator
-        ctx.save_for_backward(z, bias, weight, values)
-        return z
+        ctx.save_for_backward(y, bias, weight, values)
+        return y
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         refuse_batched(cotangent)
-        z, bias, weight, values = ctx.saved_tensors
+        y, bias, weight, values = ctx.saved_tensors
         pattern: Pattern | None = ctx.pattern
         of_bias, of_weight, of_values, _ = ctx.needs_input_grad
-        with without_autocast(z):
+        with without_autocast(y):
             scale = None
-            if ctx.activation != Activation.IDENTITY:
-                scale = slope(ctx.activation, affine(z, weight, pattern, values, bias))
+            if ctx.activation == Activation.RELU:
+                # Its values tell its slopes, which are those where y was made.
+                scale = slope(ctx.activation, y)
+            elif ctx.activation != Activation.IDENTITY:
+                # Those of others do not jump: a step further they are the same up to the residual.
+                scale = slope(ctx.activation, affine(y, weight, pattern, values, bias))
             transposed = LinearMap(weight.t(), scale=scale)
             if pattern is not None:
                 transposed = LinearMap(
@@ -109,8 +123,8 @@ class _Solve(torch.autograd.Function):
             g = w if scale is None else scale * w
             return (
                 g if of_bias else None,
-                weight_product(g, z, pattern, values) if of_weight else None,
-                values_product(g, weight, z, pattern) if of_values else None,
+                weight_product(g, y, pattern, values) if of_weight else None,
+                values_product(g, weight, y, pattern) if of_values else None,
                 None,
             )
 

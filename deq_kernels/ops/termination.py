@@ -152,7 +152,7 @@ def mark_first_(residual: Tensor, f_norm: Tensor, first: Tensor, norms: Tensor) 
 
 
 def meets_tolerance(
-    residual: Tensor, f_norm: Tensor, norms: Tensor, *, rtol: float, atol: float
+    residual: Tensor, f_norm: Tensor, norms: Tensor, *, rtol: float, atol: float | Tensor
 ) -> Tensor:
     """Which residuals ‖f(z) − z‖ [batch] are within the tolerance, [batch] bool.
 
@@ -183,7 +183,7 @@ def judge_(
     tables: Tables,
     *,
     rtol: float,
-    atol: float,
+    atol: float | Tensor,
     stall_steps: int,
     divergence_factor: float,
     max_rejections: int,
@@ -194,8 +194,8 @@ def judge_(
     A sample converges when `meets_tolerance` says so; with rtol 0 and an atol below 0 it never
     does, not even at a residual of 0. A residual that is not finite, or exceeds
     `divergence_factor` times the first one, is rejected: while `max_rejections` are left the sample
-    goes back to its best iterate, after that it has diverged. The first evaluation is
-    always kept, so that there is an iterate to return.
+    goes back to its best iterate, after that it has diverged. The first evaluation is always kept,
+    so that there is an iterate to return. atol may be one for each sample, [batch].
 
     With a `trial`, a step whose residual is rejected or above what is accepted is to be shortened
     where it can be; that is no rejection, and needs an evaluation that is left.

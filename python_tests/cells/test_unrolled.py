@@ -99,7 +99,7 @@ def test_second_derivatives_are_those_of_the_recorded_steps() -> None:
     weight = contraction(3).requires_grad_()
     z = solve_dense(u, weight, activation="tanh", gradient=UPG)
     with torch.no_grad():
-        h = solve_dense(u, weight, activation="tanh")
+        h = solve_dense(u, weight, activation="tanh", gradient=UPG)
     for _ in range(UPG.steps):
         h = torch.lerp(h, torch.tanh(h @ weight.T + u), UPG.damping)
     seconds = []

@@ -23,7 +23,7 @@ DAMPINGS = (0.25, 0.5, 1.0)
 DIM, SAMPLES = 64, 4
 
 
-SOLVER = dk.FixedPoint(max_steps=100, rtol=1e-5)
+SOLVER = dk.FixedPoint(max_steps=400, rtol=1e-13)
 EXACT = dk.Implicit(solver=dk.FixedPoint(max_steps=400, rtol=1e-13, stall_steps=None))
 
 

@@ -103,8 +103,8 @@ def test_presets_train_as_published(name: str) -> None:
     assert (picard.solver, picard.forward_steps, picard.rtol, picard.atol) == (
         "fixed_point",
         300,
+        1e-4,
         0.0,
-        3e-6,
     )
     assert run_config("ignn", preset=name).model == preset.model
 

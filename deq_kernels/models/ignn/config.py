@@ -9,6 +9,7 @@ from deq_kernels.data import Graphs
 from deq_kernels.options import check_choice, check_count, check_flag, check_number
 
 TARGETS = ("graphs", "nodes")
+NORMS = ("rows", "l2", "max")
 CELLS = ("auto", "structured", "generic")
 LOCAL_INJECTIONS = ("none", "held", "trained")
 POOLINGS = ("sum", "mean", "max")
@@ -40,6 +41,10 @@ class IGNNConfig:
         cell: "structured", every solve in one op (`deq_kernels.cells.solve_graph`); "generic", a
             `deq_kernels.DEQ` per layer, for any solver and any gradient; "auto", the structured one
             where it has the solver and the gradient. The answer is the same.
+        norm: what the structured cell's tolerances are of (`deq_kernels.cells.solve_graph`):
+            "rows", each node for itself; "l2"; or "max", which is the published rule with rtol=0
+            and atol=3e-6, and leaves nodes with small states inaccurate. The generic path measures
+            a graph's 2-norm.
 
     Raises:
         ValueError: an option is out of its range, or does not go with another one.
@@ -59,6 +64,7 @@ class IGNNConfig:
     head: bool = True
     dropout: float = 0.5
     cell: str = "auto"
+    norm: str = "rows"
 
     def __post_init__(self) -> None:
         for name in ("features", "outputs"):
@@ -120,6 +126,7 @@ _CHOICES = {
     "local_injection": LOCAL_INJECTIONS,
     "pooling": POOLINGS,
     "cell": CELLS,
+    "norm": NORMS,
 }
 
 PRESETS: dict[str, IGNNConfig] = {

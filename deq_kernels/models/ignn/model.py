@@ -35,9 +35,10 @@ class IGNN(nn.Module):
         config: the architecture, e.g. `IGNNConfig.preset("cox2")`.
         radius: a bound on ρ(|A|) of all graphs that will come: 1 for normalised ones,
             `radius_of(graphs)` for others.
-        solver: of every layer; None for the published Picard iteration, at most 300 steps until no
-            element moves by more than 3e-6. Tolerances are of a graph's largest magnitude on the
-            structured cell, and of its 2-norm on the generic path.
+        solver: of every layer; None for the published Picard iteration, at most 300 steps, to a
+            relative tolerance of 1e-4. Tolerances are of the config's `norm` on the structured
+            cell, and of a graph's 2-norm on the generic path, where those of distant nodes with
+            small states need a smaller one.
         gradient: how the gradient passes each equilibrium; None for `Implicit` by that iteration.
             The structured cell has Implicit, Neumann, JacobianFree and Unrolled.
         eval_solver: solver in eval mode; default `solver`.

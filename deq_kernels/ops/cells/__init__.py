@@ -1,6 +1,7 @@
 """Structured cells: a whole fixed-point iteration in one call."""
 
 from deq_kernels.ops.cells.activations import Activation, value
-from deq_kernels.ops.cells.op import NormKind, iterate_
+from deq_kernels.ops.cells.norms import NormKind
+from deq_kernels.ops.cells.op import iterate_
 
 __all__ = ["Activation", "NormKind", "iterate_", "value"]

@@ -15,6 +15,7 @@ from deq_kernels.ops.arguments import (
     steps_of,
 )
 from deq_kernels.ops.cells.activations import Activation
+from deq_kernels.ops.cells.norms import NormKind
 from deq_kernels.ops.termination import Counter, Norm, Status
 
 
@@ -71,8 +72,8 @@ def check_iterate(
     check_table(active, "active", torch.int64, (1,))
     if not 0 <= activation < len(Activation):
         raise RuntimeError(f"activation must be 0 to {len(Activation) - 1}, got {activation}")
-    if norm not in (0, 1):
-        raise RuntimeError(f"norm must be 0 or 1, got {norm}")
+    if not 0 <= norm < len(NormKind):
+        raise RuntimeError(f"norm must be 0 to {len(NormKind) - 1}, got {norm}")
     if fixed_steps and accelerate:
         raise RuntimeError("fixed_steps are damped steps; got accelerate too")
     return max_steps

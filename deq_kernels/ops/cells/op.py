@@ -7,13 +7,12 @@ Source: docs/algebra.md, section 3.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from torch import Tensor
 
 from deq_kernels.ops import registry
 from deq_kernels.ops.cells import reference
 from deq_kernels.ops.cells.activations import Activation
+from deq_kernels.ops.cells.norms import NormKind
 from deq_kernels.ops.termination import Tables
 
 _ITERATE = registry.define(
@@ -25,13 +24,6 @@ _ITERATE = registry.define(
     reference=reference.iterate_,
     fake=registry.in_place_fake,
 )
-
-
-class NormKind(IntEnum):
-    """Which norm of f(z) − z and f(z), over all elements of a sample, the stopping rule takes."""
-
-    TWO = 0
-    MAX = 1
 
 
 def iterate_(
@@ -80,7 +72,10 @@ def iterate_(
         rtol: relative tolerance on ‖f(z) − z‖ against ‖f(z)‖.
         atol: absolute tolerance on ‖f(z) − z‖.
         damping: λ.
-        norm: the norm of the tolerances, of the trace and of the other residuals in the tables.
+        norm: the norm of the tolerances, of the trace and of the other residuals in the tables. By
+            rows, a sample converges when each of its rows meets the tolerances for itself, or
+            changes by no more than the smallest normal number (2⁻⁵⁰⁰ in float64); and it goes on
+            while the largest residual among the rows that do not yet falls.
         stall_steps: evaluations without progress after which a sample has stalled; 0: never.
         divergence_factor: growth over the first residual at which a sample has diverged.
         fixed_steps: take exactly as many steps as the tables have room for, and leave in z the

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from deq_kernels.ops.cells.activations import Activation, value
 from deq_kernels.ops.cells.arguments import check_iterate, check_steps_left, check_structure
+from deq_kernels.ops.cells.norms import LEAST_CHANGE, NormKind
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.norms import squared_norm
 from deq_kernels.ops.termination import (
+    PROGRESS_SHARE,
     Counter,
     Norm,
     Status,
@@ -67,6 +69,10 @@ def iterate_(
     sample_of_row = _owners(sample_ptr, len(z), z.device)
     row_of_entry = _owners(crow, 0 if col is None else len(col), z.device)
     best = iterate.clone()
+    by_rows = norm == NormKind.ROWS and sample_ptr is not None
+    if by_rows:
+        atol = max(atol, LEAST_CHANGE[accum])
+    allowed = torch.full((samples,), atol, dtype=torch.float64, device=z.device)
     crop = _Crop.none(samples, iterate)
     status = counters[:, Counter.STATUS]
     started = status == Status.RUNNING
@@ -79,10 +85,15 @@ def iterate_(
         r = f - iterate
         residual = _sample_norm(r, sample_of_row, samples, norm)
         f_norm = _sample_norm(f, sample_of_row, samples, norm)
+        if by_rows:
+            unsettled = _unsettled(r, f, rtol, atol, sample_of_row, samples)
+            allowed = torch.where(unsettled == 0.0, atol, -torch.inf)
+            if not fixed_steps:
+                _mark_progress_(unsettled, tables)
         moved = f if damping == 1.0 else iterate + damping * r
         if fixed_steps:
             advance = status == Status.RUNNING
-            _record(tables, residual, f_norm, rtol, atol)
+            _record(tables, residual, f_norm, rtol, allowed)
         else:
             # What has these two norms: the rule is stated once.
             zero = torch.zeros_like(residual)
@@ -91,7 +102,7 @@ def iterate_(
                 torch.stack((f_norm, residual), 1),
                 tables,
                 rtol=rtol,
-                atol=atol,
+                atol=allowed,
                 stall_steps=stall_steps,
                 divergence_factor=divergence_factor,
                 max_rejections=0,
@@ -174,16 +185,47 @@ def _owners(starts: Tensor | None, length: int, device: torch.device) -> Tensor:
 
 
 def _sample_norm(x: Tensor, sample_of_row: Tensor, samples: int, norm: int) -> Tensor:
-    """‖x‖ of each sample in float64: the 2-norm for `norm` 0, else the largest magnitude."""
+    """‖x‖ of each sample in float64, in a `NormKind`."""
     total = torch.zeros(samples, dtype=torch.float64, device=x.device)
-    if norm == 0:
+    if norm == NormKind.TWO:
         return total.index_add_(0, sample_of_row, squared_norm(x)).sqrt_()
     if x.shape[1] == 0:
         return total
-    return total.scatter_reduce_(0, sample_of_row, x.double().abs().amax(1), "amax")
+    of_rows = squared_norm(x).sqrt() if norm == NormKind.ROWS else x.double().abs().amax(1)
+    return total.scatter_reduce_(0, sample_of_row, of_rows, "amax")
 
 
-def _record(tables: Tables, residual: Tensor, f_norm: Tensor, rtol: float, atol: float) -> None:
+UNSETTLED = Norm.BASE
+"""Where a sample keeps the residual of its unsettled rows when that had last made progress, a
+column that is Broyden's elsewhere."""
+
+
+def _unsettled(
+    r: Tensor, f: Tensor, rtol: float, atol: float, sample_of_row: Tensor, samples: int
+) -> Tensor:
+    """The largest residual of a row that is more than the row is allowed, or no number, [G]."""
+    of_row = squared_norm(r).sqrt()
+    settled = of_row <= atol + rtol * squared_norm(f).sqrt()
+    none = torch.zeros(samples, dtype=torch.float64, device=r.device)
+    return none.scatter_reduce_(0, sample_of_row, of_row.masked_fill(settled, 0.0), "amax")
+
+
+def _mark_progress_(unsettled: Tensor, tables: Tables) -> None:
+    """Mark that of the rows that have not settled.
+
+    The largest residual of all may stand still meanwhile, as when what rows know travels from one
+    to the next.
+    """
+    mark, steps = tables.norms[:, UNSETTLED], tables.counters[:, Counter.STEPS]
+    running = (tables.counters[:, Counter.STATUS] == Status.RUNNING) & (unsettled != 0.0)
+    last = torch.where(steps == 0, torch.inf, mark)
+    progress = running & (unsettled < PROGRESS_SHARE * last)
+    mark.copy_(torch.where(running, torch.where(progress, unsettled, last), mark))
+    marked_step = tables.counters[:, Counter.PROGRESS_STEP]
+    marked_step.copy_(torch.where(progress, steps, marked_step))
+
+
+def _record(tables: Tables, residual: Tensor, f_norm: Tensor, rtol: float, atol: Tensor) -> None:
     """Record one of a fixed number of evaluations; a sample gets its status at the last one."""
     status, steps = (tables.counters[:, c] for c in (Counter.STATUS, Counter.STEPS))
     running = status == Status.RUNNING

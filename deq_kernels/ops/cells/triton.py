@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deq_kernels.ops.cells import reference
 from deq_kernels.ops.cells.arguments import check_iterate
+from deq_kernels.ops.cells.norms import NormKind
 from deq_kernels.ops.cells.triton_activations import activate
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.triton_support.launch import (
@@ -482,6 +483,8 @@ def iterate_(
         fixed_steps=fixed_steps,
         accelerate=accelerate,
     )
+    # By rows, where each row is a sample.
+    norm = int(NormKind.TWO) if norm == NormKind.ROWS else norm
     tables = {"record": record, "counters": counters, "active": active}
     others = {} if scale is None else {"scale": scale}
     check_device("z", z, weight=weight, bias=bias, **others, **tables)
