@@ -18,6 +18,8 @@ ROW_BYTES = 16
 
 
 def _plain_memory(like: Tensor, size: int) -> Tensor:
+    if size <= 0:
+        raise RuntimeError(f"history_memory must be asked for at least one byte, got {size}")
     return torch.empty(size, dtype=torch.uint8, device=like.device)
 
 

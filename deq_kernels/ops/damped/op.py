@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.ops import registry
+from deq_kernels.ops import registry, step
 from deq_kernels.ops.damped import reference
 from deq_kernels.ops.termination import Tables
 from deq_kernels.ops.tiles import tile_count
@@ -51,14 +51,9 @@ def bind_step(
     divergence_factor: float,
 ) -> Callable[[Tensor], None]:
     """`step_` as a function of f(z) alone, for a solver's loop; arguments as there."""
-    call = _STEP.call
     record = (tables.record, tables.counters, tables.active, scratch)
     arguments = (z, best_z, *record, rtol, atol, damping, stall_steps, divergence_factor)
-
-    def step(f_z: Tensor) -> None:
-        call(f_z if f_z.stride(1) == 1 else f_z.contiguous(), *arguments)
-
-    return step
+    return step.bind_step(_STEP.call, z, arguments)
 
 
 def step_(
@@ -93,7 +88,7 @@ def neumann_step_(
     """w ← λ (ℓ + Jᵀw) + (1 − λ) w in one pass (PG, equation 17).
 
     Args:
-        vjp: Jᵀw at the present w, [batch, dim]; any strides.
+        vjp: Jᵀw at the present w, [batch, dim]; any strides, and rows of w itself.
         cotangent: ℓ, [batch, dim]; any strides.
         w: the accumulated adjoint, [batch, dim], contiguous; updated.
         norms: [batch, 2] float64; receives ‖w_new − w‖ and ‖w_new‖.
@@ -102,4 +97,6 @@ def neumann_step_(
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or layout (compiled kernels name it).
     """
+    if w.data_ptr() <= vjp.data_ptr() < w.data_ptr() + w.nbytes:
+        vjp = vjp.clone(memory_format=torch.contiguous_format)
     _NEUMANN.call(vjp.contiguous(), cotangent.contiguous(), w, norms, damping)
