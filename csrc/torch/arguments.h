@@ -174,6 +174,7 @@ inline ProductShape check_product(const Tensor& rows, const char* name, const Te
   check_rows(rows, name, {shape.batch, shape.capacity, shape.dim});
   check_table(rank, rank_name, ScalarType::Long, {shape.batch});
   check_contiguous(x, "x");
+  check_readable({{name, &rows}, {rank_name, &rank}, {"x", &x}});
   return shape;
 }
 
@@ -183,6 +184,7 @@ inline ProductShape check_broyden_matvec(const Tensor& directions, const Tensor&
   check_finite(scale, "scale");
   check_table(algebra, "algebra", ScalarType::Double,
               {shape.batch, shape.capacity, shape.capacity + 2});
+  check_readable({{"algebra", &algebra}});
   return shape;
 }
 
@@ -192,6 +194,7 @@ inline ProductShape check_low_rank_matvec(const Tensor& u, const Tensor& v, cons
   check_rows(u, "u", {shape.batch, shape.capacity, shape.dim});
   check_dtype(u, "u", v.scalar_type());
   check_finite(scale, "scale");
+  check_readable({{"u", &u}});
   return shape;
 }
 
@@ -206,6 +209,7 @@ inline ProductShape check_low_rank_combine(const Tensor& rows, const Tensor& cou
   check_finite(scale, "scale");
   check_table(coefficients, "coefficients", ScalarType::Double,
               {shape.batch, shape.columns, shape.capacity});
+  check_readable({{"coefficients", &coefficients}});
   return shape;
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <utility>
 
 #include "torch/checks.h"
@@ -97,6 +98,13 @@ struct Extent {
     return both.are_distinct();
   }
 };
+
+// Of arguments that no op writes to.
+inline void check_readable(std::initializer_list<NamedTensor> arguments) {
+  for (const NamedTensor& argument : arguments) {
+    Extent::of(argument.name, *argument.tensor);
+  }
+}
 
 // The arguments of one call: first all that it writes to, then those that it only reads.
 class Memory {
