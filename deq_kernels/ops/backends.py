@@ -155,7 +155,7 @@ class _Switch:
             )
             for name, function in triton_kernels().functions.items():
                 for key in keys:
-                    library.impl(name, function, key)
+                    library.impl(name, OPS[name].checked(function), key)
         self._library, self.triton_keys = library, keys
 
 

@@ -22,10 +22,17 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.int32
 
 @dataclass(frozen=True)
 class Mutation:
-    """What was done to which argument; `refused` where no op may accept it."""
+    """What was done to which argument.
+
+    Attributes:
+        what: for reading.
+        refused: no op may accept it.
+        by_contents: because of a number in a tensor, which only those can know who may read it.
+    """
 
     what: str
     refused: bool = False
+    by_contents: bool = False
 
 
 Mutate = Callable[[random.Random, Arguments, str, frozenset[str]], Mutation | None]
@@ -149,7 +156,8 @@ def _of_other_contents(
     value = choice.choice(values)
     places[i] = value if tensor.dtype in (torch.int64, torch.float64) else min(value, 100.0)
     arguments[name] = tensor
-    return Mutation(f"{name} with {value} in element {i}", name in ("rank", "count") and value != 0)
+    counts = name in ("rank", "count")
+    return Mutation(f"{name} with {value} in element {i}", counts, by_contents=True)
 
 
 def _missing(

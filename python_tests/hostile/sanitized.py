@@ -2,8 +2,8 @@
 
     python -m python_tests.hostile.sanitized LIBRARY [FIRST] [COUNT]
 
-Makes the calls of COUNT seeds from FIRST on in a process of their own, which a sanitizer ends at its
-first finding, and names the call that was made then.
+Makes the calls of COUNT seeds from FIRST on in a process of their own, which a sanitizer ends at
+its first finding, and names the call that was made then.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from pathlib import Path
 
 import torch
 
+import deq_kernels as dk
+from deq_kernels.ops import OPS
+from python_tests.hostile.calls import check
+
 COUNT = 5000
 
 
 def _runtimes(library: str) -> str:
     """What must be loaded before Python: the sanitizer, and the library that throws exceptions."""
     needed = subprocess.run(["ldd", library], capture_output=True, text=True, check=True).stdout
-    found = [
-        re.search(rf"{name}\.so\S* => (\S+)", needed) for name in ("libasan", r"libstdc\+\+")
-    ]
+    found = [re.search(rf"{name}\.so\S* => (\S+)", needed) for name in ("libasan", r"libstdc\+\+")]
     paths = [match.group(1) for match in found if match is not None]
     if len(paths) != len(found):
         raise SystemExit(f"{library} must be built with -fsanitize=address; it needs:\n{needed}")
@@ -60,10 +62,10 @@ def watch(library: str, first: int, count: int) -> int:
 
 def make_calls(library: str, first: int, count: int, log: Path) -> None:
     """Make the calls, noting the seed of each before it is made."""
-    import deq_kernels as dk
-    from python_tests.hostile.calls import check
-
     torch.ops.load_library(library)
+    missing = [name for name, op in OPS.items() if not op.holds_kernel("CPU")]
+    if missing:
+        raise SystemExit(f"{library} must hold every op, but does not hold {', '.join(missing)}")
     accepted = 0
     with dk.use_backend("native"), log.open("w", encoding="utf-8") as note:
         for seed in range(first, first + count):
@@ -71,7 +73,7 @@ def make_calls(library: str, first: int, count: int, log: Path) -> None:
             note.write(str(seed))
             note.flush()
             accepted += check(seed, guarded=False, large=True)
-    print(f"{count} hostile calls under sanitizers: {accepted} accepted, {count - accepted} refused")
+    print(f"{count} hostile calls: {accepted} accepted, {count - accepted} refused")
 
 
 def main() -> None:

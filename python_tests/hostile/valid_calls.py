@@ -62,7 +62,8 @@ class Sizes:
     def step(self, most: int, sums: int) -> Arguments:
         """What every solver's step takes."""
         states = {name: self.state(self.batch, self.dim) for name in ("f_z", "z", "best_z")}
-        return {**states, **self.tables(self.batch, most), "scratch": self.scratch(sums), **STOPPING}
+        tables = self.tables(self.batch, most)
+        return {**states, **tables, "scratch": self.scratch(sums), **STOPPING}
 
 
 def _broyden_step(sizes: Sizes) -> Arguments:

@@ -52,5 +52,6 @@ raise SystemExit(broken)
 
 @pytest.mark.skipif(_native.load_cpu().path is None, reason="no compiled CPU library")
 def test_a_child_forked_under_load_takes_memory() -> None:
-    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=240)
+    command = [sys.executable, "-c", FORKS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr

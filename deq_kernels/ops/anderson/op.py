@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops import registry, step
-from deq_kernels.ops.anderson import reference
+from deq_kernels.ops.anderson import arguments, reference
 from deq_kernels.ops.dtypes import resolve_history_dtype
 from deq_kernels.ops.memory import new_history
 from deq_kernels.ops.termination import Tables
@@ -32,6 +32,7 @@ _STEP = registry.define(
     "Tensor(h!) counters, Tensor(i!) active, Tensor(j!) scratch, float rtol, float atol, "
     "float damping, float regularization, int stall_steps, float divergence_factor) -> ()",
     reference=reference.step_,
+    check=arguments.check_step,
     fake=registry.in_place_fake,
 )
 

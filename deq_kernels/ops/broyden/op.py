@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops import registry, step
-from deq_kernels.ops.broyden import reference
+from deq_kernels.ops.broyden import arguments, reference
 from deq_kernels.ops.dtypes import resolve_history_dtype
 from deq_kernels.ops.memory import new_history
 from deq_kernels.ops.termination import Tables
@@ -43,12 +43,14 @@ _STEP = registry.define(
     "float divergence_factor, bool finish_inverse, bool drop_oldest, bool estimate_gamma, "
     "int max_backtracks) -> ()",
     reference=reference.step_,
+    check=arguments.check_step,
     fake=registry.in_place_fake,
 )
 _MATVEC = registry.define(
     "broyden_matvec(Tensor directions, Tensor algebra, Tensor rank, Tensor x, float scale, "
     "bool transpose) -> Tensor",
     reference=reference.matvec,
+    check=arguments.check_matvec,
     fake=_matvec_fake,
 )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops import registry, step
-from deq_kernels.ops.damped import reference
+from deq_kernels.ops.damped import arguments, reference
 from deq_kernels.ops.termination import Tables
 from deq_kernels.ops.tiles import tile_count
 
@@ -21,12 +21,14 @@ _STEP = registry.define(
     "Tensor(d!) counters, Tensor(e!) active, Tensor(f!) scratch, float rtol, float atol, "
     "float damping, int stall_steps, float divergence_factor) -> ()",
     reference=reference.step_,
+    check=arguments.check_step,
     fake=registry.in_place_fake,
 )
 _NEUMANN = registry.define(
     "neumann_step_(Tensor vjp, Tensor cotangent, Tensor(a!) w, Tensor(b!) norms, "
     "float damping) -> ()",
     reference=reference.neumann_step_,
+    check=arguments.check_neumann,
     fake=registry.in_place_fake,
 )
 
