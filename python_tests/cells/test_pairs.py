@@ -114,7 +114,7 @@ def test_what_is_returned_is_f_of_the_solution(activation: str, gradient: dk.Gra
 def test_unrolled_states_begin_at_the_solution_itself() -> None:
     adjacency, transposed = chain()
     b, weight = leaves()
-    options: dict[str, Any] = {"activation": "relu", "max_steps": 3}
+    options: dict[str, Any] = {"activation": "relu", "max_steps": 3, "on_solve": "ignore"}
     upg = dk.Unrolled(steps=1, damping=1.0)
     x = solve_graph(b, weight, adjacency, gradient=upg, **options)
     with torch.no_grad():
