@@ -121,7 +121,9 @@ def checked(
 ) -> Callable[..., Any]:
     """A kernel that is called once its arguments have been checked, by the op and by all ops."""
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any, **named: Any) -> Any:
+        if named:
+            arguments += tuple(named.pop(name) for name in contract.names[len(arguments) :])
         check(*arguments)
         contract.check(arguments)
         return kernel(*arguments)

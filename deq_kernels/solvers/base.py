@@ -126,7 +126,7 @@ class Solver(Options):
 
         A sample is a row of z0, and f must map each row by itself: a sample that has stopped is
         left where it is. Rows that depend on each other (nodes of a graph, tokens under attention,
-        a batch normalised by its own statistics) belong into one sample. Where f was evaluated at
+        a batch normalised by its own statistics) belong in one sample. Where f was evaluated at
         samples that had stopped, its last evaluation shows whether they still meet their tolerance
         (to a factor of 2, and 8 units of rounding); a `CoupledSamplesWarning` tells of those that
         do not: on the CPU at the end of the solve, on a GPU when a later solve begins, as the host

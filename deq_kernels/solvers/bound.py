@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TypeAlias
 
+import torch
+
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.solvers.base import Iteration, Solver
 from deq_kernels.solvers.loop import StepFunction
@@ -34,5 +36,12 @@ def solve_with(
     options: Solver, f: Callable[..., State], z0: State, prepare: Prepare, *, keep_inverse: bool
 ) -> Solution:
     """Solve z = f(z) with the stopping options of `options` and the steps that `prepare` makes."""
+    bind = _bind
+    if torch.compiler.is_dynamo_compiling():
+        bind = torch.compiler.disable(_bind, reason="a solve is a loop on values")
+    return bind(options, prepare)(f, z0, keep_inverse=keep_inverse)
+
+
+def _bind(options: Solver, prepare: Prepare) -> Solver:
     shared = {field.name: getattr(options, field.name) for field in fields(Solver)}
-    return _Bound(**shared, prepare=prepare)(f, z0, keep_inverse=keep_inverse)
+    return _Bound(**shared, prepare=prepare)

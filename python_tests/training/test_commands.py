@@ -83,7 +83,7 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "54,362 parameters, state of 1,280 numbers per image" in printed
     assert "epoch   1/2 pretrain" in printed
     assert "epoch   2/2 equilibrium" in printed
-    assert "note:" not in printed
+    assert "note: pretraining" not in printed
     assert "\ndone: " in printed
     assert sorted(entry.name for entry in out.iterdir()) == [
         "checkpoint.safetensors",
