@@ -274,8 +274,6 @@ def _iterate(
     best = tl.load(record + BEST, mask=exists, other=0.0)
     mark = tl.load(record + PROGRESS, mask=exists, other=0.0)
     marked_step = tl.load(counters + PROGRESS_STEP, mask=exists, other=0)
-    marked_image = tl.load(record + MARKED_IMAGE, mask=exists, other=0.0)
-    marked_residual = tl.load(record + MARKED_RESIDUAL, mask=exists, other=0.0)
     status = tl.where(running, RUNNING, MAX_STEPS)
     # Which of its three iterates each row is at, which is the one before, and which the best.
     now = tl.zeros((ROWS,), tl.int32)
@@ -346,6 +344,9 @@ def _iterate(
         residual, f_norm = tl.sqrt(residual_sq), tl.sqrt(f_sq)
         finite = (residual < INFINITY) & (f_norm < INFINITY)
         tl.store(record + (NORMS + step), residual, mask=running & (step < max_steps))
+        # In registers from step to step the marks would take the place of what products need.
+        marked_image = tl.load(record + MARKED_IMAGE, mask=running, other=0.0)
+        marked_residual = tl.load(record + MARKED_RESIDUAL, mask=running, other=0.0)
         if fixed_steps != 0:
             first = tl.where(running & (step == 0), residual, first)
             best = tl.where(running, residual, best)
@@ -412,8 +413,10 @@ def _iterate(
                 known = tl.where(back, 0, tl.minimum(known + 1, 2))
                 half = 1 - half
             now = tl.where(advance, landed, now)
-        marked_image = tl.where(running, marks[0], marked_image)
-        marked_residual = tl.where(running, marks[1], marked_residual)
+        tl.debug_barrier()  # one thread writes what every thread has read, and reads again
+        tl.store(record + MARKED_IMAGE, marks[0], mask=running)
+        tl.store(record + MARKED_RESIDUAL, marks[1], mask=running)
+        tl.debug_barrier()
         step += running.to(tl.int64)
         status = tl.where(running, verdict, status)
         running = running & (verdict == RUNNING)
@@ -425,8 +428,6 @@ def _iterate(
     tl.store(record + FIRST, first, mask=started)
     tl.store(record + BEST, best, mask=started)
     tl.store(record + PROGRESS, mark, mask=started)
-    tl.store(record + MARKED_IMAGE, marked_image, mask=started)
-    tl.store(record + MARKED_RESIDUAL, marked_residual, mask=started)
     tl.atomic_add(active, -tl.sum(started.to(tl.int64), 0), sem="relaxed")
     result = iterates + (tl.multiple_of(kept * size, ALIGN)[:, None] + place)
     for begin in range(0, dim, COLUMNS):
