@@ -36,6 +36,16 @@ class Rows:
         self.stored = self._data[:, :capacity]
         self._samples = torch.arange(batch, device=like.device)
 
+    def grow(self, more: int) -> None:
+        """Make room for `more` further vectors of each sample."""
+        batch, _, dim = self._data.shape
+        before = self.stored
+        capacity = self.capacity + more
+        self._data = new_history(before, (batch, capacity + 1, dim), before.dtype)
+        self.stored = self._data[:, :capacity]
+        self.stored[:, : self.capacity] = before
+        self.capacity = capacity
+
     def put(self, slot: Tensor, x: Tensor, where: Tensor) -> None:
         """Row `slot` [batch] of the samples in `where` [batch] bool becomes x [batch, dim]."""
         row = torch.where(where, slot, self.capacity)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.gmres.table import Number, Table, Vector
-from deq_kernels.ops.termination import Counter, Norm, Status, Tables, judge_
+from deq_kernels.ops.termination import Counter, Status, Tables, judge_
 
 BREAKDOWN_SHARE = 4.0
 """Image components outside the Krylov space below this many units of rounding are none."""
