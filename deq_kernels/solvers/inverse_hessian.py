@@ -12,7 +12,6 @@ from deq_kernels.solvers.idle import idle
 from deq_kernels.solvers.rank_algebra import apply, grow_inverse, place, summed_size
 from deq_kernels.solvers.rows import Rows, dot
 
-
 FIRST_ROOM = 64
 """Pairs that there is room for at first; more is made as a solve goes on."""
 
@@ -158,9 +157,7 @@ class InverseHessian:
         along_s, along_y = dots[:, 0].unflatten(1, (-1, 2)).unbind(dim=2)
         rho = torch.where(accepted, curvature, 1.0)
         older = torch.where(held, 0.0, along_s)
-        triangle_inverse.copy_(
-            grow_inverse(triangle_inverse, slot, older, rho, accepted)
-        )
+        triangle_inverse.copy_(grow_inverse(triangle_inverse, slot, older, rho, accepted))
         placed = place(gram_y, slot, along_y, accepted).mT
         gram_y.copy_(place(placed, slot, along_y, accepted).mT)
         diagonal = self.diagonal[:, : self._known]
@@ -194,7 +191,9 @@ class InverseHessian:
 
     def _coefficients(self, along_s: Tensor, along_y: Tensor, size: int) -> Tensor:
         """Coefficients of the rows in H x − γ x, from S x and Y x of the first `size` pairs."""
-        triangle_inverse, gram_y = (t[:, :size, :size] for t in (self.triangle_inverse, self.gram_y))
+        triangle_inverse, gram_y = (
+            t[:, :size, :size] for t in (self.triangle_inverse, self.gram_y)
+        )
         q = apply(triangle_inverse, along_s)
         inner = self.diagonal[:, :size] * q + self.gamma * (apply(gram_y, q) - along_y)
         c = apply(triangle_inverse.mT, inner)

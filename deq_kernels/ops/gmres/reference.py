@@ -5,11 +5,14 @@ Source: docs/algebra.md, section 5.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.gmres.table import Number, Table, Vector
+from deq_kernels.ops.low_rank import reference as low_rank
 from deq_kernels.ops.termination import Counter, Status, Tables, judge_
 
 BREAKDOWN_SHARE = 4.0
@@ -24,6 +27,38 @@ MAX_REJECTIONS = 1
 def breakdown_share(dtype: torch.dtype) -> float:
     """What is outside the Krylov space below this share of an image is rounding."""
     return BREAKDOWN_SHARE * torch.finfo(dtype).eps
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Sums over the state, in float64: the two halves of a product with stored rows.
+
+    `deq_kernels.ops.low_rank.dots` and `combine` say what they do. The rest of a step is the same
+    whoever takes them.
+    """
+
+    dots: Callable[[Tensor, Tensor, Tensor], Tensor]
+    combine: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+    def dot(self, x: Tensor, y: Tensor) -> Tensor:
+        """⟨x, y⟩ of each sample of x and y [batch, dim]."""
+        one = torch.ones(len(x), dtype=torch.int64, device=x.device)
+        return self.dots(x[:, None], one, y[:, None])[:, 0, 0]
+
+    def norm(self, x: Tensor) -> Tensor:
+        """‖x‖ of each sample of x [batch, dim]."""
+        return self.dot(x, x).sqrt()
+
+    def along(self, rows: Tensor, count: Tensor, x: Tensor) -> Tensor:
+        """⟨row_j, x⟩ for j < count, else 0, [batch, rows]."""
+        return self.dots(rows, count, x[:, None])[:, 0]
+
+    def add(self, rows: Tensor, count: Tensor, c: Tensor, x: Tensor) -> Tensor:
+        """x + Σ_{j < count} c_j row_j in the dtype of x."""
+        return self.combine(rows, count, c[:, None].contiguous(), x[:, None], 1.0)[:, 0]
+
+
+PRODUCTS = Products(low_rank.dots, low_rank.combine)
 
 
 def step_(
@@ -42,129 +77,119 @@ def step_(
     atol: float,
     stall_steps: int,
     divergence_factor: float,
+    products: Products = PRODUCTS,
 ) -> None:
-    """One evaluation of every running sample; see `deq_kernels.ops.gmres.step_`."""
+    """One evaluation of every running sample; see `deq_kernels.ops.gmres.step_`.
+
+    Nothing here makes the host wait for a GPU.
+    """
     tables = Tables(record, counters, active)
-    vectors = (basis, start, start_residual, algebra)
+    columns = basis.shape[1] - 1
+    table = Table.of(algebra, columns)
     running = counters[:, Counter.STATUS] == Status.RUNNING
-    probing = running & (counters[:, Counter.COUNT] > 0)
-    ended, extended = (running & ~probing).nonzero().flatten(), probing.nonzero().flatten()
-    if ended.numel() > 0:
-        _end_cycle(
-            ended,
-            f_z,
-            z,
-            best_z,
-            *vectors,
-            tables,
-            rtol=rtol,
-            atol=atol,
-            stall_steps=stall_steps,
-            divergence_factor=divergence_factor,
-        )
-    if extended.numel() > 0:
-        _take_image(extended, f_z, z, *vectors, tables, rtol=rtol, atol=atol)
-    active.copy_((counters[:, Counter.STATUS] == Status.RUNNING).sum())
-
-
-def _end_cycle(
-    index: Tensor,
-    f_z: Tensor,
-    z: Tensor,
-    best_z: Tensor,
-    basis: Tensor,
-    start: Tensor,
-    start_residual: Tensor,
-    algebra: Tensor,
-    tables: Tables,
-    *,
-    rtol: float,
-    atol: float,
-    stall_steps: int,
-    divergence_factor: float,
-) -> None:
-    """Judge the samples `index`, and begin their next cycles."""
-    own = Tables(tables.record[index], tables.counters[index], tables.active.clone())
-    point, f_point = z[index], f_z[index]
+    count = torch.where(running, counters[:, Counter.COUNT], 0)
+    ended, probing = running & (count == 0), running & (count > 0)
+    f, point = f_z.to(start.dtype), z.to(start.dtype)
+    residual = f - point
+    _extend(
+        z,
+        basis,
+        start,
+        start_residual,
+        residual,
+        table,
+        tables,
+        count,
+        probing,
+        rtol,
+        atol,
+        products,
+    )
+    status = counters[:, Counter.STATUS]
+    after = status.clone()
+    status.masked_fill_(~ended, int(Status.MAX_STEPS))
     verdict = judge_(
-        f_point,
-        point,
-        own,
+        f_z,
+        z,
+        tables,
         rtol=rtol,
         atol=atol,
         stall_steps=stall_steps,
         divergence_factor=divergence_factor,
         max_rejections=MAX_REJECTIONS,
     )
-    best = torch.where(verdict.improved[:, None], point, best_z[index])
-    left = own.trace.shape[1] - own.counters[:, Counter.STEPS]
-    begun = verdict.advance & (left >= 2)
-    own.counters[:, Counter.COUNT] = begun.long()
-    tables.record[index], tables.counters[index] = own.record, own.counters
-    best_z[index] = best
-    moved = torch.where(verdict.reject[:, None], best, point)
-    moved = torch.where((verdict.advance & ~begun)[:, None], f_point, moved)
-
-    accum = accumulate_dtype(z.dtype)
-    w, f = point.to(accum), f_point.to(accum)
-    residual = f - w
-    length = residual.double().norm(dim=1)
-    start_norm, f_norm = w.double().norm(dim=1), f.double().norm(dim=1)
-    # With t above twice the size of w₀ and f(w₀), most of the rounding in the difference of
-    # residuals is that of t v.
-    exponent = torch.frexp(torch.maximum(start_norm, f_norm)).exponent
-    scale = torch.ldexp(torch.full_like(length, 2.0), exponent)
-    first = (residual.double() / length[:, None]).to(accum)
-    along = (residual.double() * w.double()).sum(1) / length
-
-    chosen = index[begun]
-    start[chosen], start_residual[chosen], basis[chosen, 0] = (
-        w[begun],
-        residual[begun],
-        first[begun],
-    )
-    own_table = algebra[index]
-    table = Table.of(own_table, basis.shape[1] - 1)
-    numbers = torch.stack((scale, start_norm, length, torch.zeros_like(length)), dim=1)
-    table.numbers.copy_(torch.where(begun[:, None], numbers, table.numbers))
-    first_along = table.vectors[:, Vector.ALONG_START, 0]
-    first_along.copy_(torch.where(begun, along, first_along))
-    algebra[index] = own_table
-    probe = w + scale[:, None].to(accum) * first
-    z[index] = torch.where(begun[:, None], probe.to(z.dtype), moved)
+    status.copy_(torch.where(ended, status, after))
+    best_z.copy_(torch.where(verdict.improved[:, None], z, best_z))
+    begun = verdict.advance & (tables.trace.shape[1] - counters[:, Counter.STEPS] >= 2)
+    z.copy_(torch.where(verdict.reject[:, None], best_z, z))
+    z.copy_(torch.where((verdict.advance & ~begun)[:, None], f_z, z))
+    _begin(z, basis, start, start_residual, f, point, residual, table, counters, begun, products)
+    active.copy_((counters[:, Counter.STATUS] == Status.RUNNING).sum())
 
 
-def _take_image(
-    index: Tensor,
-    f_z: Tensor,
+def _begin(
     z: Tensor,
     basis: Tensor,
     start: Tensor,
     start_residual: Tensor,
-    algebra: Tensor,
+    f: Tensor,
+    point: Tensor,
+    residual: Tensor,
+    table: Table,
+    counters: Tensor,
+    begun: Tensor,
+    products: Products,
+) -> None:
+    """Start the cycles of the samples in `begun` at w₀ = `point`."""
+    column = begun[:, None]
+    length, start_norm = products.norm(residual), products.norm(point)
+    # With t above twice the size of w₀ and f(w₀), most of the rounding in the difference of
+    # residuals is that of t v.
+    exponent = torch.frexp(torch.maximum(start_norm, products.norm(f))).exponent
+    scale = torch.ldexp(torch.full_like(length, 2.0), exponent)
+    first = (residual.double() / length[:, None]).to(start.dtype)
+    start.copy_(torch.where(column, point, start))
+    start_residual.copy_(torch.where(column, residual, start_residual))
+    basis[:, 0].copy_(torch.where(column, first, basis[:, 0]))
+    numbers = torch.stack((scale, start_norm, length, torch.zeros_like(length)), dim=1)
+    table.numbers.copy_(torch.where(column, numbers, table.numbers))
+    along = table.vectors[:, Vector.ALONG_START, 0]
+    along.copy_(torch.where(begun, products.dot(residual, point) / length, along))
+    counters[:, Counter.COUNT].masked_fill_(begun, 1)
+    probe = point + scale[:, None].to(point.dtype) * first
+    z.copy_(torch.where(column, probe.to(z.dtype), z))
+
+
+def _extend(
+    z: Tensor,
+    basis: Tensor,
+    start: Tensor,
+    start_residual: Tensor,
+    residual: Tensor,
+    table: Table,
     tables: Tables,
-    *,
+    count: Tensor,
+    probing: Tensor,
     rtol: float,
     atol: float,
+    products: Products,
 ) -> None:
-    """Take in M v of the newest v of the samples `index`, and go on or end the cycle."""
-    accum, columns = start.dtype, basis.shape[1] - 1
-    counters, steps = tables.counters, tables.counters[index, Counter.STEPS]
-    count = counters[index, Counter.COUNT]
-    newest = count - 1
-    held = torch.arange(columns, device=z.device) < count[:, None]
-    rows = torch.where(held[:, :, None], basis[index, :columns].double(), 0.0)
-    w0 = start[index].double()
-    own_table = algebra[index]
-    table = Table.of(own_table, columns)
-    scale = table.numbers[:, Number.SCALE]
+    """Take in M v of the newest v of the samples in `probing`, and go on or end the cycle."""
+    columns = basis.shape[1] - 1
+    counters, rows = tables.counters, basis[:, :columns]
+    samples = torch.arange(len(z), device=z.device)
+    newest = (count - 1).clamp(min=0)
+    place = torch.arange(columns, device=z.device)
+    held = place < count[:, None]
+    scale = torch.where(probing, table.numbers[:, Number.SCALE], 1.0)
     # t M v: t is a power of two, so that it is as good as M v until numbers are rank-sized.
-    image = start_residual[index] - (f_z[index].to(accum) - z[index].to(accum))
-    first, image = _project(rows, image)
-    again = torch.einsum("bjd,bd->bj", rows, image.double())
-    column = torch.where(held, (first + again) / scale[:, None], 0.0)
+    image = torch.where(probing[:, None], start_residual - residual, 0.0)
+    dots = products.along(rows, count, image)
+    image = products.add(rows, count, -dots, image)
+    again = products.along(rows, count, image)
+    column = (dots + again) / scale[:, None]
     # The rest's part in the basis is of the size of rounding: what it takes off is exact enough.
-    rest = (image.double().square().sum(1) - again.square().sum(1)).clamp(min=0.0).sqrt()
+    rest = (products.norm(image).square() - again.square().sum(1)).clamp(min=0.0).sqrt()
     height = rest / scale
     image_norm = (column.square().sum(1) + height.square()).sqrt()
     finite = image_norm.isfinite()
@@ -172,45 +197,46 @@ def _take_image(
     smallest = breakdown_share(z.dtype) * image_norm.clamp(min=1.0)
     height = torch.where(height > smallest, height, 0.0)
 
-    taken = finite & _append_column(table, newest, column, height, smallest, finite)
+    taken = _append_column(table, newest, column, height, smallest, probing & finite)
     predicted = table.numbers[:, Number.REMAINDER].abs()
     known = torch.where(taken, count, newest)
-    left = tables.trace.shape[1] - (steps + 1)
+    left = tables.trace.shape[1] - (counters[:, Counter.STEPS] + 1)
     bound = MARGIN * _tolerance(table, known, predicted, rtol, atol)
     spent = (count == columns) | (left < 2) | (height == 0.0) | ~taken
-    done = finite & (spent | (predicted <= bound))
-    diverged = ~finite & (counters[index, Counter.REJECTIONS] >= MAX_REJECTIONS)
-    ending, going_on = (~finite & ~diverged) | done, finite & ~done
+    rejected = probing & ~finite
+    diverged = rejected & (counters[:, Counter.REJECTIONS] >= MAX_REJECTIONS)
+    ending = probing & ((rejected & ~diverged) | (finite & (spent | (predicted <= bound))))
+    going_on = probing & finite & ~ending
 
-    tables.trace[index, steps] = torch.where(finite, predicted, torch.nan)
-    counters[index, Counter.STEPS] = steps + 1
-    counters[index, Counter.REJECTIONS] += ~finite & ~diverged
-    counters[index, Counter.COUNT] = torch.where(going_on, count + 1, 0)
-    status = torch.where(diverged, int(Status.DIVERGED), counters[index, Counter.STATUS])
-    counters[index, Counter.STATUS] = status
+    index = counters[:, Counter.STEPS].clamp(max=tables.trace.shape[1] - 1)
+    value = torch.where(finite, predicted, torch.nan)
+    tables.trace[samples, index] = torch.where(probing, value, tables.trace[samples, index])
+    counters[:, Counter.STEPS] += probing
+    counters[:, Counter.REJECTIONS] += rejected & ~diverged
+    counters[:, Counter.STATUS].masked_fill_(diverged, int(Status.DIVERGED))
+    following = torch.where(going_on, count + 1, 0)
+    counters[:, Counter.COUNT] = torch.where(probing, following, counters[:, Counter.COUNT])
 
-    combined = torch.arange(columns, device=z.device) < known[:, None]
-    y = torch.where(combined & ending[:, None], table.vectors[:, Vector.SOLUTION], 0.0)
-    minimiser = (w0 + torch.einsum("bj,bjd->bd", y, rows)).to(accum)
-    further = (image.double() - torch.einsum("bj,bjd->bd", again, rows)) / rest[:, None]
-    further = further.to(accum)
-    chosen = index[going_on]
-    basis[chosen, count[going_on]] = further[going_on]
-    along = (image.double() * w0).sum(1)
-    stored_along = table.vectors[:, Vector.ALONG_START]
-    along = (along - torch.where(held, again * stored_along, 0.0).sum(1)) / rest
-    placed = going_on[:, None] & (torch.arange(columns, device=z.device) == count[:, None])
-    stored_along.copy_(torch.where(placed, along[:, None], stored_along))
-    algebra[index] = own_table
-    probe = start[index] + scale[:, None].to(accum) * further
+    y = torch.where(place < known[:, None], table.vectors[:, Vector.SOLUTION], 0.0)
+    first = torch.where(ending[:, None], start, 0.0)
+    minimiser = products.add(rows, torch.where(ending, known, 0), y, first)
+    safe = torch.where(going_on, rest, 1.0)[:, None]
+    scaled = products.combine(
+        rows, count, (-again / safe)[:, None], (image.double() / safe)[:, None], 1.0
+    )
+    further = scaled[:, 0].to(image.dtype)
+    row = count.clamp(max=columns)
+    basis[samples, row] = torch.where(going_on[:, None], further, basis[samples, row])
+    stored = table.vectors[:, Vector.ALONG_START]
+    before = torch.where(held, again * stored, 0.0).sum(1)
+    along = (products.dot(image, torch.where(probing[:, None], start, 0.0)) - before)[
+        :, None
+    ] / safe
+    placed = going_on[:, None] & (place == count[:, None])
+    stored.copy_(torch.where(placed, along, stored))
+    probe = start + scale[:, None].to(start.dtype) * further
     moved = torch.where(ending[:, None], minimiser, probe).to(z.dtype)
-    z[index] = torch.where(diverged[:, None], z[index], moved)
-
-
-def _project(rows: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Vᵀ x in float64, and x − V Vᵀ x in the dtype of x."""
-    dots = torch.einsum("bjd,bd->bj", rows, image.double())
-    return dots, (image.double() - torch.einsum("bj,bjd->bd", dots, rows)).to(image.dtype)
+    z.copy_(torch.where((ending | going_on)[:, None], moved, z))
 
 
 def _append_column(
@@ -227,7 +253,7 @@ def _append_column(
     place = torch.arange(column.shape[1], device=newest.device)
     cosine, sine = table.vectors[:, Vector.COSINE], table.vectors[:, Vector.SINE]
     rotated, entries = column[:, 0], list(column.unbind(1))
-    for j in range(int(newest.max())):
+    for j in range(column.shape[1] - 1):
         turned = j < newest
         following = entries[j + 1]
         c, s = cosine[:, j], sine[:, j]
