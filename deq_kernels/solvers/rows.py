@@ -1,9 +1,8 @@
 """Vectors kept per sample, and products with them whose bits no neighbour in the batch changes.
 
 Sums over the state are taken by the op `low_rank`, in float64 and in an order that depends on the
-size of the state alone. L-BFGS needs float64 there (dots of small steps would underflow, and the
-terms of a combination cancel); Gram–Schmidt does not, and gets it for nothing, as these sums wait
-for memory. A sample whose count is zero costs next to nothing.
+size of the state alone. L-BFGS needs float64 there: dots of small steps would underflow, and the
+terms of a combination cancel. A sample whose count is zero costs next to nothing.
 """
 
 from __future__ import annotations
@@ -66,14 +65,6 @@ class Rows:
         """
         c, x = coefficients[:, None], x[:, None]
         return low_rank.combine(self.stored, count, c, x, scale=scale)[:, 0]
-
-    def project_out_(self, count: Tensor, x: Tensor) -> Tensor:
-        """x ← (I − V Vᵀ)² x for the first `count` rows V, [batch, dim] in the rows' dtype.
-
-        Returns:
-            Vᵀ x of the x before, [batch, capacity] float64; zero from `count` on.
-        """
-        return low_rank.project_out_(self.stored, count, x[:, None])[:, 0]
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
