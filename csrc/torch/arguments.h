@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "algebra/activation.h"
+#include "algebra/gmres.h"
 #include "algebra/termination.h"
 #include "torch/checks.h"
 
@@ -80,6 +81,29 @@ inline StepShape check_anderson_step(const Tensor& f_z, const Tensor& z, const T
   check_table(algebra, "algebra", ScalarType::Double, {shape.batch, capacity, 2 * capacity});
   check_table(scratch, "scratch", ScalarType::Double,
               {shape.batch, (shape.dim + tile - 1) / tile + 1, 2 + 2 * capacity});
+  return shape;
+}
+
+inline StepShape check_gmres_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
+                                  const Tensor& basis, const Tensor& start,
+                                  const Tensor& start_residual, const Tensor& algebra,
+                                  const Tensor& record, const Tensor& counters,
+                                  const Tensor& active, const Tensor& scratch, int64_t tile) {
+  StepShape shape = check_state(f_z, z, best_z, record, counters, active);
+  STD_TORCH_CHECK(basis.dim() == 3 && basis.size(1) >= 2,
+                  "basis must be [batch, columns + 1, dim] with room for at least one column");
+  const int64_t columns = shape.capacity = basis.size(1) - 1;
+  const ScalarType accum =
+      z.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  check_shape(basis, "basis", {shape.batch, columns + 1, shape.dim});
+  check_dtype(basis, "basis", accum);
+  check_dense_rows(basis, "basis");
+  check_table(start, "start", accum, {shape.batch, shape.dim});
+  check_table(start_residual, "start_residual", accum, {shape.batch, shape.dim});
+  check_table(algebra, "algebra", ScalarType::Double,
+              {shape.batch, GmresTable::table_size(columns)});
+  check_table(scratch, "scratch", ScalarType::Double,
+              {shape.batch, (shape.dim + tile - 1) / tile + 1, GmresSums::kDots + columns});
   return shape;
 }
 
