@@ -12,7 +12,7 @@ from torch import Tensor
 import deq_kernels as dk
 from deq_kernels.ops import OPS, gmres
 from deq_kernels.ops.gmres.table import Number, Table, Vector, table_size
-from deq_kernels.ops.termination import Counter, Tables
+from deq_kernels.ops.termination import Counter, Norm, Tables
 from python_tests.tolerances import assert_close
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -104,6 +104,54 @@ def test_the_table_holds_the_least_squares_problem(backend: str) -> None:
     torch.testing.assert_close(table.vectors[:, Vector.SOLUTION, :known], y)
     along = (basis * start[:, None]).sum(2)
     torch.testing.assert_close(table.vectors[:, Vector.ALONG_START], along)
+
+
+@pytest.mark.interpreter(size=(-999, 1000))
+@pytest.mark.parametrize("size", [-999, -664, 532, 1000])
+def test_states_of_any_size_take_the_same_steps(backend: str, size: int) -> None:
+    """Squares of such numbers are no float64; all else is a power of two apart."""
+    ends = []
+    for unit in (1.0, 2.0**size):
+        torch.manual_seed(2)
+        z, best, cycles, tables = state_of(2, 300, 3)
+        z *= unit
+        for _ in range(9):  # two cycles, and what follows from the end of the second
+            gmres.step_(gains(300) * z + unit, z, best, cycles, tables, **OPTIONS)
+        norms = (tables.norms[:, Norm.BEST], tables.trace[:, :9])
+        ends.append([*(t / unit for t in (z, best, *norms)), tables.counters])
+    for sized, ordinary in zip(*ends, strict=True):
+        torch.testing.assert_close(sized, ordinary, rtol=1e-9, atol=1e-13)
+
+
+EDGES = [
+    (torch.float16, 1.2e4),
+    (torch.bfloat16, 5e37),
+    (torch.float32, 5e37),
+    (torch.float32, 1e-40),
+    (torch.float64, 3e307),
+    (torch.float64, 1e-305),
+]
+
+
+@pytest.mark.parametrize(("dtype", "size"), EDGES)
+def test_states_at_the_edges_of_their_dtype(backend: str, dtype: torch.dtype, size: float) -> None:
+    """The probe w₀ + t v and 1 / t stay numbers: −z / 2 + c is solved by one product."""
+    z, best, cycles, tables = state_of(1, 3, 2, dtype)
+    z.zero_()
+    shift = torch.full_like(z, size)
+    for _ in range(3):
+        gmres.step_(shift - 0.5 * z, z, best, cycles, tables, **{**OPTIONS, "rtol": 1e-2})
+    assert tables.counters[:, Counter.STATUS].tolist() == [dk.Status.CONVERGED]
+    assert_close(best.double() / size, torch.full_like(best, 2 / 3, dtype=torch.float64), dtype)
+
+
+def test_too_short_a_residual_is_no_direction(backend: str) -> None:
+    """1 / ‖r‖ is no number: a step of the fixed-point iteration instead."""
+    z, best, cycles, tables = state_of(1, 3, 2)
+    z.fill_(2.0**-1060)
+    gmres.step_(0.5 * z, z, best, cycles, tables, **OPTIONS)
+    assert z.tolist() == [[2.0**-1061] * 3]
+    assert tables.counters[:, : Counter.STEPS + 1].tolist() == [[dk.Status.RUNNING, 0, 1]]
 
 
 def test_frozen_sample_is_neither_read_nor_written(backend: str) -> None:

@@ -105,11 +105,12 @@ def step_(
     """Take in f(z) of every sample that still runs, and move z to where f is wanted next.
 
     At the end of a cycle f(z) is judged (`deq_kernels.ops.termination`), z kept where it is the
-    best so far, and the next cycle begun: z ← w₀ + t v_0. Where only one evaluation is left z
-    becomes f(z), and where the residual is rejected the best iterate, once.
+    best so far, and the next cycle begun: z ← w₀ + t v_0. Where only one evaluation is left, or
+    1 / ‖r(z)‖ is no number, z becomes f(z), and where the residual is rejected the best iterate,
+    once.
 
-    Elsewhere t M v = r(w₀) − r(z) is made orthogonal to the basis, by classical Gram–Schmidt done
-    twice, and the residual that the minimiser of the cycle would have goes into the trace. The
+    Elsewhere M v = (r(w₀) − r(z)) / t is made orthogonal to the basis, by classical Gram–Schmidt
+    done twice, and the residual that the minimiser of the cycle would have goes into the trace. The
     cycle goes on, z ← w₀ + t v with a further v, unless there is no more room or nothing more in
     the space, the prediction meets the tolerance, or one evaluation is left: then z becomes the
     minimiser. An image that is not finite is left out and ends its cycle, once; the second time
