@@ -25,10 +25,11 @@ test: .venv/package.stamp  ## run the C++ and the Python tests; PYTEST_ARGS are 
 	$(BIN)/ctest --test-dir $(BUILD_DIR)/tests --output-on-failure
 	DEQ_KERNELS_BACKEND=native $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-sanitize: .venv/requirements.stamp  ## run the C++ tests under AddressSanitizer and UBSan
-	$(BIN)/cmake -S . -B $(BUILD_DIR)/sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DDEQ_TESTS=ON -DDEQ_SANITIZE=address,undefined -DDEQ_WARNINGS_AS_ERRORS=ON
+sanitize: .venv/requirements.stamp  ## run C++ tests and hostile calls under AddressSanitizer and UBSan
+	$(BIN)/cmake -S . -B $(BUILD_DIR)/sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DDEQ_TESTS=ON -DDEQ_SANITIZE=address,undefined -DDEQ_WARNINGS_AS_ERRORS=ON -DDEQ_PYTHON_MODULE=OFF -DDEQ_TORCH_DIR=$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')
 	$(BIN)/cmake --build $(BUILD_DIR)/sanitized
 	$(BIN)/ctest --test-dir $(BUILD_DIR)/sanitized --output-on-failure
+	$(BIN)/python -m python_tests.hostile.sanitized $(BUILD_DIR)/sanitized/out/lib/libdeq_kernels_cpu.so
 
 lint: .venv/package.stamp  ## check style and types
 	$(BIN)/ruff check .

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deq_kernels.solvers import loop
+from deq_kernels.gradients import watch
+from deq_kernels.solvers import coupling, loop
 from deq_kernels.solvers.ranks import Ranks
 from deq_kernels.solvers.running import LateCount
 
@@ -69,6 +70,10 @@ class HostReads:
 
     def deliver_counts_late(self, patch: pytest.MonkeyPatch) -> None:
         """Let solves learn of their running samples as on a GPU, a step late, without waiting."""
+        for module in (coupling, watch):
+            patch.setattr(module, "read_later", lambda numbers, then: None)
+        patch.setattr(coupling, "_any_moved", lambda *_: True)
+        patch.setattr(watch, "_may_fail", lambda _: True)
 
         @contextmanager
         def late(active: Tensor, synchronized: Ranks = False) -> Iterator[LateCount]:

@@ -33,7 +33,7 @@ inline const char* regime_name(Regime regime) {
   }
 }
 
-inline int64_t tile_count(int64_t dim) { return (dim + kTile - 1) / kTile; }
+inline int64_t tile_count(int64_t dim) { return dim / kTile + (dim % kTile != 0 ? 1 : 0); }
 
 struct StreamPlan {
   Regime regime;
@@ -45,6 +45,9 @@ struct StreamPlan {
 inline StreamPlan plan_stream(int64_t batch, int64_t dim, int64_t rank, int64_t state_bytes,
                               int64_t history_bytes, int64_t threads) {
   const int64_t tiles = tile_count(dim);
+  if (batch == 0) {  // whose `dim` no memory bounds
+    return {Regime::kSerial, kTile, tiles, 0};
+  }
   const int64_t sample_elements = dim * (2 * rank + 6);
   const int64_t sample_bytes = dim * (2 * rank * history_bytes + 6 * state_bytes);
   Regime regime = Regime::kTiles;

@@ -38,6 +38,18 @@ enum Counter : int64_t {
   kCounterColumns
 };
 
+// Far more of anything than a solve could count: nothing that is added to it overflows.
+constexpr int64_t kMostCounted = int64_t(1) << 62;
+
+// The first of a running sample's counters [kCounterColumns] that is none, or kCounterColumns.
+DEQ_HOST_DEVICE inline int64_t first_bad_counter(const int64_t* counters) {
+  int64_t column = kStatus + 1;
+  while (column < kCounterColumns && counters[column] >= 0 && counters[column] <= kMostCounted) {
+    ++column;
+  }
+  return column;
+}
+
 // A residual must fall below this share of the last mark to count as progress.
 constexpr double kProgressShare = 0.99;
 

@@ -163,6 +163,8 @@ void anderson_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
   const StepShape shape =
       check_anderson_step(f_z, z, best_z, residual_changes, image_changes, last_residual, algebra,
                           record, counters, active, scratch, kTile);
+  check_stopping(rtol, atol, damping, stall_steps, divergence_factor);
+  check_not_negative(regularization, "regularization");
   const int64_t batch = shape.batch;
   const int64_t dim = shape.dim;
   const int64_t capacity = shape.capacity;
@@ -170,13 +172,8 @@ void anderson_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
 
   int64_t* counter = data<int64_t>(counters);
   const std::vector<int64_t>& running = running_samples(counter, batch);
-  check_steps_left(running, counter, max_steps);
-  int64_t most = 0;
-  for (int64_t sample : running) {
-    const int64_t seen = counter[sample * kCounterColumns + kCount];
-    STD_TORCH_CHECK(seen >= 0, "sample ", sample, " has seen ", seen, " evaluations");
-    most = std::max(most, ChangeRing(capacity, seen).count);
-  }
+  const int64_t seen = check_counters(running, counter, max_steps);
+  const int64_t most = ChangeRing(capacity, seen).count;
   with_state_and_history_type(z.scalar_type(), residual_changes.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);
     using history_t = decltype(h);

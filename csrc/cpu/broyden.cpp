@@ -124,6 +124,9 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
                   bool estimate_gamma, int64_t max_backtracks) {
   const StepShape shape = check_broyden_step(f_z, z, best_z, directions, algebra, record, counters,
                                              active, scratch, kTile);
+  check_stopping(rtol, atol, damping, stall_steps, divergence_factor);
+  check_finite(gamma, "gamma");
+  check_count(max_backtracks, "max_backtracks");
   const int64_t batch = shape.batch;
   const int64_t dim = shape.dim;
   const int64_t capacity = shape.capacity;
@@ -132,14 +135,9 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
 
   int64_t* counter = data<int64_t>(counters);
   const std::vector<int64_t>& running = running_samples(counter, batch);
-  check_steps_left(running, counter, max_steps);
-  int64_t most = 0;
-  for (int64_t sample : running) {
-    const int64_t count = counter[sample * kCounterColumns + kCount];
-    STD_TORCH_CHECK(count >= 0 && count <= capacity, "sample ", sample, " has ", count,
-                    " directions, but there is room for ", capacity);
-    most = std::max(most, count);
-  }
+  const int64_t most = check_counters(running, counter, max_steps);
+  STD_TORCH_CHECK(most <= capacity, "a sample has ", most, " directions, but there is room for ",
+                  capacity);
   with_state_and_history_type(z.scalar_type(), directions.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);
     using history_t = decltype(h);
@@ -173,7 +171,7 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
 
 Tensor broyden_matvec(const Tensor& directions, const Tensor& algebra, const Tensor& rank,
                       const Tensor& x, double scale, bool transpose) {
-  const ProductShape shape = check_broyden_matvec(directions, algebra, rank, x);
+  const ProductShape shape = check_broyden_matvec(directions, algebra, rank, x, scale);
   const int64_t capacity = shape.capacity;
   double* tables = data<double>(algebra);
 

@@ -191,6 +191,7 @@ void cells_iterate(const Tensor& weight, const OptionalTensor& crow, const Optio
   const CellsShape shape =
       check_cells_iterate(weight, crow, col, values, sample_ptr, bias, scale, z, record, counters,
                           active, activation, norm, fixed_steps, accelerate);
+  check_stopping(rtol, atol, damping, stall_steps, divergence_factor);
   const int64_t* starts = sample_ptr ? data<int64_t>(*sample_ptr) : nullptr;
   if (sample_ptr) {
     check_starts(*sample_ptr, "sample_ptr", shape.rows);
@@ -200,7 +201,7 @@ void cells_iterate(const Tensor& weight, const OptionalTensor& crow, const Optio
     check_columns(data<int64_t>(*crow), data<int64_t>(*col), starts, shape.samples);
   }
   int64_t* counter = data<int64_t>(counters);
-  check_steps_left(running_samples(counter, shape.samples), counter, shape.max_steps);
+  check_counters(running_samples(counter, shape.samples), counter, shape.max_steps);
   with_state_type(z.scalar_type(), "z", [&](auto value) {
     using state_t = decltype(value);
     using accum_t = accumulate_t<state_t>;

@@ -25,13 +25,14 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
                  double atol, double damping, int64_t stall_steps, double divergence_factor) {
   const StepShape shape =
       check_damped_step(f_z, z, best_z, record, counters, active, scratch, kTile);
+  check_stopping(rtol, atol, damping, stall_steps, divergence_factor);
   const int64_t batch = shape.batch;
   const int64_t dim = shape.dim;
   const int64_t max_steps = shape.max_steps;
   const int64_t tiles = tile_count(dim);
   int64_t* counter = data<int64_t>(counters);
   const std::vector<int64_t>& running = running_samples(counter, batch);
-  check_steps_left(running, counter, max_steps);
+  check_counters(running, counter, max_steps);
   const Limits limits = {rtol,
                          atol,
                          max_steps,
@@ -88,7 +89,7 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
 
 void neumann_step(const Tensor& vjp, const Tensor& cotangent, const Tensor& w, const Tensor& norms,
                   double damping) {
-  const NeumannShape shape = check_neumann_step(vjp, cotangent, w, norms);
+  const NeumannShape shape = check_neumann_step(vjp, cotangent, w, norms, damping);
   const int64_t batch = shape.batch;
   const int64_t dim = shape.dim;
   const int64_t tiles = tile_count(dim);

@@ -25,8 +25,14 @@ class HistoryPool {
  public:
   static constexpr int64_t kHugePage = 2 << 20;
 
+  // More than any machine has, and far from what 64 bits count.
+  static constexpr int64_t kMostBytes = int64_t(1) << 60;
+
   // A buffer of at least `bytes` bytes, aligned to a large page; contents are arbitrary.
   void* take(int64_t bytes) {
+    if (bytes > kMostBytes) {
+      throw std::bad_alloc();
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     const int64_t wanted = (bytes + kHugePage - 1) / kHugePage * kHugePage;
     auto kept = free_.lower_bound(wanted);
@@ -74,6 +80,10 @@ class HistoryPool {
   }
 
   int64_t kept_bytes() const { return kept_bytes_; }
+
+  // Around a fork: the child has a copy of the lock and none of the threads that could open it.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
 
  private:
   // Frees kept buffers, largest first, until live and kept ones together fit `limit` bytes.

@@ -6,6 +6,7 @@
 
 #include "algebra/sherman_morrison.h"
 #include "cpu/product.h"
+#include "cpu/scratch.h"
 #include "cpu/streaming.h"
 #include "torch/arguments.h"
 
@@ -14,7 +15,7 @@ namespace {
 
 Tensor low_rank_matvec(const Tensor& u, const Tensor& v, const Tensor& rank, const Tensor& x,
                        double scale) {
-  const ProductShape shape = check_low_rank_matvec(u, v, rank, x);
+  const ProductShape shape = check_low_rank_matvec(u, v, rank, x, scale);
   return two_pass_product(
       shape, v, u, rank, x, scale, [](int64_t r) { return r; }, [](int64_t, int64_t, double*) {});
 }
@@ -105,7 +106,7 @@ struct Append {
 
 Tensor low_rank_append(const Tensor& u, const Tensor& v, const Tensor& rank, const Tensor& s,
                        const Tensor& y, double scale) {
-  const AppendShape shape = check_low_rank_append(u, v, rank, s, y);
+  const AppendShape shape = check_low_rank_append(u, v, rank, s, y, scale);
   const int64_t batch = shape.batch;
   const int64_t capacity = shape.capacity;
   const int64_t dim = shape.dim;
@@ -120,7 +121,7 @@ Tensor low_rank_append(const Tensor& u, const Tensor& v, const Tensor& rank, con
     most = std::max(most, ranks[sample]);
   }
   Tensor appended = torch::stable::new_empty(rank, {batch}, ScalarType::Bool);
-  std::vector<double> scratch(static_cast<size_t>(batch * (tiles + 1) * (3 + 2 * capacity)));
+  std::vector<double> scratch = new_scratch({batch, tiles + 1, 3 + 2 * capacity});
   with_state_and_history_type(s.scalar_type(), u.scalar_type(), [&](auto state, auto history) {
     using state_t = decltype(state);
     using history_t = decltype(history);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/scratch.h"
 #include "cpu/streaming.h"
 #include "torch/arguments.h"
 
@@ -29,11 +30,17 @@ Tensor low_rank_dots(const Tensor& rows, const Tensor& count, const Tensor& x) {
   const ProductShape shape = check_low_rank_dots(rows, count, x);
   const int64_t* counts = data<int64_t>(count);
   const int64_t most = checked_counts(counts, shape);
-  const int64_t tiles = tile_count(shape.dim);
-  const int64_t width = shape.columns * shape.capacity;
   Tensor dots =
       torch::stable::new_empty(x, {shape.batch, shape.columns, shape.capacity}, ScalarType::Double);
   double* out = data<double>(dots);
+  if (x.numel() == 0) {
+    std::fill_n(out, dots.numel(), 0.0);
+    return dots;
+  }
+  const int64_t tiles = tile_count(shape.dim);
+  // Zero beyond the counts.
+  std::vector<double> scratch = new_scratch({shape.batch, tiles, shape.columns, shape.capacity});
+  const int64_t width = shape.columns * shape.capacity;
   std::vector<int64_t> samples;
   for (int64_t sample = 0; sample < shape.batch; ++sample) {
     if (counts[sample] > 0) {
@@ -42,8 +49,6 @@ Tensor low_rank_dots(const Tensor& rows, const Tensor& count, const Tensor& x) {
       std::fill_n(out + sample * width, width, 0.0);
     }
   }
-  // Zero beyond the counts.
-  std::vector<double> scratch(static_cast<size_t>(shape.batch * tiles * width));
   with_state_and_history_type(x.scalar_type(), rows.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);
     using history_t = decltype(h);
@@ -76,10 +81,13 @@ Tensor low_rank_dots(const Tensor& rows, const Tensor& count, const Tensor& x) {
 
 Tensor low_rank_combine(const Tensor& rows, const Tensor& count, const Tensor& coefficients,
                         const Tensor& x, double scale) {
-  const ProductShape shape = check_low_rank_combine(rows, count, coefficients, x);
+  const ProductShape shape = check_low_rank_combine(rows, count, coefficients, x, scale);
   const int64_t* counts = data<int64_t>(count);
   const int64_t most = checked_counts(counts, shape);
   Tensor y = torch::stable::empty_like(x);
+  if (x.numel() == 0) {
+    return y;
+  }
   with_state_and_history_type(x.scalar_type(), rows.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);
     using history_t = decltype(h);
@@ -113,18 +121,22 @@ Tensor low_rank_combine(const Tensor& rows, const Tensor& count, const Tensor& c
 // Both halves twice, one sample after the other: three of the four readings of a sample's rows find
 // them in a cache, the third one tile by tile in the nearest.
 Tensor low_rank_project_out(const Tensor& rows, const Tensor& count, const Tensor& x) {
-  const ProductShape shape = check_low_rank_dots(rows, count, x);
+  const ProductShape shape = check_low_rank_project_out(rows, count, x);
   const int64_t* counts = data<int64_t>(count);
   const int64_t most = checked_counts(counts, shape);
-  const int64_t tiles = tile_count(shape.dim);
   const int64_t width = shape.capacity;
-  const int64_t problems = shape.batch * shape.columns;
   Tensor dots =
       torch::stable::new_empty(x, {shape.batch, shape.columns, width}, ScalarType::Double);
   double* out = data<double>(dots);
+  if (x.numel() == 0) {
+    std::fill_n(out, dots.numel(), 0.0);
+    return dots;
+  }
+  const int64_t tiles = tile_count(shape.dim);
+  const int64_t problems = shape.batch * shape.columns;
   // Of each column the partial sums of its tiles, [tiles, width], and second dots, [width]. Zero
   // beyond the counts.
-  std::vector<double> scratch(static_cast<size_t>(problems * (tiles + 1) * width));
+  std::vector<double> scratch = new_scratch({problems, tiles + 1, width});
   with_state_and_history_type(x.scalar_type(), rows.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);
     using history_t = decltype(h);

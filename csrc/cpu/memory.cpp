@@ -1,4 +1,5 @@
 // Buffers for solver histories, drawn from the pool.
+#include <pthread.h>
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/history_pool.h"
@@ -6,17 +7,26 @@
 
 namespace deq {
 
+namespace {
+
 // Never destroyed: tensors may outlive every static object.
-HistoryPool& history_pool() {
-  static HistoryPool* const instance = new HistoryPool();
-  return *instance;
-}
+HistoryPool* const kPool = new HistoryPool();
+
+// A thread forks with the lock in its hands, so that the child, which has no other thread, finds
+// what it guards whole and can open it.
+const int kForkHandlers =
+    pthread_atfork([] { kPool->lock(); }, [] { kPool->unlock(); }, [] { kPool->unlock(); });
+
+}  // namespace
+
+HistoryPool& history_pool() { return *kPool; }
 
 namespace {
 
 // `like` only chooses the device.
 Tensor history_memory(const Tensor& like, int64_t bytes) {
   (void)like;
+  STD_TORCH_CHECK(kForkHandlers == 0, "the library had no room for its fork handlers");
   STD_TORCH_CHECK(bytes > 0, "history_memory must be asked for at least one byte, got ", bytes);
   void* buffer = nullptr;
   try {

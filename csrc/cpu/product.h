@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/scratch.h"
 #include "cpu/streaming.h"
 #include "torch/arguments.h"
 
@@ -25,14 +26,19 @@ Tensor two_pass_product(const ProductShape& shape, const Tensor& dot_rows,
   int64_t most = 0;
   for (int64_t sample = 0; sample < shape.batch; ++sample) {
     samples[static_cast<size_t>(sample)] = sample;
-    STD_TORCH_CHECK(ranks[sample] >= 0 && rows_of_rank(ranks[sample]) <= shape.capacity,
+    STD_TORCH_CHECK(ranks[sample] >= 0 && ranks[sample] <= shape.capacity &&
+                        rows_of_rank(ranks[sample]) <= shape.capacity,
                     "rank of sample ", sample, " is ", ranks[sample],
                     ", which does not fit the rows stored");
     most = std::max(most, ranks[sample]);
   }
+  if (x.numel() == 0) {
+    return y;
+  }
   const int64_t tiles = tile_count(shape.dim);
+  std::vector<double> scratch =
+      new_scratch({shape.batch, tiles + 1, shape.columns, shape.capacity});
   const int64_t width = shape.columns * shape.capacity;
-  std::vector<double> scratch(static_cast<size_t>(shape.batch * (tiles + 1) * width));
   auto partials = [&](int64_t sample) { return scratch.data() + sample * (tiles + 1) * width; };
   auto totals = [&](int64_t sample) { return partials(sample) + tiles * width; };
 
@@ -63,7 +69,7 @@ Tensor two_pass_product(const ProductShape& shape, const Tensor& dot_rows,
           }
         },
         [&](int64_t sample) {
-          if (tiles > 0 && ranks[sample] > 0) {
+          if (ranks[sample] > 0) {
             add_tiles(partials(sample), tiles, width, totals(sample));
             for (int64_t c = 0; c < shape.columns; ++c) {
               coefficients(sample, ranks[sample], totals(sample) + c * shape.capacity);

@@ -1,6 +1,7 @@
 // Which samples of a batch still run.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -26,12 +27,21 @@ inline const std::vector<int64_t>& running_samples(const int64_t* counters, int6
 }
 
 // A running sample writes its residual to the next column of the trace: there must be one.
-inline void check_steps_left(const std::vector<int64_t>& running, const int64_t* counters,
-                             int64_t max_steps) {
+// Returns the largest count.
+inline int64_t check_counters(const std::vector<int64_t>& running, const int64_t* counters,
+                              int64_t max_steps) {
+  int64_t most = 0;
   for (int64_t sample : running) {
-    STD_TORCH_CHECK(counters[sample * kCounterColumns + kSteps] < max_steps, "sample ", sample,
-                    " still runs but has used all ", max_steps, " steps of its trace");
+    const int64_t* counter = counters + sample * kCounterColumns;
+    const int64_t bad = first_bad_counter(counter);
+    STD_TORCH_CHECK(bad == kCounterColumns, "counters must be at least 0 and at most ",
+                    kMostCounted, " where a sample runs, got ", counter[bad], " in column ", bad,
+                    " of sample ", sample);
+    STD_TORCH_CHECK(counter[kSteps] < max_steps, "sample ", sample, " still runs but has used all ",
+                    max_steps, " steps of its trace");
+    most = std::max(most, counter[kCount]);
   }
+  return most;
 }
 
 inline double* sample_record(double* record, int64_t sample, int64_t max_steps) {

@@ -30,6 +30,8 @@ void anderson_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
   const StepShape shape =
       check_anderson_step(f_z, z, best_z, residual_changes, image_changes, last_residual, algebra,
                           record, counters, active, scratch, kGpuTile);
+  check_stopping(rtol, atol, damping, stall_steps, divergence_factor);
+  check_not_negative(regularization, "regularization");
   const Place place(z);
   with_state_and_history_type(z.scalar_type(), residual_changes.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);

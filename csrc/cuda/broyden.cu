@@ -33,6 +33,9 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
                      {"scratch", &scratch}});
   const StepShape shape = check_broyden_step(f_z, z, best_z, directions, algebra, record, counters,
                                              active, scratch, kGpuTile);
+  check_stopping(rtol, atol, damping, stall_steps, divergence_factor);
+  check_finite(gamma, "gamma");
+  check_count(max_backtracks, "max_backtracks");
   const Place place(z);
   with_state_and_history_type(z.scalar_type(), directions.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);
@@ -64,7 +67,7 @@ void broyden_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
 Tensor broyden_matvec(const Tensor& directions, const Tensor& algebra, const Tensor& rank,
                       const Tensor& x, double scale, bool transpose) {
   check_same_device("x", x, {{"directions", &directions}, {"algebra", &algebra}, {"rank", &rank}});
-  const ProductShape shape = check_broyden_matvec(directions, algebra, rank, x);
+  const ProductShape shape = check_broyden_matvec(directions, algebra, rank, x, scale);
   const Place place(x);
   Tensor y = torch::stable::empty_like(x);
   const GpuDemand demand =

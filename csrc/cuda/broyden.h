@@ -246,7 +246,7 @@ struct BroydenProduct {
   template <typename Block>
   DEQ_DEVICE View view(const Block& block, int64_t problem) const {
     const int64_t r = rank[sample(problem)];
-    block.check(r >= 0 && directions_of_rank(r) <= directions.capacity,
+    block.check(r >= 0 && r < kMostCounted && directions_of_rank(r) <= directions.capacity,
                 "rank must fit the directions stored");
     return {r, static_cast<int>(directions_of_rank(r))};
   }

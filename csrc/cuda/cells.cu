@@ -92,6 +92,7 @@ void cells_iterate(const Tensor& weight, const OptionalTensor& crow, const Optio
   const CellsShape shape =
       check_cells_iterate(weight, crow, col, values, sample_ptr, bias, scale, z, record, counters,
                           active, activation, norm, fixed_steps, accelerate);
+  check_stopping(rtol, atol, damping, stall_steps, divergence_factor);
   if (shape.samples == 0) {
     return;
   }

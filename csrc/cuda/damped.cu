@@ -26,6 +26,7 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
                      {"scratch", &scratch}});
   const StepShape shape =
       check_damped_step(f_z, z, best_z, record, counters, active, scratch, kGpuTile);
+  check_stopping(rtol, atol, damping, stall_steps, divergence_factor);
   const Place place(z);
   with_state_type(z.scalar_type(), "z", [&](auto value) {
     using state_t = decltype(value);
@@ -49,7 +50,7 @@ void damped_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const
 void neumann_step(const Tensor& vjp, const Tensor& cotangent, const Tensor& w, const Tensor& norms,
                   double damping) {
   check_same_device("w", w, {{"vjp", &vjp}, {"cotangent", &cotangent}, {"norms", &norms}});
-  const NeumannShape shape = check_neumann_step(vjp, cotangent, w, norms);
+  const NeumannShape shape = check_neumann_step(vjp, cotangent, w, norms, damping);
   const Place place(w);
   Scratch scratch(w, shape.batch);
   with_state_type(w.scalar_type(), "w", [&](auto value) {

@@ -13,7 +13,7 @@ namespace {
 Tensor low_rank_matvec(const Tensor& u, const Tensor& v, const Tensor& rank, const Tensor& x,
                        double scale) {
   check_same_device("x", x, {{"u", &u}, {"v", &v}, {"rank", &rank}});
-  const ProductShape shape = check_low_rank_matvec(u, v, rank, x);
+  const ProductShape shape = check_low_rank_matvec(u, v, rank, x, scale);
   const Place place(x);
   Tensor y = torch::stable::empty_like(x);
   GpuDemand demand =
@@ -40,7 +40,7 @@ Tensor low_rank_matvec(const Tensor& u, const Tensor& v, const Tensor& rank, con
 Tensor low_rank_append(const Tensor& u, const Tensor& v, const Tensor& rank, const Tensor& s,
                        const Tensor& y, double scale) {
   check_same_device("s", s, {{"u", &u}, {"v", &v}, {"rank", &rank}, {"y", &y}});
-  const AppendShape shape = check_low_rank_append(u, v, rank, s, y);
+  const AppendShape shape = check_low_rank_append(u, v, rank, s, y, scale);
   const Place place(s);
   Tensor appended = torch::stable::new_empty(rank, {shape.batch}, ScalarType::Bool);
   Scratch scratch(s, shape.batch);

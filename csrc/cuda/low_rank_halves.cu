@@ -39,7 +39,7 @@ Tensor low_rank_dots(const Tensor& rows, const Tensor& count, const Tensor& x) {
 void combine_into(const Tensor& y, const Tensor& rows, const Tensor& count,
                   const Tensor& coefficients, const Tensor& x, double scale) {
   check_same_device("x", x, {{"rows", &rows}, {"count", &count}, {"coefficients", &coefficients}});
-  const ProductShape shape = check_low_rank_combine(rows, count, coefficients, x);
+  const ProductShape shape = check_low_rank_combine(rows, count, coefficients, x, scale);
   const Place place(x);
   with_state_and_history_type(x.scalar_type(), rows.scalar_type(), [&](auto s, auto h) {
     using state_t = decltype(s);
@@ -65,6 +65,7 @@ Tensor low_rank_combine(const Tensor& rows, const Tensor& count, const Tensor& c
 }
 
 Tensor low_rank_project_out(const Tensor& rows, const Tensor& count, const Tensor& x) {
+  check_low_rank_project_out(rows, count, x);
   Tensor dots = low_rank_dots(rows, count, x);
   // Each time with the opposite sign, which needs no other coefficients than the dots.
   combine_into(x, rows, count, dots, x, -1.0);

@@ -524,6 +524,37 @@ void products(int64_t dim, int64_t stride, int64_t columns) {
   }
 }
 
+TEST(gpu_broyden_products_refuse_ranks_that_cannot_be) {
+  for (const int64_t rank : {int64_t(-1), int64_t(2), INT64_MAX, INT64_MIN}) {
+    Array<float> directions(1, 2, 8, 8);
+    Array<float> x(1, 1, 8, 8);
+    Array<float> y(1, 1, 8, 8);
+    Vector algebra(static_cast<size_t>(deq::ProductForm::table_size(2)));
+    const deq::BroydenProduct<float, float> op = {
+        x.values.data(),
+        y.values.data(),
+        {directions.values.data(), 16, 8, directions.aligned(), algebra.data(), 2},
+        &rank,
+        1,
+        8,
+        -1.0,
+        false};
+    const deq::GpuDemand demand =
+        deq::product_demand(1, 8, 2, sizeof(float), deq::ProductForm::table_size(2));
+    for (const char* regime : deq_test::kRegimes) {
+      bool refused = false;
+      try {
+        deq_test::launch(op, demand,
+                         deq::plan_gpu(demand, deq_test::device_with(232448, 2), regime),
+                         Order::kInterleaved);
+      } catch (const std::runtime_error&) {
+        refused = true;
+      }
+      CHECK(refused);
+    }
+  }
+}
+
 TEST(gpu_broyden_products) {
   products<float, float>(2051, 2052, 2);
   products<float, float>(7, 7, 1);

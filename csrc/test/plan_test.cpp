@@ -29,4 +29,11 @@ TEST(bytes_are_the_floor) {
   CHECK(deq::plan_stream(3, 1000, 5, 4, 2, 2).bytes_moved == 3 * 1000 * (2 * 5 * 2 + 6 * 4));
 }
 
+TEST(no_dimension_overflows_where_there_is_no_sample) {
+  const deq::StreamPlan plan = deq::plan_stream(0, INT64_MAX, 9, 4, 4, 2);
+  CHECK(plan.regime == deq::Regime::kSerial);
+  CHECK(plan.bytes_moved == 0);
+  CHECK(plan.tiles == INT64_MAX / deq::kTile + 1);
+}
+
 }  // namespace

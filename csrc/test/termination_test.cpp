@@ -148,4 +148,16 @@ TEST(stalls_after_steps_without_one_percent) {
   }
 }
 
+TEST(counters_are_no_less_than_zero_and_far_from_overflow) {
+  Sample sample;
+  CHECK(deq::first_bad_counter(sample.counters) == deq::kCounterColumns);
+  for (int64_t column = deq::kStatus + 1; column < deq::kCounterColumns; ++column) {
+    for (const int64_t bad : {int64_t(-1), INT64_MIN, deq::kMostCounted + 1, INT64_MAX}) {
+      Sample other;
+      other.counters[column] = bad;
+      CHECK(deq::first_bad_counter(other.counters) == column);
+    }
+  }
+}
+
 }  // namespace

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 
@@ -51,6 +52,35 @@ inline void check_table(const Tensor& t, const char* name, ScalarType dtype,
   check_shape(t, name, shape);
   check_dtype(t, name, dtype);
   check_contiguous(t, name);
+}
+
+// How many rows a history may have: kernels count them in 32 bits.
+constexpr int64_t kMostRows = (int64_t(1) << 31) - 1;
+
+// How many elements it may have, expanded ones included: the bytes of several passes are counted in
+// 64 bits.
+constexpr int64_t kMostElements = int64_t(1) << 56;
+
+// Stored rows [batch, rows, dim], dense.
+inline void check_rows(const Tensor& t, const char* name, std::initializer_list<int64_t> shape) {
+  check_shape(t, name, shape);
+  check_dense_rows(t, name);
+  STD_TORCH_CHECK(t.size(1) <= kMostRows && t.numel() <= kMostElements, name, " must have at most ",
+                  kMostRows, " rows and ", kMostElements, " elements, got ", t.size(1), " and ",
+                  t.numel());
+}
+
+inline void check_finite(double value, const char* name) {
+  STD_TORCH_CHECK(std::isfinite(value), name, " must be finite, got ", value);
+}
+
+inline void check_not_negative(double value, const char* name) {
+  STD_TORCH_CHECK(std::isfinite(value) && value >= 0.0, name,
+                  " must be finite and at least 0, got ", value);
+}
+
+inline void check_count(int64_t value, const char* name) {
+  STD_TORCH_CHECK(value >= 0, name, " must be at least 0, got ", value);
 }
 
 struct NamedTensor {

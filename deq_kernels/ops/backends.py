@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -114,6 +115,11 @@ class _Switch:
         self.triton_keys: tuple[str, ...] = ()
         self._library: torch.library.Library | None = None
         self._lock = threading.RLock()
+        # A thread forks with the lock in its hands: whoever else had it is not in the child.
+        opened = self._lock.release
+        os.register_at_fork(
+            before=self._lock.acquire, after_in_parent=opened, after_in_child=opened
+        )
 
     def turn(self, name: str) -> str:
         """Make `name` the backend in use; returns the one before.
@@ -151,7 +157,7 @@ class _Switch:
             )
             for name, function in triton_kernels().functions.items():
                 for key in keys:
-                    library.impl(name, function, key)
+                    library.impl(name, OPS[name].checked(function), key)
         self._library, self.triton_keys = library, keys
 
 

@@ -17,6 +17,11 @@ ROW_BYTES = 16
 """Rows on a GPU begin at multiples of this, so that every one is read 16 bytes at a time."""
 
 
+def _check_size(like: Tensor, size: int) -> None:
+    if size <= 0:
+        raise RuntimeError(f"history_memory must be asked for at least one byte, got {size}")
+
+
 def _plain_memory(like: Tensor, size: int) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device=like.device)
 
@@ -24,6 +29,7 @@ def _plain_memory(like: Tensor, size: int) -> Tensor:
 _MEMORY = registry.define(
     "history_memory(Tensor like, int bytes) -> Tensor",
     reference=_plain_memory,
+    check=_check_size,
     fake=_plain_memory,
 )
 

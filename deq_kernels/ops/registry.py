@@ -7,9 +7,12 @@ Triton only add kernels for their dispatch key, so an install without a compiler
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+
+from deq_kernels.ops.contract import Contract, checked
 
 NAMESPACE = "deq_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -18,12 +21,16 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 class Op:
     """One operator: `call` runs it on the backend in use."""
 
-    __slots__ = ("call", "name", "overload", "reference")
+    __slots__ = ("call", "checked", "name", "overload", "reference")
 
-    def __init__(self, name: str, reference: Callable[..., Any]) -> None:
+    def __init__(
+        self, name: str, reference: Callable[..., Any], check: Callable[..., None]
+    ) -> None:
         self.name = name
-        self.reference = reference
         self.overload: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
+        self.checked = partial(checked, Contract.of(self.overload), check)
+        """Of a kernel in Python: one that checks its arguments first."""
+        self.reference = self.checked(reference)
         self.call = self.overload
 
     def holds_kernel(self, key: str) -> bool:
@@ -34,13 +41,23 @@ class Op:
 OPS: dict[str, Op] = {}
 
 
-def define(schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Op:
-    """Define `deq_kernels::<schema>` with its reference kernel and its fake (shape) kernel."""
+def define(
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    check: Callable[..., None],
+    fake: Callable[..., Any],
+) -> Op:
+    """Define `deq_kernels::<schema>` with its reference kernel and its fake (shape) kernel.
+
+    `check` raises unless the op's arguments fit each other; it runs before every kernel in Python,
+    and with it what all ops demand (`deq_kernels.ops.contract`).
+    """
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
-    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    OPS[name] = Op(name, reference, check)
+    LIBRARY.impl(name, OPS[name].reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
-    OPS[name] = Op(name, reference)
     return OPS[name]
 
 

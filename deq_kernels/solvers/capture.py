@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import threading
 import warnings
 import weakref
@@ -147,6 +148,15 @@ _half_forgotten: list[Any] = []
 
 _one_at_a_time = threading.Lock()
 """torch's random numbers know of one capture at a time in a process."""
+
+
+def _open_in_child() -> None:
+    # A forked child has neither captures nor the thread that may have held the lock.
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_open_in_child)
 
 
 def _is_the_callers(error: RuntimeError) -> bool:

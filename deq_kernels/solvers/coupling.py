@@ -87,11 +87,11 @@ def _any_moved(tables: Tables, before: int, measure: Measure) -> bool:
     in a fraction of the time by NumPy.
     """
     counters = tables.counters.numpy()
-    frozen = counters[:, Counter.STATUS] == Status.CONVERGED
-    frozen &= counters[:, Counter.STEPS] < before
+    frozen = counters[:, int(Counter.STATUS)] == int(Status.CONVERGED)
+    frozen &= counters[:, int(Counter.STEPS)] < before
     if not frozen.any():
         return False
-    stopped_at = tables.record.numpy()[:, Norm.BEST]
+    stopped_at = tables.record.numpy()[:, int(Norm.BEST)]
     return bool((frozen & ~(measure().numpy() <= SLACK * stopped_at)).any())
 
 

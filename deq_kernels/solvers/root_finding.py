@@ -117,7 +117,8 @@ def root(
 
     Args:
         fun: fun(x, *args), of the shape, kind and dtype of x.
-        x0: the start, of any shape: a tensor, or what numpy makes an array of; fun then receives
+        x0: the start, of any shape, one problem unless `batched` (which needs equations that do not
+            depend on each other): a tensor, or what numpy makes an array of; fun then receives
             arrays. Whole numbers become float64.
         args: further arguments of fun; a single one need not be a tuple.
         method: "broyden1"; "anderson"; "linearmixing", damped fixed-point iteration;

@@ -23,6 +23,9 @@ from deq_kernels import (
 )
 from deq_kernels.models import MDEQ, MDEQConfig
 
+# Random weights, and as few steps as a test needs.
+pytestmark = pytest.mark.filterwarnings("ignore::deq_kernels.UnconvergedWarning")
+
 TINY = MDEQConfig(
     image_channels=2,
     image_size=(4, 4),

@@ -25,6 +25,9 @@ from deq_kernels.models import DEQTransformer, TransformerConfig
 from deq_kernels.models.transformer import Memory
 from deq_kernels.nn import jacobian_penalty
 
+# Random weights, and as few steps as a test needs.
+pytestmark = pytest.mark.filterwarnings("ignore::deq_kernels.UnconvergedWarning")
+
 TINY = TransformerConfig(
     vocabulary=20,
     width=8,

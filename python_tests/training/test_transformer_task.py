@@ -129,6 +129,7 @@ def test_resuming_gives_the_same_bits() -> None:
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.filterwarnings("ignore::deq_kernels.UnconvergedWarning")  # an untrained model
 def test_memory_goes_on_within_an_epoch_and_starts_empty() -> None:
     task = _task(_config())
     task.model.eval()

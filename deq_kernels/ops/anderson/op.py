@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.ops import registry
-from deq_kernels.ops.anderson import reference
+from deq_kernels.ops import registry, step
+from deq_kernels.ops.anderson import arguments, reference
 from deq_kernels.ops.dtypes import resolve_history_dtype
 from deq_kernels.ops.memory import new_history
 from deq_kernels.ops.termination import Tables
@@ -32,6 +32,7 @@ _STEP = registry.define(
     "Tensor(h!) counters, Tensor(i!) active, Tensor(j!) scratch, float rtol, float atol, "
     "float damping, float regularization, int stall_steps, float divergence_factor) -> ()",
     reference=reference.step_,
+    check=arguments.check_step,
     fake=registry.in_place_fake,
 )
 
@@ -92,16 +93,11 @@ def bind_step(
     divergence_factor: float,
 ) -> Callable[[Tensor], None]:
     """`step_` as a function of f(z) alone, for a solver's loop; arguments as there."""
-    call = _STEP.call
     changes = (window.residual_changes, window.image_changes, window.last_residual)
     record = (tables.record, tables.counters, tables.active, window.scratch)
     options = (rtol, atol, damping, regularization, stall_steps, divergence_factor)
     arguments = (z, best_z, *changes, window.algebra, *record, *options)
-
-    def step(f_z: Tensor) -> None:
-        call(f_z if f_z.stride(1) == 1 else f_z.contiguous(), *arguments)
-
-    return step
+    return step.bind_step(_STEP.call, z, arguments)
 
 
 def step_(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops import direction_scale
+from deq_kernels.ops.arguments import check_counters, steps_of
 from deq_kernels.ops.direction_scale import ScaleRange
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.termination import Counter, Norm, Status, Tables, judge_
@@ -46,6 +47,7 @@ def step_(
 ) -> None:
     """One Anderson step of every running sample; see `deq_kernels.ops.anderson.step_`."""
     capacity, dim = residual_changes.shape[1:]
+    check_counters(counters, steps_of(record))
     tables = Tables(record, counters, active)
     scales = tables.norms[:, Norm.SCALE]
     running = counters[:, Counter.STATUS] == Status.RUNNING

@@ -14,14 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deq_kernels.ops.anderson.reference import dependent_share
-from deq_kernels.ops.arguments import (
-    check_dense_rows,
-    check_dimensions,
-    check_dtype,
-    check_history_dtype,
-    check_shape,
-    check_table,
-)
+from deq_kernels.ops.arguments import steps_of
 from deq_kernels.ops.direction_scale import ScaleRange
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.tiles import tile_count
@@ -29,6 +22,7 @@ from deq_kernels.ops.triton_support.direction_scale import direction_exponent, p
 from deq_kernels.ops.triton_support.launch import (
     Cut,
     alignment,
+    check_device,
     device_of,
     kernel,
     launch,
@@ -39,15 +33,15 @@ from deq_kernels.ops.triton_support.mixing import mixing_weights, slots_by_age
 from deq_kernels.ops.triton_support.norms import root, step_norms
 from deq_kernels.ops.triton_support.product_form import entry
 from deq_kernels.ops.triton_support.rows import add_rows, add_tiles, dot_rows_pair, row_at
-from deq_kernels.ops.triton_support.step import check_step
 from deq_kernels.ops.triton_support.termination import (
+    ANY_COUNT,
     COUNT,
     COUNTERS,
     NORMS,
     RUNNING,
     SCALE,
-    STATUS,
     STEPS,
+    can_step,
     judge,
 )
 from deq_kernels.ops.triton_support.values import (
@@ -389,7 +383,7 @@ def _step(
     f_tile = start_of(f_z, sample, f_stride, begin, ALIGN)
     z_tile = start_of(z, sample, dim, begin, ALIGN)
     last_tile = start_of(last_residual, sample, dim, begin, ALIGN)
-    running = tl.load(counter + STATUS) == RUNNING
+    running = can_step(counter, max_steps, ANY_COUNT)
 
     if PASS == "measure" or PASS == "whole":  # noqa: SIM102 - known to the compiler
         if running:  # known to the device
@@ -488,20 +482,12 @@ def step_(
     divergence_factor: float,
 ) -> None:
     """One Anderson step of every running sample; see `deq_kernels.ops.anderson.step_`."""
-    check_dimensions(residual_changes, "residual_changes", "[batch, history_length - 1, dim]")
-    capacity = residual_changes.shape[1]
     changes = {"residual_changes": residual_changes, "image_changes": image_changes}
-    others = {**changes, "last_residual": last_residual, "algebra": algebra}
-    tables = (record, counters, active, scratch)
-    max_steps = check_step(f_z, z, best_z, *tables, sums=2 + 2 * capacity, others=others)
+    others = {"best_z": best_z, **changes, "last_residual": last_residual, "algebra": algebra}
+    tables = {"record": record, "counters": counters, "active": active, "scratch": scratch}
+    check_device("z", z, f_z=f_z, **others, **tables)
+    capacity, max_steps = residual_changes.shape[1], steps_of(record)
     batch, dim = z.shape
-    for name, tensor in changes.items():
-        check_shape(tensor, name, (batch, capacity, dim))
-        check_dtype(tensor, name, residual_changes.dtype)
-        check_dense_rows(tensor, name)
-    check_history_dtype(residual_changes, z)
-    check_table(last_residual, "last_residual", z.dtype, (batch, dim))
-    check_table(algebra, "algebra", torch.float64, (batch, capacity, 2 * capacity))
     tiles = tile_count(dim, z.device.type)
 
     if batch == 0:

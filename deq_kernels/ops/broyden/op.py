@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.ops import registry
-from deq_kernels.ops.broyden import reference
+from deq_kernels.ops import registry, step
+from deq_kernels.ops.broyden import arguments, reference
 from deq_kernels.ops.dtypes import resolve_history_dtype
 from deq_kernels.ops.memory import new_history
 from deq_kernels.ops.termination import Tables
@@ -43,12 +43,14 @@ _STEP = registry.define(
     "float divergence_factor, bool finish_inverse, bool drop_oldest, bool estimate_gamma, "
     "int max_backtracks) -> ()",
     reference=reference.step_,
+    check=arguments.check_step,
     fake=registry.in_place_fake,
 )
 _MATVEC = registry.define(
     "broyden_matvec(Tensor directions, Tensor algebra, Tensor rank, Tensor x, float scale, "
     "bool transpose) -> Tensor",
     reference=reference.matvec,
+    check=arguments.check_matvec,
     fake=_matvec_fake,
 )
 
@@ -126,17 +128,12 @@ def bind_step(
     max_backtracks: int = 0,
 ) -> Callable[[Tensor], None]:
     """`step_` as a function of f(z) alone, for a solver's loop; arguments as there."""
-    call = _STEP.call
     state = (z, best_z, history.directions, history.algebra)
     record = (tables.record, tables.counters, tables.active, history.scratch)
     options = (rtol, atol, damping, gamma, stall_steps, divergence_factor, finish_inverse)
     variants = (drop_oldest, estimate_gamma, max_backtracks)
     arguments = (*state, *record, *options, *variants)
-
-    def step(f_z: Tensor) -> None:
-        call(f_z if f_z.stride(1) == 1 else f_z.contiguous(), *arguments)
-
-    return step
+    return step.bind_step(_STEP.call, z, arguments)
 
 
 def step_(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops import direction_scale
+from deq_kernels.ops.arguments import check_counters, check_counts, steps_of
 from deq_kernels.ops.broyden import initial_scale, line_search
 from deq_kernels.ops.direction_scale import ScaleRange
 from deq_kernels.ops.dtypes import accumulate_dtype
@@ -71,6 +72,8 @@ def matvec(
     transpose: bool,
 ) -> Tensor:
     """H x, or Hᵀ x, for x [batch, columns, dim], with H₀ = scale · I."""
+    check_counts(rank, "rank", directions.shape[1])
+    check_counts(torch.where(rank > 0, rank + 1, 0), "rank + 1", directions.shape[1])
     gram, factors = split_algebra(algebra)
     accum = accumulate_dtype(x.dtype)
     most = int(rank.max()) if rank.numel() else 0
@@ -116,6 +119,7 @@ def step_(
 ) -> None:
     """One Broyden step of every running sample, in place; see `deq_kernels.ops.broyden.step_`."""
     capacity, dim = directions.shape[1:]
+    check_counters(counters, steps_of(record), capacity)
     tables = Tables(record, counters, active)
     norms, (gram, factors) = tables.norms, split_algebra(algebra)
     count, backtracks = counters[:, Counter.COUNT], counters[:, Counter.BACKTRACKS]

@@ -13,13 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deq_kernels.ops.arguments import (
-    check_dense_rows,
-    check_dimensions,
-    check_history_dtype,
-    check_shape,
-    check_table,
-)
+from deq_kernels.ops.arguments import steps_of
 from deq_kernels.ops.direction_scale import ScaleRange
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.tiles import tile_count
@@ -40,7 +34,7 @@ from deq_kernels.ops.triton_support.launch import (
     table_constants,
 )
 from deq_kernels.ops.triton_support.norms import root, step_norms
-from deq_kernels.ops.triton_support.product import check_product, two_pass_product
+from deq_kernels.ops.triton_support.product import two_pass_product
 from deq_kernels.ops.triton_support.product_form import (
     direction_coefficients,
     drop_factor,
@@ -53,7 +47,6 @@ from deq_kernels.ops.triton_support.rows import (
     move_up,
     row_at,
 )
-from deq_kernels.ops.triton_support.step import check_step
 from deq_kernels.ops.triton_support.termination import (
     BACKTRACKS,
     BASE,
@@ -64,8 +57,8 @@ from deq_kernels.ops.triton_support.termination import (
     NORMS,
     RUNNING,
     SCALE,
-    STATUS,
     STEPS,
+    can_step,
     judge_trial,
 )
 from deq_kernels.ops.triton_support.values import (
@@ -352,7 +345,7 @@ def _step(
     f_tile = start_of(f_z, sample, f_stride, begin, ALIGN)
     z_tile = start_of(z, sample, dim, begin, ALIGN)
     rows = start_of(directions, sample, sample_stride, begin, ALIGN)
-    running = tl.load(counter + STATUS) == RUNNING
+    running = can_step(counter, max_steps, capacity)
 
     if PASS == "measure" or PASS == "whole":  # noqa: SIM102 - known to the compiler
         if running:  # known to the device
@@ -455,18 +448,11 @@ def step_(
     max_backtracks: int,
 ) -> None:
     """One Broyden step of every running sample, in place; see `deq_kernels.ops.broyden.step_`."""
-    check_dimensions(directions, "directions", "[batch, history_length + 1, dim]")
-    capacity = directions.shape[1]
-    if capacity < 1:
-        raise RuntimeError("directions must have room for at least one direction, got none")
-    tables = (record, counters, active, scratch)
-    others = {"directions": directions, "algebra": algebra}
-    max_steps = check_step(f_z, z, best_z, *tables, sums=2 + 2 * capacity, others=others)
+    tables = {"record": record, "counters": counters, "active": active, "scratch": scratch}
+    others = {"best_z": best_z, "directions": directions, "algebra": algebra}
+    check_device("z", z, f_z=f_z, **others, **tables)
+    capacity, max_steps = directions.shape[1], steps_of(record)
     batch, dim = z.shape
-    check_shape(directions, "directions", (batch, capacity, dim))
-    check_dense_rows(directions, "directions")
-    check_history_dtype(directions, z)
-    check_table(algebra, "algebra", torch.float64, (batch, capacity, capacity + 2))
     tiles = tile_count(dim, z.device.type)
 
     if batch == 0:
@@ -495,10 +481,7 @@ def matvec(
     A sample whose rank needs more directions than are stored has a NaN product: to raise an error
     would mean to wait for the device.
     """
-    check_product(directions, "directions", rank, x)
-    batch, capacity, _ = directions.shape
-    check_table(algebra, "algebra", torch.float64, (batch, capacity, capacity + 2))
-    check_device("x", x, algebra=algebra)
+    check_device("x", x, directions=directions, algebra=algebra, rank=rank)
     return two_pass_product(directions, directions, algebra, rank, x, scale, transpose)
 
 

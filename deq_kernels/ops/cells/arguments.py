@@ -16,7 +16,7 @@ from deq_kernels.ops.arguments import (
 )
 from deq_kernels.ops.cells.activations import Activation
 from deq_kernels.ops.cells.norms import NormKind
-from deq_kernels.ops.termination import Counter, Norm, Status
+from deq_kernels.ops.termination import Counter, Norm
 
 
 def check_iterate(
@@ -32,16 +32,16 @@ def check_iterate(
     counters: Tensor,
     active: Tensor,
     activation: int,
+    rtol: float,
+    atol: float,
+    damping: float,
     norm: int,
-    *,
+    stall_steps: int,
+    divergence_factor: float,
     fixed_steps: bool,
     accelerate: bool,
-) -> int:
-    """Raise RuntimeError unless shapes, dtypes and layouts fit together; reads no element.
-
-    Returns:
-        max_steps, for which the record has room.
-    """
+) -> None:
+    """Raise RuntimeError unless shapes, dtypes and layouts fit together; reads no element."""
     check_dimensions(z, "z", "[rows, dim]")
     check_state(z, "z")
     (rows, dim), samples = z.shape, len(z)
@@ -76,7 +76,6 @@ def check_iterate(
         raise RuntimeError(f"norm must be 0 to {len(NormKind) - 1}, got {norm}")
     if fixed_steps and accelerate:
         raise RuntimeError("fixed_steps are damped steps; got accelerate too")
-    return max_steps
 
 
 def check_structure(
@@ -100,16 +99,6 @@ def check_structure(
         raise RuntimeError(
             f"col must stay within the rows of sample {int(sample[e])}, {int(begin[e])} to "
             f"{int(end[e])}, got {int(col[e])} at entry {e}"
-        )
-
-
-def check_steps_left(counters: Tensor, max_steps: int) -> None:
-    """Raise RuntimeError unless every running sample has room in its trace."""
-    running = counters[:, Counter.STATUS] == Status.RUNNING
-    used_up = (running & (counters[:, Counter.STEPS] >= max_steps)).nonzero().flatten()
-    if len(used_up):
-        raise RuntimeError(
-            f"sample {int(used_up[0])} still runs but has used all {max_steps} steps of its trace"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from deq_kernels.ops import registry
-from deq_kernels.ops.cells import reference
+from deq_kernels.ops.cells import arguments, reference
 from deq_kernels.ops.cells.activations import Activation
 from deq_kernels.ops.cells.norms import NormKind
 from deq_kernels.ops.termination import Tables
@@ -22,6 +22,7 @@ _ITERATE = registry.define(
     "float damping, int norm, int stall_steps, float divergence_factor, bool fixed_steps, "
     "bool accelerate) -> ()",
     reference=reference.iterate_,
+    check=arguments.check_iterate,
     fake=registry.in_place_fake,
 )
 

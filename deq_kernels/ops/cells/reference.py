@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deq_kernels.ops.arguments import check_counters, steps_of
 from deq_kernels.ops.cells.activations import Activation, value
-from deq_kernels.ops.cells.arguments import check_iterate, check_steps_left, check_structure
+from deq_kernels.ops.cells.arguments import check_structure
 from deq_kernels.ops.cells.norms import LEAST_CHANGE, NormKind
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.norms import squared_norm
@@ -52,15 +53,8 @@ def iterate_(
     accelerate: bool,
 ) -> None:
     """z ← z + λ (f(z) − z) until all samples have stopped; see `deq_kernels.ops.cells.iterate_`."""
-    max_steps = check_iterate(
-        *(weight, crow, col, values, sample_ptr, bias, scale, z, record, counters, active),
-        activation=activation,
-        norm=norm,
-        fixed_steps=fixed_steps,
-        accelerate=accelerate,
-    )
     check_structure(crow, col, sample_ptr, len(z))
-    check_steps_left(counters, max_steps)
+    check_counters(counters, steps_of(record))
     tables = Tables(record, counters, active)
     accum = accumulate_dtype(z.dtype)
     weight_t, b = weight.to(accum).T, bias.to(accum)

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from deq_kernels.ops.arguments import steps_of
 from deq_kernels.ops.cells import reference
-from deq_kernels.ops.cells.arguments import check_iterate
 from deq_kernels.ops.cells.norms import NormKind
 from deq_kernels.ops.cells.triton_activations import activate
 from deq_kernels.ops.dtypes import accumulate_dtype
@@ -265,9 +265,10 @@ def _iterate(
     record += row * (max_steps + NORMS)
     counters += row * COUNTERS
 
-    running = tl.load(counters + STATUS, mask=exists, other=1) == RUNNING
-    started = running
     step = tl.load(counters + STEPS, mask=exists, other=0)
+    # A row whose counter is none is left alone: nobody can be told without waiting for the device.
+    running = (tl.load(counters + STATUS, mask=exists, other=1) == RUNNING) & (step >= 0)
+    started = running
     rejections = tl.load(counters + REJECTIONS, mask=exists, other=0)
     first = tl.load(record + FIRST, mask=exists, other=0.0)
     best = tl.load(record + BEST, mask=exists, other=0.0)
@@ -476,13 +477,7 @@ def iterate_(
             accelerate=accelerate,
         )
         return
-    max_steps = check_iterate(
-        *(weight, crow, col, values, sample_ptr, bias, scale, z, record, counters, active),
-        activation=activation,
-        norm=norm,
-        fixed_steps=fixed_steps,
-        accelerate=accelerate,
-    )
+    max_steps = steps_of(record)
     # By rows, where each row is a sample.
     norm = int(NormKind.TWO) if norm == NormKind.ROWS else norm
     tables = {"record": record, "counters": counters, "active": active}

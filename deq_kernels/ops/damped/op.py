@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.ops import registry
-from deq_kernels.ops.damped import reference
+from deq_kernels.ops import registry, step
+from deq_kernels.ops.damped import arguments, reference
 from deq_kernels.ops.termination import Tables
 from deq_kernels.ops.tiles import tile_count
 
@@ -21,12 +21,14 @@ _STEP = registry.define(
     "Tensor(d!) counters, Tensor(e!) active, Tensor(f!) scratch, float rtol, float atol, "
     "float damping, int stall_steps, float divergence_factor) -> ()",
     reference=reference.step_,
+    check=arguments.check_step,
     fake=registry.in_place_fake,
 )
 _NEUMANN = registry.define(
     "neumann_step_(Tensor vjp, Tensor cotangent, Tensor(a!) w, Tensor(b!) norms, "
     "float damping) -> ()",
     reference=reference.neumann_step_,
+    check=arguments.check_neumann,
     fake=registry.in_place_fake,
 )
 
@@ -51,14 +53,9 @@ def bind_step(
     divergence_factor: float,
 ) -> Callable[[Tensor], None]:
     """`step_` as a function of f(z) alone, for a solver's loop; arguments as there."""
-    call = _STEP.call
     record = (tables.record, tables.counters, tables.active, scratch)
     arguments = (z, best_z, *record, rtol, atol, damping, stall_steps, divergence_factor)
-
-    def step(f_z: Tensor) -> None:
-        call(f_z if f_z.stride(1) == 1 else f_z.contiguous(), *arguments)
-
-    return step
+    return step.bind_step(_STEP.call, z, arguments)
 
 
 def step_(
@@ -93,7 +90,7 @@ def neumann_step_(
     """w ← λ (ℓ + Jᵀw) + (1 − λ) w in one pass (PG, equation 17).
 
     Args:
-        vjp: Jᵀw at the present w, [batch, dim]; any strides.
+        vjp: Jᵀw at the present w, [batch, dim]; any strides, and rows of w itself.
         cotangent: ℓ, [batch, dim]; any strides.
         w: the accumulated adjoint, [batch, dim], contiguous; updated.
         norms: [batch, 2] float64; receives ‖w_new − w‖ and ‖w_new‖.
@@ -102,4 +99,6 @@ def neumann_step_(
     Raises:
         RuntimeError: a tensor has the wrong shape, dtype or layout (compiled kernels name it).
     """
+    if w.data_ptr() <= vjp.data_ptr() < w.data_ptr() + w.nbytes:
+        vjp = vjp.clone(memory_format=torch.contiguous_format)
     _NEUMANN.call(vjp.contiguous(), cotangent.contiguous(), w, norms, damping)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deq_kernels.ops.arguments import check_counters, steps_of
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.norms import norm
 from deq_kernels.ops.termination import Tables, judge_
@@ -28,6 +29,7 @@ def step_(
     divergence_factor: float,
 ) -> None:
     """z ← z + λ (f(z) − z) for every running sample; see `deq_kernels.ops.damped.step_`."""
+    check_counters(counters, steps_of(record))
     verdict = judge_(
         f_z,
         z,

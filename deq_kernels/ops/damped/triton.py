@@ -13,14 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deq_kernels.ops.arguments import (
-    check_dense_rows,
-    check_dimensions,
-    check_dtype,
-    check_shape,
-    check_state,
-    check_table,
-)
+from deq_kernels.ops.arguments import steps_of
 from deq_kernels.ops.tiles import tile_count
 from deq_kernels.ops.triton_support.launch import (
     Cut,
@@ -34,12 +27,12 @@ from deq_kernels.ops.triton_support.launch import (
 from deq_kernels.ops.triton_support.norms import root, step_norms
 from deq_kernels.ops.triton_support.product_form import entry
 from deq_kernels.ops.triton_support.rows import add_tiles
-from deq_kernels.ops.triton_support.step import check_step
 from deq_kernels.ops.triton_support.termination import (
+    ANY_COUNT,
     COUNTERS,
     NORMS,
     RUNNING,
-    STATUS,
+    can_step,
     judge,
 )
 from deq_kernels.ops.triton_support.values import (
@@ -159,7 +152,7 @@ def _step(
     counter = counters + sample * COUNTERS
     f_tile = start_of(f_z, sample, f_stride, begin, ALIGN)
     z_tile = start_of(z, sample, dim, begin, ALIGN)
-    running = tl.load(counter + STATUS) == RUNNING
+    running = can_step(counter, max_steps, ANY_COUNT)
 
     if PASS == "measure" or PASS == "whole":  # noqa: SIM102 - known to the compiler
         if running:  # known to the device
@@ -218,8 +211,9 @@ def step_(
     divergence_factor: float,
 ) -> None:
     """z ← z + λ (f(z) − z) for every running sample; see `deq_kernels.ops.damped.step_`."""
-    tables = (record, counters, active, scratch)
-    max_steps = check_step(f_z, z, best_z, *tables, sums=2, others={})
+    tables = {"record": record, "counters": counters, "active": active, "scratch": scratch}
+    check_device("z", z, f_z=f_z, best_z=best_z, **tables)
+    max_steps = steps_of(record)
     batch, dim = z.shape
     tiles = tile_count(dim, z.device.type)
 
@@ -281,15 +275,8 @@ def _neumann(
 
 def neumann_step_(vjp: Tensor, cotangent: Tensor, w: Tensor, norms: Tensor, damping: float) -> None:
     """w ← λ (ℓ + Jᵀw) + (1 − λ) w; see `deq_kernels.ops.damped.neumann_step_`."""
-    check_dimensions(w, "w", "[batch, dim]")
-    check_state(w, "w")
-    batch, dim = w.shape
-    for name, tensor in (("vjp", vjp), ("cotangent", cotangent)):
-        check_shape(tensor, name, (batch, dim))
-        check_dtype(tensor, name, w.dtype)
-        check_dense_rows(tensor, name)
-    check_table(norms, "norms", torch.float64, (batch, 2))
     check_device("w", w, vjp=vjp, cotangent=cotangent, norms=norms)
+    batch, dim = w.shape
 
     if batch == 0:
         return

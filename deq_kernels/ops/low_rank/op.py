@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.ops import registry
-from deq_kernels.ops.low_rank import reference
+from deq_kernels.ops.low_rank import arguments, reference
 
 
 def _matvec_fake(u: Tensor, v: Tensor, rank: Tensor, x: Tensor, scale: float) -> Tensor:
@@ -36,28 +36,33 @@ def _append_fake(u: Tensor, v: Tensor, rank: Tensor, s: Tensor, y: Tensor, scale
 _MATVEC = registry.define(
     "low_rank_matvec(Tensor u, Tensor v, Tensor rank, Tensor x, float scale) -> Tensor",
     reference=reference.matvec,
+    check=arguments.check_matvec,
     fake=_matvec_fake,
 )
 _DOTS = registry.define(
     "low_rank_dots(Tensor rows, Tensor count, Tensor x) -> Tensor",
     reference=reference.dots,
+    check=arguments.check_dots,
     fake=_dots_fake,
 )
 _COMBINE = registry.define(
     "low_rank_combine(Tensor rows, Tensor count, Tensor coefficients, Tensor x, float scale)"
     " -> Tensor",
     reference=reference.combine,
+    check=arguments.check_combine,
     fake=_combine_fake,
 )
 _PROJECT_OUT = registry.define(
     "low_rank_project_out_(Tensor rows, Tensor count, Tensor(a!) x) -> Tensor",
     reference=reference.project_out_,
+    check=arguments.check_dots,
     fake=_dots_fake,
 )
 _APPEND = registry.define(
     "low_rank_append_(Tensor(a!) u, Tensor(b!) v, Tensor(c!) rank, Tensor s, Tensor y, "
     "float scale) -> Tensor",
     reference=reference.append_,
+    check=arguments.check_append,
     fake=_append_fake,
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deq_kernels.ops.arguments import check_counts
 from deq_kernels.ops.dtypes import accumulate_dtype
 
 DEGENERATE_SHARE = 1e-8
@@ -16,6 +17,7 @@ DEGENERATE_SHARE = 1e-8
 
 def _rows(factor: Tensor, rank: Tensor, dtype: torch.dtype) -> Tensor:
     """The factor with its rows beyond each sample's rank set to zero."""
+    check_counts(rank, "rank", factor.shape[1])
     stored = torch.arange(factor.shape[1], device=rank.device) < rank[:, None]
     return torch.where(stored[:, :, None], factor.to(dtype), 0.0)
 

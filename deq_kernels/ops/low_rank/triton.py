@@ -13,15 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deq_kernels.ops.arguments import (
-    check_dense_rows,
-    check_dimensions,
-    check_dtype,
-    check_history_dtype,
-    check_shape,
-    check_state,
-    check_table,
-)
 from deq_kernels.ops.low_rank.triton_halves import combine, dots, project_out_
 from deq_kernels.ops.tiles import tile_count
 from deq_kernels.ops.triton_support.launch import (
@@ -34,7 +25,7 @@ from deq_kernels.ops.triton_support.launch import (
     stride,
     table_constants,
 )
-from deq_kernels.ops.triton_support.product import check_product, two_pass_product
+from deq_kernels.ops.triton_support.product import two_pass_product
 from deq_kernels.ops.triton_support.product_form import entry
 from deq_kernels.ops.triton_support.rows import add_rows, add_tiles, dot_rows, row_at
 from deq_kernels.ops.triton_support.sherman_morrison import sherman_morrison_scale
@@ -56,11 +47,7 @@ def matvec(u: Tensor, v: Tensor, rank: Tensor, x: Tensor, scale: float) -> Tenso
     A sample whose rank exceeds the rows stored has a NaN product: to raise an error would mean to
     wait for the device.
     """
-    check_product(v, "v", rank, x)
-    check_shape(u, "u", tuple(v.shape))
-    check_dtype(u, "u", v.dtype)
-    check_dense_rows(u, "u")
-    check_device("x", x, u=u)
+    check_device("x", x, u=u, v=v, rank=rank)
     return two_pass_product(v, u, None, rank, x, scale, transpose=False)
 
 
@@ -198,20 +185,9 @@ def _append(
 
 def append_(u: Tensor, v: Tensor, rank: Tensor, s: Tensor, y: Tensor, scale: float) -> Tensor:
     """Append v = Hᵀs, u = (s − Hy) / ⟨v, y⟩ in place; see `deq_kernels.ops.low_rank.append_`."""
-    check_dimensions(s, "s", "[batch, dim]")
-    check_dimensions(u, "u", "[batch, history_length, dim]")
-    check_state(s, "s")
+    check_device("s", s, y=y, u=u, v=v, rank=rank)
     batch, dim = s.shape
     capacity = u.shape[1]
-    check_table(y, "y", s.dtype, (batch, dim))
-    check_shape(u, "u", (batch, capacity, dim))
-    check_dense_rows(u, "u")
-    check_history_dtype(u, s)
-    check_shape(v, "v", (batch, capacity, dim))
-    check_dtype(v, "v", u.dtype)
-    check_dense_rows(v, "v")
-    check_table(rank, "rank", torch.int64, (batch,))
-    check_device("s", s, y=y, u=u, v=v, rank=rank)
 
     appended = torch.empty_like(rank, dtype=torch.bool)
     if batch == 0:

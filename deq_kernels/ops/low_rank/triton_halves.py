@@ -9,7 +9,6 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from deq_kernels.ops.arguments import check_table
 from deq_kernels.ops.tiles import tile_count
 from deq_kernels.ops.triton_support.launch import (
     Cut,
@@ -21,7 +20,7 @@ from deq_kernels.ops.triton_support.launch import (
     stride,
     table_constants,
 )
-from deq_kernels.ops.triton_support.product import check_product, rank_of
+from deq_kernels.ops.triton_support.product import rank_of
 from deq_kernels.ops.triton_support.rows import add_rows, add_tiles, dot_rows
 from deq_kernels.ops.triton_support.values import (
     load,
@@ -128,7 +127,7 @@ def dots(rows: Tensor, count: Tensor, x: Tensor) -> Tensor:
     A sample whose count exceeds the rows stored has NaN for every dot: to raise an error would mean
     to wait for the device.
     """
-    check_product(rows, "rows", count, x, "count")
+    check_device("x", x, rows=rows, count=count)
     batch, columns, dim = x.shape
     capacity = rows.shape[1]
     out = x.new_empty((batch, columns, capacity), dtype=torch.float64)
@@ -148,10 +147,9 @@ def combine(rows: Tensor, count: Tensor, coefficients: Tensor, x: Tensor, scale:
 
     A sample whose count exceeds the rows stored is NaN.
     """
-    check_product(rows, "rows", count, x, "count")
+    check_device("x", x, rows=rows, count=count)
     batch, columns, dim = x.shape
     capacity = rows.shape[1]
-    check_table(coefficients, "coefficients", torch.float64, (batch, columns, capacity))
     check_device("x", x, coefficients=coefficients)
     y = torch.empty_like(x)
     if y.numel() == 0:

@@ -12,19 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from deq_kernels.ops.arguments import (
-    check_dense_rows,
-    check_dimensions,
-    check_history_dtype,
-    check_shape,
-    check_state,
-    check_table,
-)
 from deq_kernels.ops.tiles import tile_count
 from deq_kernels.ops.triton_support.launch import (
     Cut,
     alignment,
-    check_device,
     device_of,
     kernel,
     launch,
@@ -59,7 +50,7 @@ def rank_of(
     count = factors
     if algebra is not None:
         count = tl.where(factors > 0, factors + 1, 0)
-    fits = (factors >= 0) & (count <= capacity)
+    fits = (factors >= 0) & (factors <= capacity) & (count <= capacity)
     return tl.where(fits, factors, -1), tl.where(fits, count, 0)
 
 
@@ -161,21 +152,6 @@ def _product(
             total, rows, u_row_stride, count, coefficients, inside, BLOCK, GROUP, ALIGN
         )
         store(start_of(y, column, dim, begin, ALIGN), rounded(total, y), inside, BLOCK)
-
-
-def check_product(
-    rows: Tensor, name: str, rank: Tensor, x: Tensor, rank_name: str = "rank"
-) -> None:
-    """Raise RuntimeError unless stored rows, ranks and right-hand sides fit each other."""
-    check_dimensions(x, "x", "[batch, columns, dim]")
-    check_dimensions(rows, name, "[batch, rows, dim]")
-    check_state(x, "x")
-    batch, _, dim = x.shape
-    check_shape(rows, name, (batch, rows.shape[1], dim))
-    check_dense_rows(rows, name)
-    check_history_dtype(rows, x)
-    check_table(rank, rank_name, torch.int64, (batch,))
-    check_device("x", x, **{rank_name: rank, name: rows})
 
 
 def two_pass_product(

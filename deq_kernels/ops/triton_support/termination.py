@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from deq_kernels.ops.arguments import MOST_COUNTED
 from deq_kernels.ops.termination import (
     DEMANDED_SHARE,
     GROWTH,
@@ -43,6 +44,26 @@ PROGRESS_STEP = tl.constexpr(int(Counter.PROGRESS_STEP))
 BACKTRACKS = tl.constexpr(int(Counter.BACKTRACKS))
 ESTIMATES = tl.constexpr(int(Counter.ESTIMATES))
 COUNTERS = tl.constexpr(len(Counter))
+
+
+ANY_COUNT = tl.constexpr(MOST_COUNTED)
+
+
+@triton.jit
+def can_step(
+    counters: tl.tensor,  # int64 [COUNTERS]
+    max_steps: tl.tensor,
+    most: tl.tensor,  # the largest count of stored vectors
+) -> tl.tensor:
+    """Whether a sample runs, with counters that its step can go by.
+
+    Where they are out of range nobody can be told without waiting for the device: such a sample is
+    left alone.
+    """
+    steps = tl.load(counters + STEPS)
+    count = tl.load(counters + COUNT)
+    running = tl.load(counters + STATUS) == RUNNING
+    return running & (steps >= 0) & (steps < max_steps) & (count >= 0) & (count <= most)
 
 
 @triton.jit

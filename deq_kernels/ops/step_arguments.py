@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -18,7 +16,6 @@ from deq_kernels.ops.arguments import (
 )
 from deq_kernels.ops.termination import Counter, Norm
 from deq_kernels.ops.tiles import tile_count
-from deq_kernels.ops.triton_support.launch import check_device
 
 
 def check_step(
@@ -31,8 +28,7 @@ def check_step(
     scratch: Tensor,
     *,
     sums: int,
-    others: Mapping[str, Tensor],
-) -> int:
+) -> None:
     """Raise RuntimeError unless what every solver's step takes fits together.
 
     Args:
@@ -44,10 +40,6 @@ def check_step(
         active: termination table.
         scratch: partial sums, [batch, tiles + 1, sums].
         sums: how many a tile leaves.
-        others: further tensors of the step by name, which must lie on the same device.
-
-    Returns:
-        max_steps, for which the record has room.
     """
     check_dimensions(z, "z", "[batch, dim]")
     check_state(z, "z")
@@ -62,6 +54,3 @@ def check_step(
     check_table(active, "active", torch.int64, (1,))
     tiles = tile_count(dim, z.device.type)
     check_table(scratch, "scratch", torch.float64, (batch, tiles + 1, sums))
-    tables = {"record": record, "counters": counters, "active": active, "scratch": scratch}
-    check_device("z", z, f_z=f_z, best_z=best_z, **tables, **others)
-    return max_steps
