@@ -224,19 +224,15 @@ void gmres_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const 
                 double divergence_factor) {
   const StepShape shape = check_gmres_step(f_z, z, best_z, basis, start, start_residual, algebra,
                                            record, counters, active, scratch, kTile);
+  check_stopping(rtol, atol, /*damping=*/1.0, stall_steps, divergence_factor);
   const int64_t batch = shape.batch;
   const int64_t dim = shape.dim;
   const int64_t columns = shape.capacity;
   int64_t* counter = data<int64_t>(counters);
   const std::vector<int64_t>& running = running_samples(counter, batch);
-  check_steps_left(running, counter, shape.max_steps);
-  int64_t most = 0;
-  for (int64_t sample : running) {
-    const int64_t count = counter[sample * kCounterColumns + kCount];
-    STD_TORCH_CHECK(count >= 0 && count <= columns, "sample ", sample, " claims a basis of ", count,
-                    " vectors, but there is room for ", columns);
-    most = std::max(most, count);
-  }
+  const int64_t most = check_counters(running, counter, shape.max_steps);
+  STD_TORCH_CHECK(most <= columns, "a sample has ", most, " vectors, but there is room for ",
+                  columns);
   with_state_type(z.scalar_type(), "z", [&](auto value) {
     using state_t = decltype(value);
     using accum_t = accumulate_t<state_t>;

@@ -28,6 +28,7 @@ void gmres_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z, const 
                      {"scratch", &scratch}});
   const StepShape shape = check_gmres_step(f_z, z, best_z, basis, start, start_residual, algebra,
                                            record, counters, active, scratch, kGpuTile);
+  check_stopping(rtol, atol, /*damping=*/1.0, stall_steps, divergence_factor);
   const Place place(z);
   with_state_type(z.scalar_type(), "z", [&](auto value) {
     using state_t = decltype(value);

@@ -132,15 +132,20 @@ inline StepShape check_gmres_step(const Tensor& f_z, const Tensor& z, const Tens
   const int64_t columns = shape.capacity = basis.size(1) - 1;
   const ScalarType accum =
       z.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  check_shape(basis, "basis", {shape.batch, columns + 1, shape.dim});
+  check_rows(basis, "basis", {shape.batch, columns + 1, shape.dim});
   check_dtype(basis, "basis", accum);
-  check_dense_rows(basis, "basis");
   check_table(start, "start", accum, {shape.batch, shape.dim});
   check_table(start_residual, "start_residual", accum, {shape.batch, shape.dim});
   check_table(algebra, "algebra", ScalarType::Double,
               {shape.batch, GmresTable::table_size(columns)});
   check_table(scratch, "scratch", ScalarType::Double,
-              {shape.batch, (shape.dim + tile - 1) / tile + 1, GmresSums::kDots + columns});
+              {shape.batch, scratch_rows(shape.dim, tile), GmresSums::kDots + columns});
+  Memory memory;
+  memory.writes_rows("basis", basis);
+  memory.writes("start", start);
+  memory.writes("start_residual", start_residual);
+  memory.writes("algebra", algebra);
+  check_state_memory(&memory, f_z, z, best_z, record, counters, active, scratch);
   return shape;
 }
 

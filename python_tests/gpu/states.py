@@ -227,7 +227,7 @@ FATES = (
     "not finite again, diverges",
     "stalls",
 )
-STALL_STEPS = 5
+STALL_STEPS = 4
 RTOL = 1e-3
 DIVERGENCE_FACTOR = 1e3
 

@@ -16,16 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.ops import registry
+from deq_kernels.ops import registry, step
 from deq_kernels.ops.dtypes import accumulate_dtype
-from deq_kernels.ops.gmres import reference
+from deq_kernels.ops.gmres import arguments, reference
 from deq_kernels.ops.gmres.table import table_size
 from deq_kernels.ops.memory import new_history
 from deq_kernels.ops.termination import Tables
 from deq_kernels.ops.tiles import tile_count
-
-SUMS = 4
-"""Sums of one evaluation over the state that are no dots with the basis."""
 
 _STEP = registry.define(
     "gmres_step_(Tensor f_z, Tensor(a!) z, Tensor(b!) best_z, Tensor(c!) basis, "
@@ -33,6 +30,7 @@ _STEP = registry.define(
     "Tensor(h!) counters, Tensor(i!) active, Tensor(j!) scratch, float rtol, float atol, "
     "int stall_steps, float divergence_factor) -> ()",
     reference=reference.step_,
+    check=arguments.check_step,
     fake=registry.in_place_fake,
 )
 
@@ -72,7 +70,7 @@ class Cycles:
             wide((batch, dim), dtype=accum),
             wide((batch, dim), dtype=accum),
             wide((batch, table_size(columns)), dtype=torch.float64),
-            wide((batch, tiles + 1, SUMS + columns), dtype=torch.float64),
+            wide((batch, tiles + 1, arguments.SUMS + columns), dtype=torch.float64),
         )
 
 
@@ -88,15 +86,10 @@ def bind_step(
     divergence_factor: float,
 ) -> Callable[[Tensor], None]:
     """`step_` as a function of f(z) alone, for a solver's loop; arguments as there."""
-    call = _STEP.call
     vectors = (cycles.basis, cycles.start, cycles.start_residual, cycles.algebra)
     record = (tables.record, tables.counters, tables.active, cycles.scratch)
     arguments = (z, best_z, *vectors, *record, rtol, atol, stall_steps, divergence_factor)
-
-    def step(f_z: Tensor) -> None:
-        call(f_z if f_z.stride(1) == 1 else f_z.contiguous(), *arguments)
-
-    return step
+    return step.bind_step(_STEP.call, z, arguments)
 
 
 def step_(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deq_kernels.ops.arguments import check_counters, steps_of
 from deq_kernels.ops.gmres.table import Number, Table, Vector
 from deq_kernels.ops.low_rank import reference as low_rank
 from deq_kernels.ops.norms import norm
@@ -86,12 +87,34 @@ def step_(
     atol: float,
     stall_steps: int,
     divergence_factor: float,
-    products: Products = PRODUCTS,
 ) -> None:
-    """One evaluation of every running sample; see `deq_kernels.ops.gmres.step_`.
+    """One evaluation of every running sample; see `deq_kernels.ops.gmres.step_`."""
+    check_counters(counters, steps_of(record), basis.shape[1] - 1)
+    tensors = (f_z, z, best_z, basis, start, start_residual, algebra, record, counters, active)
+    options = (rtol, atol, stall_steps, divergence_factor)
+    take_step_(*tensors, scratch, *options, products=PRODUCTS)
 
-    Nothing here makes the host wait for a GPU.
-    """
+
+def take_step_(
+    f_z: Tensor,
+    z: Tensor,
+    best_z: Tensor,
+    basis: Tensor,
+    start: Tensor,
+    start_residual: Tensor,
+    algebra: Tensor,
+    record: Tensor,
+    counters: Tensor,
+    active: Tensor,
+    scratch: Tensor,
+    rtol: float,
+    atol: float,
+    stall_steps: int,
+    divergence_factor: float,
+    *,
+    products: Products,
+) -> None:
+    """The step with sums of one's own; nothing here makes the host wait for a GPU."""
     tables = Tables(record, counters, active)
     columns = basis.shape[1] - 1
     table = Table.of(algebra, columns)
