@@ -31,12 +31,6 @@ struct AndersonOptions {
   Limits limits;
 };
 
-// The distance from 1 to the next larger number of a type.
-constexpr double roundoff(double) { return 0x1p-52; }
-constexpr double roundoff(float) { return 0x1p-23; }
-constexpr double roundoff(float16) { return 0x1p-10; }
-constexpr double roundoff(bfloat16) { return 0x1p-7; }
-
 // The squared distance of a change from the span of newer ones, as a share of its squared length,
 // at which it says nothing new: the rounding of the dots, or of the stored change itself.
 template <typename history_t, typename accum_t>

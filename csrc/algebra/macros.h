@@ -12,3 +12,10 @@
 #define DEQ_DEVICE inline
 #define DEQ_UNROLL
 #endif
+
+// For loops that the host has as well, whose further unrolling takes registers that others need.
+#ifdef __CUDA_ARCH__
+#define DEQ_UNROLL_TWICE _Pragma("unroll 2")
+#else
+#define DEQ_UNROLL_TWICE
+#endif

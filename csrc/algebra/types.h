@@ -1,4 +1,4 @@
-// Storage types and the type that sums over them are taken in.
+// Storage types, their rounding, and the type that sums over them are taken in.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,12 @@ struct float16 {
 struct bfloat16 {
   uint16_t bits;
 };
+
+// The distance from 1 to the next larger number of a type.
+constexpr double roundoff(double) { return 0x1p-52; }
+constexpr double roundoff(float) { return 0x1p-23; }
+constexpr double roundoff(float16) { return 0x1p-10; }
+constexpr double roundoff(bfloat16) { return 0x1p-7; }
 
 template <typename storage_t>
 struct Accumulate {

@@ -217,6 +217,12 @@ inline GpuDemand anderson_step_demand(int64_t batch, int64_t dim, int64_t capaci
   return {batch, dim, 0, history_bytes, 2 + 2 * capacity, 2 * capacity * capacity};
 }
 
+// The demand of either half of a GMRES step, for a basis of `columns` vectors.
+inline GpuDemand gmres_step_demand(int64_t batch, int64_t dim, int64_t columns,
+                                   int64_t basis_bytes) {
+  return {batch, dim, columns, basis_bytes, 4 + columns, 0};
+}
+
 // The demand of a product with a low-rank inverse.
 inline GpuDemand product_demand(int64_t problems, int64_t dim, int64_t capacity,
                                 int64_t history_bytes, int64_t table_doubles) {

@@ -3,6 +3,7 @@
 #include "cuda/broyden.cu"
 #include "cuda/cells.cu"
 #include "cuda/damped.cu"
+#include "cuda/gmres.cu"
 #include "cuda/low_rank.cu"
 #include "cuda/low_rank_halves.cu"
 #include "cuda/regime.cu"
@@ -100,6 +101,35 @@ TEST(gpu_library_project_out) {
       results.push_back(dot);
     }
     return results;
+  });
+}
+
+// f(z) is the same in all evaluations: the images are those of the identity.
+TEST(gpu_library_gmres_step) {
+  in_every_regime([] {
+    constexpr int64_t kDim = 4500;
+    constexpr int64_t kColumns = 2;
+    constexpr int64_t kSteps = 4;
+    const Tensor f_z = random_doubles({2, kDim}, 17);
+    const Tensor z = random_doubles({2, kDim}, 18);
+    const Tensor best_z = random_doubles({2, kDim}, 19);
+    const Tensor record({2, deq::kNormColumns + kSteps}, ScalarType::Double);
+    const Tensor counters({2, deq::kCounterColumns}, ScalarType::Long);
+    const Tensor active = tensor_of<int64_t>({2}, {1}, ScalarType::Long);
+    const Tensor basis({2, kColumns + 1, kDim}, ScalarType::Double);
+    const Tensor start({2, kDim}, ScalarType::Double);
+    const Tensor start_residual({2, kDim}, ScalarType::Double);
+    const Tensor algebra({2, deq::GmresTable::table_size(kColumns)}, ScalarType::Double);
+    const int64_t tiles = deq::gpu_tiles(kDim);
+    const Tensor scratch({2, tiles + 1, deq::GmresSums::kDots + kColumns}, ScalarType::Double);
+    for (int step = 0; step < 3; ++step) {
+      deq::gmres_step(f_z, z, best_z, basis, start, start_residual, algebra, record, counters,
+                      active, scratch, /*rtol=*/1e-6, /*atol=*/0.0, /*stall_steps=*/0,
+                      /*divergence_factor=*/1e6);
+    }
+    CHECK(values_of<int64_t>(active)[0] == 0);
+    CHECK(deq_test::near(values_of<double>(best_z), values_of<double>(f_z), 1e-12));
+    return values_of<double>(best_z);
   });
 }
 

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "algebra/activation.h"
+#include "algebra/gmres.h"
 #include "algebra/termination.h"
 #include "torch/checks.h"
 #include "torch/memory.h"
@@ -115,6 +116,34 @@ inline StepShape check_anderson_step(const Tensor& f_z, const Tensor& z, const T
   memory.writes_rows("residual_changes", residual_changes);
   memory.writes_rows("image_changes", image_changes);
   memory.writes("last_residual", last_residual);
+  memory.writes("algebra", algebra);
+  check_state_memory(&memory, f_z, z, best_z, record, counters, active, scratch);
+  return shape;
+}
+
+inline StepShape check_gmres_step(const Tensor& f_z, const Tensor& z, const Tensor& best_z,
+                                  const Tensor& basis, const Tensor& start,
+                                  const Tensor& start_residual, const Tensor& algebra,
+                                  const Tensor& record, const Tensor& counters,
+                                  const Tensor& active, const Tensor& scratch, int64_t tile) {
+  StepShape shape = check_state(f_z, z, best_z, record, counters, active);
+  STD_TORCH_CHECK(basis.dim() == 3 && basis.size(1) >= 2,
+                  "basis must be [batch, columns + 1, dim] with room for at least one column");
+  const int64_t columns = shape.capacity = basis.size(1) - 1;
+  const ScalarType accum =
+      z.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  check_rows(basis, "basis", {shape.batch, columns + 1, shape.dim});
+  check_dtype(basis, "basis", accum);
+  check_table(start, "start", accum, {shape.batch, shape.dim});
+  check_table(start_residual, "start_residual", accum, {shape.batch, shape.dim});
+  check_table(algebra, "algebra", ScalarType::Double,
+              {shape.batch, GmresTable::table_size(columns)});
+  check_table(scratch, "scratch", ScalarType::Double,
+              {shape.batch, scratch_rows(shape.dim, tile), GmresSums::kDots + columns});
+  Memory memory;
+  memory.writes_rows("basis", basis);
+  memory.writes("start", start);
+  memory.writes("start_residual", start_residual);
   memory.writes("algebra", algebra);
   check_state_memory(&memory, f_z, z, best_z, record, counters, active, scratch);
   return shape;

@@ -1,6 +1,6 @@
 """Operators: one schema, one PyTorch reference, and faster kernels where they can be had."""
 
-from deq_kernels.ops import anderson, backends, broyden, cells, damped, low_rank, memory
+from deq_kernels.ops import anderson, backends, broyden, cells, damped, gmres, low_rank, memory
 from deq_kernels.ops.backends import use_backend
 from deq_kernels.ops.registry import OPS
 from deq_kernels.ops.termination import Status
@@ -15,6 +15,7 @@ __all__ = [
     "broyden",
     "cells",
     "damped",
+    "gmres",
     "low_rank",
     "memory",
     "use_backend",

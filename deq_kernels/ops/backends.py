@@ -25,7 +25,7 @@ from deq_kernels import _native
 from deq_kernels.ops.registry import NAMESPACE, OPS
 
 BACKENDS = ("native", "triton", "reference")
-FAMILIES = ("anderson", "broyden", "cells", "damped", "low_rank")
+FAMILIES = ("anderson", "broyden", "cells", "damped", "gmres", "low_rank")
 INSTALL_TRITON = (
     "Install it with `pip install triton`; CUDA builds of torch for Linux bring it along"
 )
@@ -33,6 +33,8 @@ INSTALL_TRITON = (
 TRITON_LIMITS = (
     "cells_iterate_: of structured cells Triton has the dense one; graph cells take the PyTorch "
     "reference, some kernels of torch's in every step and a wait for the device",
+    "gmres_step_: Triton takes the sums over the state and torch everything else, a few hundred "
+    "small kernels per evaluation; nothing waits for the device",
 )
 """What ops with a Triton kernel leave to their reference all the same."""
 

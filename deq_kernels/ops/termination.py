@@ -213,8 +213,8 @@ def judge_(
     marks = norms[:, : Norm.PROGRESS + 1]
     marks.copy_(torch.where(unmarked, torch.inf, marks))
 
-    rows = running.nonzero().flatten()
-    trace[rows, step[rows]] = residual[rows]
+    samples, column = torch.arange(len(z), device=z.device), step.clamp(max=trace.shape[1] - 1)
+    trace[samples, column] = torch.where(running, residual, trace[samples, column])
     counters[:, Counter.STEPS] += running
     mark_first_(residual, f_norm, running & first, norms)
 

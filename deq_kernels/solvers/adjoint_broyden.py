@@ -132,6 +132,8 @@ class _Steps:
         length = most if options.history_length is None else min(options.history_length, most)
         self.length = length
         self.u, self.v = (Rows(self.z, length, self.accum) for _ in range(2))
+        # No sample has more pairs than this; products are made for as many.
+        self.most = 0
         self.rank = torch.zeros(len(self.z), dtype=torch.int64, device=self.z.device)
         self.outer_gradient: Callable[[Tensor], Tensor] | None = None
         if options.outer_gradient is not None:
@@ -175,7 +177,8 @@ class _Steps:
         """H x, or Hᵀ x, for x [batch, dim] of `samples`; −γ x for the others."""
         rank = torch.where(samples, self.rank, 0)
         product = low_rank.rmatvec if transpose else low_rank.matvec
-        u, v = self.u.stored, self.v.stored
+        known = min(self.most + 1, self.length)
+        u, v = self.u.stored[:, :known], self.v.stored[:, :known]
         return product(u, v, rank, x[:, None], scale=-self.options.gamma)[:, 0]
 
     def _update(self, sigma: Tensor, updated: Tensor, moving: Tensor) -> None:
@@ -206,3 +209,4 @@ class _Steps:
         scale = torch.where(accepted, scale, 1.0)[:, None]
         self.v.put(self.rank, torch.sub(sigma, b, out=b).div_(scale), accepted)
         self.rank += accepted
+        self.most += 1

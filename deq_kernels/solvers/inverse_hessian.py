@@ -9,8 +9,11 @@ from deq_kernels.inverse import LowRankInverse
 from deq_kernels.ops import low_rank
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.solvers.idle import idle
-from deq_kernels.solvers.rank_algebra import apply, grow_inverse, place
+from deq_kernels.solvers.rank_algebra import apply, grow_inverse, place, summed_size
 from deq_kernels.solvers.rows import Rows, dot
+
+FIRST_ROOM = 64
+"""Pairs that there is room for at first; more is made as a solve goes on."""
 
 
 class InverseHessian:
@@ -38,32 +41,55 @@ class InverseHessian:
 
     Attributes:
         most: no sample has had more pairs than this; tables are read up to there. The order of sums
-            follows it, so it must not depend on the samples: count evaluations.
+            follows it, so it must not depend on the samples: count evaluations, by `expect_pair`,
+            which also makes room beyond `FIRST_ROOM`.
     """
 
     def __init__(self, like: Tensor, history_length: int, gamma: float) -> None:
         batch = len(like)
         self.history_length = history_length
-        self.most = history_length
+        room = min(history_length, FIRST_ROOM)
+        self.most = room
         self.gamma = gamma
         self.dtype = like.dtype
         self.accum = accumulate_dtype(like.dtype)
         # For all steps: fresh memory costs more than what is computed in it.
         self._dotted: Tensor | None = None
-        self.rows = Rows(like, 2 * history_length, self.accum)  # s_0, y_0, s_1, y_1, …
+        self.rows = Rows(like, 2 * room, self.accum)  # s_0, y_0, s_1, y_1, …
 
         def table(*shape: int) -> Tensor:
             return torch.zeros((batch, *shape), dtype=torch.float64, device=like.device)
 
         self.taken = torch.zeros(batch, dtype=torch.int64, device=like.device)
-        self.triangle_inverse = table(history_length, history_length)  # R⁻¹
-        self.diagonal = table(history_length)  # D
-        self.gram_y = table(history_length, history_length)  # Y Yᵀ
+        self.triangle_inverse = table(room, room)  # R⁻¹
+        self.diagonal = table(room)  # D
+        self.gram_y = table(room, room)  # Y Yᵀ
 
     @property
     def count(self) -> Tensor:
         """Pairs that each sample holds, [batch] int64."""
         return self.taken.clamp(max=self.history_length)
+
+    @property
+    def _known(self) -> int:
+        """Pairs that some sample may hold."""
+        return min(self.most, self.history_length)
+
+    def expect_pair(self) -> None:
+        """Make room for one more pair of each sample, which may come or not."""
+        self.most += 1
+        room = self.diagonal.shape[1]
+        if self._known > room:
+            more = min(2 * room, self.history_length) - room
+            self.rows.grow(2 * more)
+            self._widen(more)
+
+    def _widen(self, more: int) -> None:
+        """Tables for as many more pairs."""
+        pad = torch.nn.functional.pad
+        self.diagonal = pad(self.diagonal, (0, more))
+        self.triangle_inverse = pad(self.triangle_inverse, (0, more, 0, more))
+        self.gram_y = pad(self.gram_y, (0, more, 0, more))
 
     def reset_(self, samples: Tensor) -> None:
         """H = γ I for `samples` [batch] bool."""
@@ -115,10 +141,9 @@ class InverseHessian:
         accepted = samples & (curvature > torch.finfo(self.accum).eps * size)
         accepted &= size.isfinite() & (1.0 / curvature).isfinite()
         slot = self.taken % self.history_length
-        held = torch.arange(self.history_length, device=slot.device) == slot[:, None]
         triangle_inverse, gram_y = self._tables()
-        known = triangle_inverse.shape[-1]
-        dropped = (held & accepted[:, None])[:, :known]
+        held = torch.arange(self._known, device=slot.device) == slot[:, None]
+        dropped = held & accepted[:, None]
         for table in (triangle_inverse, gram_y):
             table.masked_fill_(dropped[:, :, None] | dropped[:, None, :], 0.0)
 
@@ -128,22 +153,25 @@ class InverseHessian:
         # Without more than y to multiply, a sample that takes no pair needs no dots.
         count = 2 * self.count
         count = torch.where(accepted, count, 0) if dotted.shape[1] == 1 else count
-        dots = low_rank.dots(self.rows.stored, count, dotted)
+        dots = low_rank.dots(self._rows(), count, dotted)
         along_s, along_y = dots[:, 0].unflatten(1, (-1, 2)).unbind(dim=2)
         rho = torch.where(accepted, curvature, 1.0)
         older = torch.where(held, 0.0, along_s)
-        triangle_inverse.copy_(
-            grow_inverse(triangle_inverse, slot, older[:, :known], rho, accepted)
-        )
-        row = along_y[:, :known]
-        gram_y.copy_(place(place(gram_y, slot, row, accepted).mT, slot, row, accepted).mT)
-        self.diagonal = place(self.diagonal, slot, rho, accepted)
+        triangle_inverse.copy_(grow_inverse(triangle_inverse, slot, older, rho, accepted))
+        placed = place(gram_y, slot, along_y, accepted).mT
+        gram_y.copy_(place(placed, slot, along_y, accepted).mT)
+        diagonal = self.diagonal[:, : self._known]
+        diagonal.copy_(place(diagonal, slot, rho, accepted))
         return accepted, dots[:, -1]
 
     def _tables(self) -> tuple[Tensor, Tensor]:
         """R⁻¹ and Y Yᵀ as far as they are filled; views."""
-        known = min(self.most, self.history_length)
+        known = self._known
         return self.triangle_inverse[:, :known, :known], self.gram_y[:, :known, :known]
+
+    def _rows(self) -> Tensor:
+        """The rows of S and Y as far as they are filled, [batch, 2 known, dim]; a view."""
+        return self.rows.stored[:, : 2 * self._known]
 
     def matvec(self, x: Tensor, samples: Tensor, dots: Tensor | None = None) -> Tensor:
         """H x of `samples` for x [batch, dim]; γ x for the others.
@@ -154,22 +182,22 @@ class InverseHessian:
             dots: what `append_and_dot_` returned, if nothing was appended since.
         """
         count = torch.where(samples, 2 * self.count, 0)
+        rows, right = self._rows(), x[:, None]
         if dots is None:
-            dots = self.rows.dots(count, x)
+            dots = low_rank.dots(rows, count, right)[:, 0]
         along_s, along_y = dots.unflatten(1, (-1, 2)).unbind(dim=2)
-        return self.rows.combine(count, self._coefficients(along_s, along_y), x, self.gamma)
+        coefficients = self._coefficients(along_s, along_y, self._known)[:, None]
+        return low_rank.combine(rows, count, coefficients, right, scale=self.gamma)[:, 0]
 
-    def _coefficients(self, along_s: Tensor, along_y: Tensor) -> Tensor:
-        """Coefficients of the rows in H x − γ x, from S x and Y x."""
-        triangle_inverse, gram_y = self._tables()
-        known = triangle_inverse.shape[-1]
-        along_s, along_y, diagonal = (t[:, :known] for t in (along_s, along_y, self.diagonal))
+    def _coefficients(self, along_s: Tensor, along_y: Tensor, size: int) -> Tensor:
+        """Coefficients of the rows in H x − γ x, from S x and Y x of the first `size` pairs."""
+        triangle_inverse, gram_y = (
+            t[:, :size, :size] for t in (self.triangle_inverse, self.gram_y)
+        )
         q = apply(triangle_inverse, along_s)
-        inner = diagonal * q + self.gamma * (apply(gram_y, q) - along_y)
+        inner = self.diagonal[:, :size] * q + self.gamma * (apply(gram_y, q) - along_y)
         c = apply(triangle_inverse.mT, inner)
-        coefficients = torch.stack((c, -self.gamma * q), dim=2).flatten(1)
-        missing = 2 * (self.history_length - known)
-        return torch.nn.functional.pad(coefficients, (0, missing))
+        return torch.stack((c, -self.gamma * q), dim=2).flatten(1)
 
     def negative(self) -> LowRankInverse:
         """−H, which estimates the inverse Jacobian of a residual that is minus a gradient.
@@ -177,16 +205,17 @@ class InverseHessian:
         Two pairs per update: the rows are its right factors, and the left ones are what the
         coefficients of each of their unit vectors combine.
         """
-        number = 2 * min(self.most, self.history_length)
-        # How often f was evaluated depends on the slowest sample.
-        self.most = self.history_length
-        count = 2 * self.count
-        units = torch.eye(2 * self.history_length, dtype=torch.float64, device=count.device)
+        # How often f was evaluated depends on the slowest sample: sums are those of a full history.
+        size = summed_size(self.history_length, self._known)
+        self._widen(max(0, size - self.diagonal.shape[1]))
+        count, rows = 2 * self.count, self._rows()
+        number = rows.shape[1]
+        units = torch.eye(number, 2 * size, dtype=torch.float64, device=count.device)
         units = units.unflatten(1, (-1, 2))[:, None].expand(-1, len(count), -1, -1)
-        shape = (len(count), number, self.rows.capacity)
+        shape = (len(count), number, number)
         coefficients = torch.zeros(shape, dtype=torch.float64, device=count.device)
         for k in range(number):
-            coefficients[:, k] = self._coefficients(units[k, ..., 0], units[k, ..., 1])
-        v = self.rows.stored[:, :number]
-        u = low_rank.combine(self.rows.stored, count, coefficients, torch.empty_like(v), scale=0.0)
-        return LowRankInverse(u.neg_(), v, count, self.gamma, self.dtype)
+            known = self._coefficients(units[k, ..., 0], units[k, ..., 1], size)
+            coefficients[:, k] = known[:, :number]
+        u = low_rank.combine(rows, count, coefficients, torch.empty_like(rows), scale=0.0)
+        return LowRankInverse(u.neg_(), rows, count, self.gamma, self.dtype)

@@ -170,7 +170,7 @@ class _Steps:
 
     def step(self, f_z: Tensor) -> None:
         """Use f(z) and write the next z."""
-        self.hessian.most += 1  # an evaluation brings one pair at most
+        self.hessian.expect_pair()  # an evaluation brings one at most
         value, rounding = self._value()
         running = self.judge.running
         point = self.new_point.copy_(self.z)  # the judge writes to z

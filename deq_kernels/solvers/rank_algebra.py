@@ -20,6 +20,17 @@ def tree_sum(x: Tensor) -> Tensor:
     return x[..., 0]
 
 
+def summed_size(size: int, known: int) -> int:
+    """How many of `size` terms `tree_sum` must be given where all from `known` on are zero.
+
+    The sum has the same bits then: folding only adds zeros to the first terms until half of them
+    are fewer than `known`.
+    """
+    while size // 2 >= max(1, known):
+        size -= size // 2
+    return size
+
+
 def apply(matrix: Tensor, x: Tensor) -> Tensor:
     """matrix · x for matrix [batch, n, m] and x [batch, m]."""
     return tree_sum(matrix * x[:, None, :])

@@ -1,9 +1,8 @@
 """Vectors kept per sample, and products with them whose bits no neighbour in the batch changes.
 
 Sums over the state are taken by the op `low_rank`, in float64 and in an order that depends on the
-size of the state alone. L-BFGS needs float64 there (dots of small steps would underflow, and the
-terms of a combination cancel); Gram–Schmidt does not, and gets it for nothing, as these sums wait
-for memory. A sample whose count is zero costs next to nothing.
+size of the state alone. L-BFGS needs float64 there: dots of small steps would underflow, and the
+terms of a combination cancel. A sample whose count is zero costs next to nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +36,16 @@ class Rows:
         self.stored = self._data[:, :capacity]
         self._samples = torch.arange(batch, device=like.device)
 
+    def grow(self, more: int) -> None:
+        """Make room for `more` further vectors of each sample."""
+        batch, _, dim = self._data.shape
+        before = self.stored
+        capacity = self.capacity + more
+        self._data = new_history(before, (batch, capacity + 1, dim), before.dtype)
+        self.stored = self._data[:, :capacity]
+        self.stored[:, : self.capacity] = before
+        self.capacity = capacity
+
     def put(self, slot: Tensor, x: Tensor, where: Tensor) -> None:
         """Row `slot` [batch] of the samples in `where` [batch] bool becomes x [batch, dim]."""
         row = torch.where(where, slot, self.capacity)
@@ -57,14 +66,6 @@ class Rows:
         """
         c, x = coefficients[:, None], x[:, None]
         return low_rank.combine(self.stored, count, c, x, scale=scale)[:, 0]
-
-    def project_out_(self, count: Tensor, x: Tensor) -> Tensor:
-        """x ← (I − V Vᵀ)² x for the first `count` rows V, [batch, dim] in the rows' dtype.
-
-        Returns:
-            Vᵀ x of the x before, [batch, capacity] float64; zero from `count` on.
-        """
-        return low_rank.project_out_(self.stored, count, x[:, None])[:, 0]
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:

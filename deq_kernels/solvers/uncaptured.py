@@ -14,5 +14,5 @@ def refuse_cuda_graph(solver: Solver) -> None:
     if solver.cuda_graph:
         raise ValueError(
             f"{type(solver).__name__} must have cuda_graph=False: its steps depend on more than a "
-            "graph can hold. Broyden, Anderson and FixedPoint can be captured."
+            "graph can hold. Broyden, Anderson, GMRES and FixedPoint can be captured."
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.ops import OPS, anderson, broyden, damped, low_rank
+from deq_kernels.ops import OPS, anderson, broyden, damped, gmres, low_rank
 from deq_kernels.ops.cells import Activation, NormKind
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.termination import Counter, Norm, Status
@@ -171,6 +171,50 @@ def check_damped_step(
     _check_state(after, expected, start)
     running = after.counters[:, Counter.STATUS] == Status.RUNNING
     assert_close(after.z[running], expected.z[running], start.z.dtype)
+    return after
+
+
+def check_gmres_step(
+    engine: Engine, start: StepState, *, columns: int = 4, f_layout: Layout = as_it_is
+) -> StepState:
+    """The same for two steps of GMRES: the end of a cycle, and the image that follows it."""
+    given, expected = copy_to(start, engine.device), in_float64(start)
+    cycles = gmres.Cycles.new(given.z, columns)
+    wide = gmres.Cycles.new(expected.z, columns)
+    gain = torch.linspace(-0.8, 0.7, start.z.shape[1], dtype=torch.float64)
+
+    def step(f_z: Tensor, wide_f_z: Tensor) -> StepState:
+        gmres.step_(f_layout(f_z), given.z, given.best_z, cycles, given.tables, **STOPPING)
+        with dk.use_backend("reference"):
+            gmres.step_(wide_f_z, expected.z, expected.best_z, wide, expected.tables, **STOPPING)
+        return copy_to(given, CPU)
+
+    def affine(z: Tensor) -> Tensor:
+        return start.f_z.double() + gain * (z.double() - start.z.double())
+
+    after = step(given.f_z, expected.f_z)
+    _check_state(after, expected, start)
+    running = after.counters[:, Counter.STATUS] == Status.RUNNING
+    begun = after.counters[:, Counter.COUNT] == 1
+    assert (begun & running).any()
+    assert_close(after.z[running], expected.z[running], start.z.dtype)
+
+    stopped = copy_to(after, CPU)
+    f_z = affine(after.z).to(start.z.dtype)
+    after = step(f_z.to(engine.device), affine(expected.z))
+    assert torch.equal(after.counters, expected.counters)
+    assert torch.equal(after.active, expected.active)
+    going_on = begun & (after.counters[:, Counter.COUNT] == 2)
+    assert torch.equal(going_on, begun)
+    trace, wanted = (state.tables.trace[going_on] for state in (after, expected))
+    torch.testing.assert_close(
+        trace, wanted, rtol=RELATIVE[start.z.dtype], atol=0.0, equal_nan=True
+    )
+    for sample in going_on.nonzero().flatten():
+        assert_close(after.z[sample], expected.z[sample], start.z.dtype)
+    for name in ("z", "best_z", "record", "counters"):
+        now, before = getattr(after, name), getattr(stopped, name)
+        assert same_bits(now[~running], before[~running]), name
     return after
 
 

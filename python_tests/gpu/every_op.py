@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.ops import anderson, broyden, damped, low_rank
+from deq_kernels.ops import anderson, broyden, damped, gmres, low_rank
 from deq_kernels.ops.cells import Activation, NormKind
 from python_tests.gpu.against_float64 import STOPPING
 from python_tests.gpu.states import (
@@ -20,6 +20,7 @@ from python_tests.gpu.states import (
     cell_state,
     damped_state,
     factors,
+    gmres_state,
     product_history,
 )
 
@@ -32,6 +33,7 @@ class Inputs:
         broyden_step: before a Broyden step.
         anderson_step: before an Anderson step.
         damped_step: before a damped step.
+        gmres_step: at the end of a cycle of GMRES.
         graph_cell: before the solve of a cell over graphs.
         row_cell: before the solve of a cell whose rows are samples.
         directions: of an inverse in product form, as are `algebra` and `rank`.
@@ -49,6 +51,7 @@ class Inputs:
     broyden_step: StepState
     anderson_step: StepState
     damped_step: StepState
+    gmres_step: StepState
     graph_cell: CellState
     row_cell: CellState
     directions: Tensor
@@ -73,6 +76,7 @@ class Inputs:
             broyden_state(dim, dtype, history_dtype),
             anderson_state(dim, dtype, history_dtype),
             damped_state(dim, dtype),
+            gmres_state(dim, dtype),
             # Part of a tile of rows; a few tiles; so many that blocks share them.
             cell_state(batch, {7: 7, 2049: 100}.get(dim, 300), 24, dtype),
             cell_state(batch, None, min(dim, 150), dtype),
@@ -107,7 +111,7 @@ class Inputs:
             return tensor.clone() if tensor.shape == (1,) else tensor[index].clone()
 
         taken = self._map(take)
-        steps = (taken.broyden_step, taken.anderson_step, taken.damped_step)
+        steps = (taken.broyden_step, taken.anderson_step, taken.damped_step, taken.gmres_step)
         for step in (*steps, taken.graph_cell, taken.row_cell):
             step.active.fill_(int((step.counters[:, 0] == 0).sum()))
         return taken
@@ -151,6 +155,10 @@ def run(inputs: Inputs) -> list[Tensor]:
     )
     other = inputs.damped_step
     damped.step_(*(other.f_z, other.z, other.best_z, other.tables, other.scratch()), **options)
+    cycle = inputs.gmres_step
+    cycles = gmres.Cycles.new(cycle.z, 4)
+    for _ in range(2):  # the end of a cycle, and an image
+        gmres.step_(cycle.f_z, cycle.z, cycle.best_z, cycles, cycle.tables, **STOPPING)
     for cell in (inputs.graph_cell, inputs.row_cell):
         kind = {"activation": Activation.TANH, "norm": NormKind.TWO, "accelerate": True}
         cell.iterate(**STOPPING, **kind, damping=0.9)

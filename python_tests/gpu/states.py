@@ -363,6 +363,13 @@ def anderson_state(
     )
 
 
+def gmres_state(dim: int, dtype: torch.dtype) -> StepState:
+    """A state whose samples are all at the end of a cycle of GMRES, with one for every fate."""
+    state = damped_state(dim, dtype)
+    state.counters[:, Counter.COUNT] = 0
+    return state
+
+
 def product_history(
     batch: int, capacity: int, dim: int, dtype: torch.dtype, *, ranks: tuple[int, ...] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deq_kernels.ops.dtypes import accumulate_dtype
+from deq_kernels.ops.gmres.table import table_size
 from deq_kernels.ops.termination import Counter, Norm
 from deq_kernels.ops.tiles import tile_count
 
@@ -104,6 +106,18 @@ def _anderson_step(sizes: Sizes) -> Arguments:
     }
 
 
+def _gmres_step(sizes: Sizes) -> Arguments:
+    columns, accum = sizes.capacity, accumulate_dtype(sizes.dtype)
+    vectors = torch.randn(columns + 3, sizes.batch, sizes.dim).to(accum)
+    return {
+        **sizes.step(columns, 4 + columns),
+        "basis": vectors[2:].transpose(0, 1).contiguous(),
+        "start": vectors[0].clone(),
+        "start_residual": vectors[1].clone(),
+        "algebra": torch.rand(sizes.batch, table_size(columns)).double(),
+    }
+
+
 def _damped_step(sizes: Sizes) -> Arguments:
     return sizes.step(0, 2)
 
@@ -187,6 +201,7 @@ VALID_CALLS: dict[str, Callable[[Sizes], Arguments]] = {
     "broyden_step_": _broyden_step,
     "cells_iterate_": _cells,
     "damped_step_": _damped_step,
+    "gmres_step_": _gmres_step,
     "history_memory": _history_memory,
     "low_rank_append_": _append,
     "low_rank_combine": _combine,

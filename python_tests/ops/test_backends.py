@@ -91,6 +91,9 @@ def test_every_op_with_a_gpu_kernel_is_routed(calls: Calls) -> None:
         inverse.append_(torch.ones(2, 5), -torch.ones(2, 5))
         inverse.matvec(z0)
         dk.GMRES(max_steps=4, rtol=0.0)(lambda z: 0.5 * z + 1.0, z0)
+        dk.LBFGS(max_steps=3, rtol=0.0)(lambda z: 0.5 * z + 1.0, z0)
+        one = torch.ones(2, dtype=torch.int64)
+        low_rank.project_out_(torch.eye(5)[:2].expand(2, 2, 5), one, torch.ones(2, 1, 5))
         solve_dense(torch.ones(2, 5), torch.zeros(5, 5), activation="relu")
     assert sorted(set(calls)) == WITH_GPU_KERNEL
 

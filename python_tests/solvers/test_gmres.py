@@ -245,5 +245,3 @@ def test_as_the_solver_of_the_implicit_gradient(norm: float) -> None:
 def test_options_out_of_range() -> None:
     with pytest.raises(ValueError, match="restart must be a whole number, at least 1; got 0"):
         dk.GMRES(restart=0)
-    with pytest.raises(ValueError, match="GMRES must have cuda_graph=False"):
-        dk.GMRES(cuda_graph=True)

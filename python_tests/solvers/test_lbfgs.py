@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
+from deq_kernels.solvers import inverse_hessian
 from deq_kernels.solvers.inverse_hessian import InverseHessian
 
 
@@ -350,3 +351,31 @@ def test_dots_taken_along_with_a_pair_change_no_bit() -> None:
         product = one.matvec(x, everyone)
         assert not torch.equal(product[0], 0.7 * x[0])
         assert torch.equal(other.matvec(x, everyone, dots), product)
+
+
+@pytest.mark.parametrize("history_length", [None, 7])
+def test_room_made_in_between_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, history_length: int | None
+) -> None:
+    problem = Convex.random(3, 12)
+    solver = dk.LBFGS(max_steps=20, rtol=1e-12, gamma=0.1, history_length=history_length)
+
+    def solve() -> list[Tensor]:
+        solution = solver(lambda z: z - problem.gradient(z), torch.zeros_like(problem.bias))
+        products = (solution.inverse_jacobian.matvec, solution.inverse_jacobian.rmatvec)
+        return [solution.z, solution.trace, *(product(problem.bias) for product in products)]
+
+    whole = solve()
+    monkeypatch.setattr(inverse_hessian, "FIRST_ROOM", 2)
+    for grown, expected in zip(solve(), whole, strict=True):
+        assert torch.equal(grown.nan_to_num(-1.0), expected.nan_to_num(-1.0))
+
+
+def test_steps_that_are_not_taken_need_no_room() -> None:
+    """A table for all pairs that these steps could bring has 10¹¹ entries a sample."""
+    problem = Convex.random(3, 12)
+    solution = dk.LBFGS(max_steps=300_000, rtol=1e-6, gamma=0.1)(
+        lambda z: z - problem.gradient(z), torch.zeros_like(problem.bias)
+    )
+    assert solution.converged.all()
+    assert solution.inverse_jacobian.u.shape[1] == 2 * int(solution.steps.max())

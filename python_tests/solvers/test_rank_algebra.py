@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deq_kernels.solvers.rank_algebra import apply, grow_inverse, place, tree_sum
+from deq_kernels.ops import low_rank
+from deq_kernels.solvers.rank_algebra import apply, grow_inverse, place, summed_size, tree_sum
 from deq_kernels.solvers.rows import Rows, dot, norm, write
 
 
@@ -15,6 +16,29 @@ def test_tree_sum_and_apply(size: int) -> None:
     torch.testing.assert_close(tree_sum(x), x.sum(-1))
     right = torch.randn(3, size, dtype=torch.float64)
     torch.testing.assert_close(apply(x, right), torch.einsum("bnm,bm->bn", x, right))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 31, 49, 399])
+@pytest.mark.parametrize("known", [0, 1, 2, 3, 12, 31])
+def test_zeros_at_the_end_need_not_be_summed(size: int, known: int) -> None:
+    known = min(known, size)
+    x = torch.randn(50, size, dtype=torch.float64)
+    x[:, known:] = 0.0
+    short = summed_size(size, known)
+    assert known <= short <= max(1, 2 * known)
+    assert torch.equal(tree_sum(x[:, :short]), tree_sum(x))
+
+
+def test_rows_keep_what_they_hold_as_they_grow() -> None:
+    rows = Rows(torch.zeros(2, 5), 2, torch.float32)
+    x = torch.randn(2, 5)
+    everyone = torch.ones(2, dtype=torch.bool)
+    rows.put(torch.tensor([0, 1]), x, everyone)
+    rows.grow(3)
+    rows.put(torch.tensor([4, 4]), -x, everyone)
+    assert torch.equal(rows.stored[[0, 1], [0, 1]], x)
+    assert torch.equal(rows.stored[:, 4], -x)
+    assert rows.capacity == rows.stored.shape[1] == 5
 
 
 def test_place_leaves_the_other_samples_alone() -> None:
@@ -76,7 +100,7 @@ def test_projecting_out_twice(dtype: torch.dtype, dim: int) -> None:
     count = torch.tensor([0, 1, 2, 3])
     x = torch.randn(4, dim, dtype=dtype)
     rest = x.clone()
-    dots = rows.project_out_(count, rest)
+    dots = low_rank.project_out_(rows.stored, count, rest[:, None])[:, 0]
     assert torch.equal(dots, rows.dots(count, x))
     assert torch.equal(rest[0], x[0])
     unit = torch.finfo(dtype).eps * x.double().norm(dim=1)

@@ -117,8 +117,11 @@ def test_iterates_that_run_away_do_not_converge(name: str, problem: str, rtol: f
     f = UNSOLVABLE[problem]
     z0 = torch.tensor([[0.0, 0.0, 0.0], [1.0, -0.5, 0.25]], dtype=torch.float64)
     solution = solver_of(name, max_steps=60, rtol=rtol)(f, z0)
-    # A step that is lost in the rounding of z leaves a residual of zero, and that is one.
-    assert not (solution.converged & (solution.residual > 0)).any()
+    converged = solution.converged
+    if name != "gmres":  # which knows products of mere rounding, and makes no steps of them
+        # A step that is lost in the rounding of z leaves a residual of zero, and that is one.
+        converged = converged & (solution.residual > 0)
+    assert not converged.any()
     true = (f(solution.z) - solution.z).norm(dim=1)
     torch.testing.assert_close(solution.residual, true, rtol=1e-9, atol=0.0)
     if name != "gmres":  # whose trace also holds what its cycles predict
