@@ -261,7 +261,7 @@ def test_what_needs_a_gpu_is_absent_on_the_cpu(name: str, reason: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_ours_says_why_it_is_absent_on_a_gpu() -> None:
-    with pytest.raises(ProviderAbsentError, match="no native kernels: .*the torch in use"):
+    with pytest.raises(ProviderAbsentError, match=r"no native kernels: .*the torch in use"):
         find_provider("ours", PROVIDERS).load("cuda")
     with pytest.raises(ProviderAbsentError, match=r"[Tt]riton"):
         find_provider("ours-triton", PROVIDERS).load("cuda")
