@@ -71,7 +71,7 @@ class Tensor {
  public:
   Tensor(std::vector<int64_t> sizes, headeronly::ScalarType dtype)
       : sizes_(std::move(sizes)), dtype_(dtype) {
-    memory_ = std::make_shared<Memory>(static_cast<size_t>(numel() * element_size()));
+    memory_ = std::make_shared<Memory>(static_cast<size_t>(numel()) * element_size());
   }
 
   const std::vector<int64_t>& sizes() const { return sizes_; }
@@ -84,6 +84,13 @@ class Tensor {
     }
     return elements;
   }
+  std::vector<int64_t> strides() const {
+    std::vector<int64_t> strides;
+    for (int64_t i = 0; i < dim(); ++i) {
+      strides.push_back(stride(i));
+    }
+    return strides;
+  }
   int64_t numel() const {
     int64_t elements = 1;
     for (int64_t size : sizes_) {
@@ -91,7 +98,7 @@ class Tensor {
     }
     return elements;
   }
-  int64_t element_size() const {
+  size_t element_size() const {
     switch (dtype_) {
       case headeronly::ScalarType::Bool:
         return 1;
