@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
-#include <utility>
 
 #include "torch/checks.h"
 
@@ -26,32 +25,40 @@ class Places {
 
   void add(int64_t size, int64_t stride) {
     empty_ = empty_ || size == 0;
-    if (size > 1) {
-      dimensions_[count_++] = {stride, size};
+    if (size <= 1) {
+      return;
     }
+    int place = count_++;
+    for (; place > 0 && dimensions_[place - 1].stride > stride; --place) {
+      dimensions_[place] = dimensions_[place - 1];
+    }
+    dimensions_[place] = {stride, size};
   }
 
   // Whether every dimension steps over all that the denser ones span: then no two elements share a
   // place.
-  bool are_distinct() {
+  bool are_distinct() const {
     if (empty_) {
       return true;
     }
-    std::sort(dimensions_, dimensions_ + count_);
     int64_t span = 1;
     for (int i = 0; i < count_; ++i) {
-      const auto [stride, size] = dimensions_[i];
-      if (stride < span) {
+      if (dimensions_[i].stride < span) {
         return false;
       }
-      span += (size - 1) * stride;
+      span += (dimensions_[i].size - 1) * dimensions_[i].stride;
     }
     return true;
   }
 
  private:
+  struct Dimension {
+    int64_t stride;
+    int64_t size;
+  };
+
   static constexpr int kMost = 4;
-  std::pair<int64_t, int64_t> dimensions_[kMost];
+  Dimension dimensions_[kMost];  // from the densest one on
   int count_ = 0;
   bool empty_ = false;
 };
