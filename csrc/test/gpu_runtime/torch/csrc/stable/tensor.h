@@ -1,6 +1,7 @@
 // Tensors with what the ops of csrc/cuda ask of them, all on one device.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -39,7 +40,7 @@ class Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   ~Memory() {
-    std::memset(bytes_.data(), kFreed, bytes_.size());
+    std::fill(bytes_.begin(), bytes_.end(), kFreed);
     freed().push_back(std::move(bytes_));
   }
 
