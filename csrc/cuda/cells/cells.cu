@@ -1,13 +1,13 @@
 // The damped fixed-point iteration of a structured cell, all of it in one launch.
 // Formulas: docs/algebra.md, section 3. Reference: deq_kernels/ops/cells/reference.py. The CPU's
-// counterpart: csrc/cpu/cells.cpp.
+// counterpart: csrc/cpu/cells/cells.cpp.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <optional>
 
-#include "cuda/cells_groups.h"
-#include "cuda/cells_rows.h"
+#include "cuda/cells/groups.h"
+#include "cuda/cells/rows.h"
 #include "cuda/launch.cuh"
 #include "torch/arguments.h"
 

@@ -11,7 +11,7 @@
 #include <cstdint>
 
 #include "algebra/multiply_add.h"
-#include "cuda/cells_pass.h"
+#include "cuda/cells/pass.h"
 
 namespace deq {
 

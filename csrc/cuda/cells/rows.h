@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/cells_pass.h"
+#include "cuda/cells/pass.h"
 
 namespace deq {
 

@@ -1,4 +1,4 @@
-// What a structured cell's iteration works on, in the layout of cells_tiles.h, and its judgement.
+// What a structured cell's iteration works on, in the layout of tiles.h, and its judgement.
 #pragma once
 
 #include <cmath>
@@ -9,8 +9,8 @@
 #include "algebra/cell_precision.h"
 #include "algebra/cell_verdict.h"
 #include "algebra/termination.h"
-#include "cpu/cells_differences.h"
-#include "cpu/cells_tiles.h"
+#include "cpu/cells/differences.h"
+#include "cpu/cells/tiles.h"
 #include "cpu/history_pool.h"
 #include "cpu/samples.h"
 #include "cpu/tiles.h"

@@ -1,10 +1,10 @@
 // The products of differences. Compiled for AVX512_BF16 alone, with DEQ_ISA naming the namespace.
-#include "cpu/cells_differences.h"
+#include "cpu/cells/differences.h"
 
 #include <immintrin.h>
 
-#include "cpu/cells_advance.h"
-#include "cpu/cells_finish.h"
+#include "cpu/cells/advance.h"
+#include "cpu/cells/finish.h"
 #include "cpu/simd.h"
 
 namespace deq {

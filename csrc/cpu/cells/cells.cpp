@@ -11,8 +11,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/cells_group.h"
-#include "cpu/cells_rows.h"
+#include "cpu/cells/groups.h"
+#include "cpu/cells/rows.h"
 #include "cpu/streaming.h"
 #include "torch/arguments.h"
 
@@ -49,7 +49,7 @@ void check_columns(const int64_t* crow, const int64_t* col, const int64_t* sampl
   }
 }
 
-// V in the blocks of cells_tiles.h.
+// V in the blocks of tiles.h.
 template <typename state_t, typename accum_t>
 void pack(const Tensor& weight, int64_t dim, int64_t stride, accum_t* packed) {
   const state_t* from = data<state_t>(weight);

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cpu/cells_tiles.h"
+#include "cpu/cells/tiles.h"
 #include "cpu/simd.h"
 
 namespace deq {

@@ -1,6 +1,6 @@
 // Activations of whole vectors.
 //
-// Only cells_tiles.cpp includes this; like simd.h, it lies in the namespace of the instruction set.
+// Only tiles.cpp includes this; like simd.h, it lies in the namespace of the instruction set.
 // NaN stays NaN in each of them: of a comparison with NaN the second value is taken.
 #pragma once
 

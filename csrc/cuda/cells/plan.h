@@ -11,7 +11,7 @@
 #include "algebra/crop.h"
 #include "algebra/macros.h"
 #include "algebra/termination.h"
-#include "cuda/cells_slots.h"
+#include "cuda/cells/slots.h"
 #include "cuda/plan.h"
 
 namespace deq {

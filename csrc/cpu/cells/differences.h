@@ -2,14 +2,14 @@
 // known, that of the next iterate adds S (c d) V^T, whose d, the change of the iterate, is small
 // enough to be rounded to bfloat16 together with V. Formulas: docs/algebra.md, section 3.
 //
-// cells_differences.cpp is compiled for processors that multiply pairs of bfloat16. Rows are laid
-// out as in cells_tiles.h.
+// differences.cpp is compiled for processors that multiply pairs of bfloat16. Rows are laid
+// out as in tiles.h.
 #pragma once
 
 #include <cstdint>
 
 #include "algebra/types.h"
-#include "cpu/cells_tiles.h"
+#include "cpu/cells/tiles.h"
 
 namespace deq {
 

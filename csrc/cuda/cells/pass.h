@@ -27,8 +27,8 @@
 #include "algebra/cell_verdict.h"
 #include "algebra/multiply_add.h"
 #include "algebra/types.h"
-#include "cuda/cells_activation.h"
-#include "cuda/cells_plan.h"
+#include "cuda/cells/activation.h"
+#include "cuda/cells/plan.h"
 #include "cuda/tile.h"
 
 namespace deq {

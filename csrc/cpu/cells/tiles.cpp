@@ -1,9 +1,9 @@
 // The inner loops of structured cells. Compiled once per instruction set with DEQ_ISA naming the
 // namespace.
-#include "cpu/cells_tiles.h"
+#include "cpu/cells/tiles.h"
 
-#include "cpu/cells_advance.h"
-#include "cpu/cells_finish.h"
+#include "cpu/cells/advance.h"
+#include "cpu/cells/finish.h"
 #include "cpu/simd.h"
 
 namespace deq {

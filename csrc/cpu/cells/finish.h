@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "algebra/cell_verdict.h"
-#include "cpu/cells_activation.h"
-#include "cpu/cells_tiles.h"
+#include "cpu/cells/activation.h"
+#include "cpu/cells/tiles.h"
 #include "cpu/simd.h"
 
 namespace deq {

@@ -1,5 +1,5 @@
 // The activations of structured cells, one element at a time. The CPU's counterpart:
-// csrc/cpu/cells_activation.h. NaN stays NaN in each of them.
+// csrc/cpu/cells/activation.h. NaN stays NaN in each of them.
 #pragma once
 
 #include <cmath>

@@ -6,7 +6,7 @@
 #include <iterator>
 #include <utility>
 
-#include "cpu/cells_problem.h"
+#include "cpu/cells/problem.h"
 
 namespace deq {
 

@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "cpu/cells_problem.h"
+#include "cpu/cells/problem.h"
 
 namespace deq {
 

@@ -1,6 +1,6 @@
 // The inner loops of structured cells, on rows that are padded to whole vectors.
 //
-// cells_tiles.cpp is compiled once per instruction set; cell_tiles() returns the copy for this
+// tiles.cpp is compiled once per instruction set; cell_tiles() returns the copy for this
 // machine. Every matrix of rows has rows of `stride` elements, a multiple of `lanes`, of which the
 // first `dim` count; the others of z, bias and scale are zero.
 //
