@@ -9,7 +9,7 @@ from torch import Tensor
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops import Status
 from deq_kernels.ops.termination import Counter, Norm, Tables
-from deq_kernels.solvers.structure import State
+from deq_kernels.solvers.machinery.structure import State
 
 
 @dataclass(frozen=True, slots=True)

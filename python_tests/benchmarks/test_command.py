@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from deq_kernels.benchmarks.broyden.cases import CASES, GPU_CASES, Case
-from deq_kernels.benchmarks.broyden.providers import PROVIDERS
-from deq_kernels.benchmarks.broyden.suite import BroydenSuite
-from deq_kernels.benchmarks.provider import find_provider, providers_on
-from deq_kernels.benchmarks.suites import SUITES, format_markdown, load_report
+from benchmarks.broyden.cases import CASES, GPU_CASES, Case
+from benchmarks.broyden.providers import PROVIDERS
+from benchmarks.broyden.suite import BroydenSuite
+from benchmarks.provider import find_provider, providers_on
+from benchmarks.suites import SUITES, format_markdown, load_report
 from deq_kernels.commands import bench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def test_a_run_prints_the_table_and_writes_what_render_reads(
 def test_render_links_a_file_of_the_repository_from_its_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("deq_kernels.benchmarks.machine.CHECKOUT", tmp_path.resolve())
+    monkeypatch.setattr("benchmarks.machine.CHECKOUT", tmp_path.resolve())
     results = tmp_path / "benchmarks" / "results"
     arguments = ["--cases", "2x300x8", "--providers", "plain", "--rounds", "1"]
     assert bench.main([*arguments, "--json", str(results / "new" / "x.json")]) == 0

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks.training_step.cases import parse_case
+from benchmarks.training.cases import parse_case
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import deq_kernels as dk
 from deq_kernels.cells import Adjacency, propagate
-from deq_kernels.data import Graphs
+from deq_zoo.data import Graphs
 from deq_kernels.models import IGNN, IGNNConfig
 
 SIZES = (3, 0, 1, 5)

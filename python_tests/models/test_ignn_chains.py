@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import deq_kernels as dk
-from deq_kernels.data import Graphs, generate_chains
+from deq_zoo.data import Graphs, generate_chains
 from deq_kernels.models import IGNN, IGNNConfig
 from deq_kernels.models.ignn import ImplicitGraphLayer
 

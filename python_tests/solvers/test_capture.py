@@ -13,7 +13,7 @@ import torch
 
 import deq_kernels as dk
 from deq_kernels.solvers import capture
-from deq_kernels.solvers.capture import Recorder, step_capture
+from deq_kernels.solvers.machinery.capture import Recorder, step_capture
 
 INVALID = "operation failed due to a previous error during capture"
 

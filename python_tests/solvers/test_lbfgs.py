@@ -11,7 +11,7 @@ from torch import Tensor
 
 import deq_kernels as dk
 from deq_kernels.solvers import inverse_hessian
-from deq_kernels.solvers.inverse_hessian import InverseHessian
+from deq_kernels.solvers.machinery.inverse_hessian import InverseHessian
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks.broyden import plain_pytorch
-from deq_kernels.benchmarks.broyden.captured import capture_step, variants_of
-from deq_kernels.benchmarks.broyden.cases import Case
-from deq_kernels.benchmarks.broyden.checks import make_anchor
-from deq_kernels.benchmarks.broyden.harness import run_benchmark
-from deq_kernels.benchmarks.broyden.plot import save_plot
-from deq_kernels.benchmarks.broyden.providers import BroydenProvider
-from deq_kernels.benchmarks.broyden.report import BroydenReport
-from deq_kernels.benchmarks.broyden.table import format_markdown, format_table
-from deq_kernels.benchmarks.cpu import Cpu
-from deq_kernels.benchmarks.provider import OURS
-from deq_kernels.benchmarks.stored import save_report
-from deq_kernels.benchmarks.suites import load_report
+from benchmarks.broyden import plain_pytorch
+from benchmarks.broyden.captured import capture_step, variants_of
+from benchmarks.broyden.cases import Case
+from benchmarks.broyden.checks import make_anchor
+from benchmarks.broyden.harness import run_benchmark
+from benchmarks.broyden.plot import save_plot
+from benchmarks.broyden.providers import BroydenProvider
+from benchmarks.broyden.report import BroydenReport
+from benchmarks.broyden.table import format_markdown, format_table
+from benchmarks.cpu import Cpu
+from benchmarks.provider import OURS
+from benchmarks.stored import save_report
+from benchmarks.suites import load_report
 
 CASE = Case(3, 300, 8)
 PLAIN = BroydenProvider(

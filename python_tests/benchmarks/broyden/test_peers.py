@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks.broyden import memory
-from deq_kernels.benchmarks.broyden.cases import Case
-from deq_kernels.benchmarks.broyden.harness import run_benchmark
-from deq_kernels.benchmarks.broyden.peer_jaxopt import JaxoptSolver
-from deq_kernels.benchmarks.broyden.problem import make_problem
-from deq_kernels.benchmarks.broyden.providers import PROVIDERS
-from deq_kernels.benchmarks.contention import _seconds_of
-from deq_kernels.benchmarks.provider import ProviderAbsentError, find_provider
+from benchmarks.broyden import memory
+from benchmarks.broyden.cases import Case
+from benchmarks.broyden.harness import run_benchmark
+from benchmarks.broyden.peer_jaxopt import JaxoptSolver
+from benchmarks.broyden.problem import make_problem
+from benchmarks.broyden.providers import PROVIDERS
+from benchmarks.contention import _seconds_of
+from benchmarks.provider import ProviderAbsentError, find_provider
 
 HAS_JAXOPT = all(importlib.util.find_spec(name) for name in ("jax", "jaxopt"))
 needs_jaxopt = pytest.mark.skipif(not HAS_JAXOPT, reason="jaxopt is not installed")

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deq_kernels.benchmarks.broyden import plain_pytorch
-from deq_kernels.benchmarks.broyden.cases import Case
-from deq_kernels.benchmarks.broyden.harness import run_benchmark
-from deq_kernels.benchmarks.broyden.plot import save_plot
-from deq_kernels.benchmarks.broyden.providers import BroydenProvider
-from deq_kernels.benchmarks.broyden.report import SCHEMA, BroydenReport
-from deq_kernels.benchmarks.broyden.table import format_markdown, format_table
-from deq_kernels.benchmarks.provider import OURS, ProviderAbsentError
-from deq_kernels.benchmarks.stored import save_report
-from deq_kernels.benchmarks.suites import load_report
+from benchmarks.broyden import plain_pytorch
+from benchmarks.broyden.cases import Case
+from benchmarks.broyden.harness import run_benchmark
+from benchmarks.broyden.plot import save_plot
+from benchmarks.broyden.providers import BroydenProvider
+from benchmarks.broyden.report import SCHEMA, BroydenReport
+from benchmarks.broyden.table import format_markdown, format_table
+from benchmarks.provider import OURS, ProviderAbsentError
+from benchmarks.stored import save_report
+from benchmarks.suites import load_report
 
 if TYPE_CHECKING:
-    from deq_kernels.benchmarks.broyden.providers import Solve
+    from benchmarks.broyden.providers import Solve
 
 CASE = Case(2, 300, 8)
 

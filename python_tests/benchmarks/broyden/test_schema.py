@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from deq_kernels.benchmarks.broyden.report import SCHEMA
-from deq_kernels.benchmarks.stored import save_report
-from deq_kernels.benchmarks.suites import load_report
+from benchmarks.broyden.report import SCHEMA
+from benchmarks.stored import save_report
+from benchmarks.suites import load_report
 
 COMMITTED = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "cpu-float32.json"
 

@@ -13,20 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from deq_kernels.benchmarks.cells import plain_pytorch
-from deq_kernels.benchmarks.cells.cases import CellCase
-from deq_kernels.benchmarks.cells.harness import run_benchmark
-from deq_kernels.benchmarks.cells.plot import save_plot
-from deq_kernels.benchmarks.cells.problem import CellProblem, Direction
-from deq_kernels.benchmarks.cells.providers import Bind
-from deq_kernels.benchmarks.cells.report import CellReport, best_plain
-from deq_kernels.benchmarks.cells.table import format_markdown, format_table
-from deq_kernels.benchmarks.device import find_device
-from deq_kernels.benchmarks.provider import OURS, Provider, ProviderAbsentError
-from deq_kernels.benchmarks.stored import save_report
-from deq_kernels.benchmarks.suite import Settings
-from deq_kernels.benchmarks.suites import load_report
-from deq_kernels.benchmarks.timing import Spread
+from benchmarks.cells import plain_pytorch
+from benchmarks.cells.cases import CellCase
+from benchmarks.cells.harness import run_benchmark
+from benchmarks.cells.plot import save_plot
+from benchmarks.cells.problem import CellProblem, Direction
+from benchmarks.cells.providers import Bind
+from benchmarks.cells.report import CellReport, best_plain
+from benchmarks.cells.table import format_markdown, format_table
+from benchmarks.device import find_device
+from benchmarks.provider import OURS, Provider, ProviderAbsentError
+from benchmarks.stored import save_report
+from benchmarks.suite import Settings
+from benchmarks.suites import load_report
+from benchmarks.timing import Spread
 from deq_kernels.commands import bench
 
 CASE = CellCase(3, 8, 5)

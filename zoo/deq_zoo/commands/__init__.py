@@ -1,0 +1,1 @@
+"""The subcommands of `deq-kernels`, one module each."""
