@@ -18,8 +18,8 @@ from benchmarks.provider import (
 from benchmarks.suite import Settings, Suite
 from benchmarks.suites import DEFAULT, SUITES
 from deq_kernels.commands.errors import EXPECTED, fail, fail_with
-from deq_zoo.commands.numbers import positive_int
 from deq_kernels.optional import require_packages
+from deq_zoo.commands.numbers import positive_int
 
 if TYPE_CHECKING:
     from benchmarks.report import Report

@@ -25,9 +25,9 @@ from deq_kernels.solvers.machinery.late import look_at_late_numbers
 from deq_kernels.solvers.machinery.loop import StepFunction, iterate
 from deq_kernels.solvers.machinery.precision import visible_rtol, working_dtype
 from deq_kernels.solvers.machinery.ranks import Ranks, check_ranks
-from deq_kernels.solvers.solution import Solution
 from deq_kernels.solvers.machinery.structure import State, Structure
 from deq_kernels.solvers.machinery.unsupported import refuse_recordings
+from deq_kernels.solvers.solution import Solution
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,9 @@ from deq_kernels.solvers.machinery.judge import Judge
 from deq_kernels.solvers.machinery.line_search import LINE_SEARCHES, LineSearch
 from deq_kernels.solvers.machinery.loop import StepFunction
 from deq_kernels.solvers.machinery.rows import dot, norm, write
-from deq_kernels.solvers.solution import Solution
 from deq_kernels.solvers.machinery.structure import State, Structure
 from deq_kernels.solvers.machinery.uncaptured import refuse_cuda_graph
+from deq_kernels.solvers.solution import Solution
 
 LARGEST_ORDINARY = 2.0**300
 """Entries up to this, and down to its reciprocal, need no unit."""

@@ -75,9 +75,7 @@ def test_helpers_are_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([contention._Reading(0.0, 1.0, 5.0), contention._Reading(10.0, 5.0, 17.0)])
     monkeypatch.setattr("benchmarks.contention._read", lambda: next(readings))
     seconds = {7: iter((2.0, 5.0)), 8: iter((0.0, 1.0))}
-    monkeypatch.setattr(
-        "benchmarks.contention._seconds_of", lambda number: next(seconds[number])
-    )
+    monkeypatch.setattr("benchmarks.contention._seconds_of", lambda number: next(seconds[number]))
     assert OtherLoad([7, 8]).cores() == pytest.approx(0.4)
 
 

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from deq_kernels.ops import low_rank
-from deq_kernels.solvers.machinery.rank_algebra import apply, grow_inverse, place, summed_size, tree_sum
+from deq_kernels.solvers.machinery.rank_algebra import (
+    apply,
+    grow_inverse,
+    place,
+    summed_size,
+    tree_sum,
+)
 from deq_kernels.solvers.machinery.rows import Rows, dot, norm, write
 
 

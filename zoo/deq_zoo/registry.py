@@ -28,9 +28,7 @@ class Entry:
 
 
 MODELS: Mapping[str, Entry] = {
-    "mdeq": Entry(
-        "deq_zoo.tasks.mdeq", "MDEQTask", "multiscale DEQ, classifies images"
-    ),
+    "mdeq": Entry("deq_zoo.tasks.mdeq", "MDEQTask", "multiscale DEQ, classifies images"),
     "ignn": Entry(
         "deq_zoo.tasks.ignn",
         "IGNNTask",

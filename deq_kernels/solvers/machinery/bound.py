@@ -11,8 +11,8 @@ import torch
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.solvers.base import Iteration, Solver
 from deq_kernels.solvers.machinery.loop import StepFunction
-from deq_kernels.solvers.solution import Solution
 from deq_kernels.solvers.machinery.structure import State
+from deq_kernels.solvers.solution import Solution
 
 Prepare: TypeAlias = Callable[
     [Iteration, bool], tuple[StepFunction, Callable[[], InverseJacobian | None]]

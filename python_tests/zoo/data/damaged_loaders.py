@@ -13,6 +13,12 @@ import numpy as np
 import torch
 
 from benchmarks.suites import format_markdown, load_report
+from deq_zoo.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
 from deq_zoo.data import (
     DatasetError,
     load_amazon,
@@ -21,12 +27,6 @@ from deq_zoo.data import (
     load_ppi,
     load_tu,
     load_wikitext,
-)
-from deq_zoo.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    save_checkpoint,
 )
 from deq_zoo.metrics import read_metrics
 from python_tests.damages import survives

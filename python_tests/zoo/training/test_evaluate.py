@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from deq_kernels.cli import main
-from deq_zoo.data import Splits
 from deq_zoo.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from deq_zoo.data import Splits
 from deq_zoo.evaluate import evaluate_checkpoint
 from deq_zoo.loop import Trainer
 from deq_zoo.run import run_training

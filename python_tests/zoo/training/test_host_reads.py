@@ -15,13 +15,13 @@ from torch import Tensor
 
 import deq_kernels as dk
 from deq_kernels import _native
+from deq_kernels.models import DEQTransformer
+from deq_zoo.choices import build_gradient, build_solver
+from deq_zoo.clipping import clip_gradients
 from deq_zoo.data import Graphs, Vocabulary
 from deq_zoo.data.corpus import Corpus
 from deq_zoo.data.image_folder import MEAN, STD
 from deq_zoo.data.split import normalised
-from deq_kernels.models import DEQTransformer
-from deq_zoo.choices import build_gradient, build_solver
-from deq_zoo.clipping import clip_gradients
 from deq_zoo.equilibrium import GRADIENTS
 from deq_zoo.jacobian import JacobianRegularisation, Penalty
 from deq_zoo.presets import RunConfig

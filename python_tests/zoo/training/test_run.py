@@ -18,7 +18,13 @@ from deq_zoo.loop import Trainer
 from deq_zoo.metrics import EpochMetrics, read_metrics
 from deq_zoo.presets import RunConfig
 from deq_zoo.run import run_training
-from python_tests.zoo.training.runs import EQUILIBRIUM_ONLY, builder, images, small_config, with_changes
+from python_tests.zoo.training.runs import (
+    EQUILIBRIUM_ONLY,
+    builder,
+    images,
+    small_config,
+    with_changes,
+)
 
 pytestmark = pytest.mark.skipif(
     find_spec("safetensors") is None or find_spec("matplotlib") is None,

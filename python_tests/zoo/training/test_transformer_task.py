@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from deq_zoo.data import Corpus, DatasetError, Vocabulary, load_pydoc_topics
 from deq_kernels.models import DEQTransformer, TransformerConfig
 from deq_kernels.models.transformer.config import PRESETS as SHAPES
 from deq_zoo.choices import build_gradient, build_solver
+from deq_zoo.data import Corpus, DatasetError, Vocabulary, load_pydoc_topics
 from deq_zoo.loop import Trainer
 from deq_zoo.metrics import EpochMetrics
 from deq_zoo.presets import RunConfig

@@ -23,10 +23,10 @@ from benchmarks.machine import is_clean
 from benchmarks.stored import build
 from benchmarks.text import align
 from deq_kernels.commands.errors import fail
-from deq_zoo.commands.numbers import non_negative_int
 from deq_kernels.files import write_atomically
 from deq_kernels.json_text import read_json
 from deq_kernels.threads import use_threads
+from deq_zoo.commands.numbers import non_negative_int
 from deq_zoo.evaluate import evaluate_checkpoint
 from deq_zoo.folder import CHECKPOINT
 from deq_zoo.loop import Trainer

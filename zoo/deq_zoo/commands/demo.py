@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
     from deq_kernels import backend_info
     from deq_kernels.commands import bench
-    from deq_zoo.commands.train import train_with_progress
     from deq_kernels.optional import require_packages
+    from deq_zoo.commands.train import train_with_progress
     from deq_zoo.compare import compare_gradients
     from deq_zoo.folder import (
         PLOT,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deq_zoo.data.vocabulary import Vocabulary
 from deq_kernels.options import check_count
+from deq_zoo.data.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 import torch
 
-from deq_zoo.data.split import Split, Splits
 from deq_kernels.optional import optional_import
+from deq_zoo.data.split import Split, Splits
 
 IMAGE_CHANNELS = 1
 IMAGE_SIZE = (8, 8)

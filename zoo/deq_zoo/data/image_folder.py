@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from deq_kernels.optional import optional_import
 from deq_zoo.data.augmentation import central_crop, draw_resized_crops, resized_crop
 from deq_zoo.data.errors import DatasetError
 from deq_zoo.data.split import normalised
-from deq_kernels.optional import optional_import
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deq_kernels.cells import Adjacency
-from deq_zoo.data.errors import DatasetError
 from deq_kernels.models.ignn.graphs import Graphs, GraphSplits
-from deq_zoo.data.text import read_counts, read_table
 from deq_kernels.optional import optional_import
 from deq_kernels.options import check_choice, check_count
+from deq_zoo.data.errors import DatasetError
+from deq_zoo.data.text import read_counts, read_table
 
 FEATURES = ("labels", "attributes", "both", "degree")
 MOST_NODE_LABELS = 10_000

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deq_zoo.data.tu import FEATURES
 from deq_kernels.models.ignn.config import PRESETS as MODELS
 from deq_kernels.options import check_choice, check_count, check_option
 from deq_zoo.config import TrainingConfig
+from deq_zoo.data.tu import FEATURES
 from deq_zoo.equilibrium import EquilibriumConfig
 from deq_zoo.presets import Preset
 

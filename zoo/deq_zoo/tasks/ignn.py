@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deq_kernels.models.ignn import IGNN, IGNNConfig, radius_of
+from deq_kernels.ops.termination import Tables
+from deq_kernels.solvers import Solution
+from deq_zoo.choices import build_gradient, build_solver
 from deq_zoo.data import (
     Graphs,
     GraphSplits,
@@ -19,10 +23,6 @@ from deq_zoo.data import (
     load_tu,
     tu_splits,
 )
-from deq_kernels.models.ignn import IGNN, IGNNConfig, radius_of
-from deq_kernels.ops.termination import Tables
-from deq_kernels.solvers import Solution
-from deq_zoo.choices import build_gradient, build_solver
 from deq_zoo.headline import MICRO_F1
 from deq_zoo.presets import RunConfig
 from deq_zoo.processes import ALONE, Processes

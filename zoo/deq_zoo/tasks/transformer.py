@@ -8,6 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from deq_kernels.models.transformer import DEQTransformer, Memory, TransformerConfig
+from deq_zoo.choices import build_gradient, build_solver
 from deq_zoo.data import (
     Corpus,
     KneserNeyBigram,
@@ -16,8 +18,6 @@ from deq_zoo.data import (
     load_pydoc_topics,
     load_wikitext,
 )
-from deq_kernels.models.transformer import DEQTransformer, Memory, TransformerConfig
-from deq_zoo.choices import build_gradient, build_solver
 from deq_zoo.headline import PERPLEXITY
 from deq_zoo.presets import RunConfig
 from deq_zoo.processes import ALONE, Processes
