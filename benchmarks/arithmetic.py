@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from deq_kernels.threads import use_threads
+from deq_zoo.threads import use_threads
 
 from .timing import Timed
 

@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from deq_kernels.files import write_atomically
+from deq_zoo.files import write_atomically
 
 if TYPE_CHECKING:
     from .report import Report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deq_kernels.json_text import read_json
+from deq_zoo.json_text import read_json
 
 from .broyden.suite import BroydenSuite
 from .cells.suite import CellSuite

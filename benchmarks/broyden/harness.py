@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from deq_kernels.threads import use_threads
+from deq_zoo.threads import use_threads
 
 from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deq_kernels.files import save_figure
 from deq_kernels.optional import optional_import
+from deq_zoo.files import save_figure
 
 from ..provider import OURS
 from .report import BroydenReport, Row

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deq_kernels.files import save_figure
 from deq_kernels.optional import optional_import
+from deq_zoo.files import save_figure
 
 from ..provider import OURS
 from .report import CellReport

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.nn import functional as F
 
-from deq_kernels.threads import use_threads
+from deq_zoo.threads import use_threads
 
 from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deq_kernels.layer import DEQ
+from deq_kernels import DEQ
 from deq_zoo.choices import build_optimizer
 from deq_zoo.presets import RunConfig
 from deq_zoo.registry import find_task, run_config

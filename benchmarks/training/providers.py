@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.layer import DEQ
+from deq_kernels import DEQ
 from deq_kernels.solvers import Solution
 from deq_zoo.task import Task
 

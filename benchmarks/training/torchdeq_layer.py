@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deq_kernels.layer import DEQ
+from deq_kernels import DEQ
 from deq_zoo.equilibrium import EquilibriumConfig
 
 from ..provider import ProviderAbsentError

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from deq_kernels.inverse import InverseJacobian
@@ -35,6 +37,23 @@ class Solution:
     inverse_jacobian: InverseJacobian | None = field(default=None, repr=False)
     rtol: float | None = None
     atol: float | None = None
+
+    @staticmethod
+    def joined(solutions: Sequence[Solution]) -> Solution:
+        """Solves with equal `max_steps` as one, the samples of the first before the second's.
+
+        Args:
+            solutions: at least one; z and the tolerances are the last one's.
+        """
+        tables = [solution.tables for solution in solutions]
+        together = Tables(
+            torch.cat([table.record for table in tables]),
+            torch.cat([table.counters for table in tables]),
+            torch.stack([table.active for table in tables]).sum(0),
+        )
+        last = solutions[-1]
+        rows = sum(solution.rows for solution in solutions)
+        return Solution(last.z, together, rows, rtol=last.rtol, atol=last.atol)
 
     @property
     def status(self) -> Tensor:

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.files import write_atomically
-from deq_kernels.json_text import parse_json
-from deq_kernels.optional import optional_import
+from deq_zoo.files import write_atomically
+from deq_zoo.json_text import parse_json
 
 FORMAT = "deq_kernels checkpoint 1"
 METADATA = "checkpoint"
@@ -53,8 +52,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         ImportError: safetensors is not installed.
         OSError: the file cannot be written.
     """
-    with optional_import(extra="train"):
-        from safetensors.torch import save
+    from safetensors.torch import save
 
     tensors = {
         **_prefixed("model", checkpoint.model),
@@ -84,8 +82,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ImportError: safetensors is not installed.
         CheckpointError: the file is missing, damaged, or not a checkpoint of this package.
     """
-    with optional_import(extra="train"):
-        from safetensors import safe_open
+    from safetensors import safe_open
 
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deq_kernels.threads import use_threads
 from deq_zoo.choices import build_gradient
 from deq_zoo.equilibrium import GRADIENTS
 from deq_zoo.presets import RunConfig
 from deq_zoo.task import Task
+from deq_zoo.threads import use_threads
 
 ROUNDS = 7
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._functorch import config as backward_options
 
-from deq_kernels.layer import DEQ
+from deq_kernels import DEQ
 
 VERSIONS = 32
 """Compiled forms of one cell: with and without autograd, in training and evaluation, for full and

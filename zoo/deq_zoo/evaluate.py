@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from deq_kernels.threads import use_threads
 from deq_zoo.checkpoint import CheckpointError, load_checkpoint
 from deq_zoo.loop import Trainer
 from deq_zoo.metrics import PartMetrics
 from deq_zoo.presets import RunConfig
 from deq_zoo.registry import config_from_json, find_task
 from deq_zoo.settings import with_settings
+from deq_zoo.threads import use_threads
 
 
 def evaluate_checkpoint(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deq_kernels.files import unfinished_files
+from deq_zoo.files import unfinished_files
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"

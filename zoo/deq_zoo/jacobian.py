@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deq_kernels.layer import DEQ
+from deq_kernels import DEQ
 from deq_kernels.nn import jacobian_penalty, one_solve
 from deq_zoo.compilation import as_written
 from deq_zoo.config import TrainingConfig

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deq_kernels.files import write_atomically
-from deq_kernels.json_text import parse_json
+from deq_zoo.files import write_atomically
+from deq_zoo.json_text import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deq_kernels.files import save_figure
-from deq_kernels.optional import optional_import
+from deq_zoo.files import save_figure
 from deq_zoo.headline import Headline
 from deq_zoo.metrics import EpochMetrics
 
@@ -16,9 +15,8 @@ def plot_training(epochs: Sequence[EpochMetrics], path: Path, *, headline: Headl
     Raises:
         ImportError: matplotlib is not installed.
     """
-    with optional_import(extra="train"):
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     loss, judged, steps = figure.subplots(1, 3)

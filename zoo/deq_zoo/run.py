@@ -9,15 +9,13 @@ from pathlib import Path
 
 import torch
 
-from deq_kernels.files import write_atomically
-from deq_kernels.optional import require_packages
-from deq_kernels.threads import use_threads
 from deq_zoo.checkpoint import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
     save_checkpoint,
 )
+from deq_zoo.files import write_atomically
 from deq_zoo.folder import (
     CHECKPOINT,
     CONFIG,
@@ -36,6 +34,7 @@ from deq_zoo.registry import find_task
 from deq_zoo.task import Task
 from deq_zoo.tensorboard import FOLDER as TENSORBOARD
 from deq_zoo.tensorboard import TensorBoard
+from deq_zoo.threads import use_threads
 
 
 def run_training(
@@ -86,7 +85,6 @@ def run_training(
     """
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
-    require_packages("matplotlib", "safetensors", extra="train")
     if not resume:
         check_folder(out)
     training = config.training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deq_kernels.gradients.watch import Equation, failures
+from deq_kernels.gradients import Equation, failures
 from deq_kernels.solvers import Solution
 
 SHARE = 0.01

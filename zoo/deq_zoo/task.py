@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deq_kernels.layer import DEQ
+from deq_kernels import DEQ
 from deq_kernels.solvers import Solution
 from deq_zoo.headline import Headline
 from deq_zoo.presets import Preset, RunConfig

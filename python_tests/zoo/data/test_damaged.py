@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deq_kernels.json_text import parse_json
 from deq_zoo.data import DatasetError, load_image_folder, load_ppi, load_tu
 from deq_zoo.data.image_folder import read_image
+from deq_zoo.json_text import parse_json
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -71,7 +71,7 @@ def test_a_failed_write_leaves_the_old_file(
     def fail(file: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("deq_kernels.files.os.fsync", fail)
+    monkeypatch.setattr("deq_zoo.files.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(path, replace(_checkpoint(), epoch=4))
     assert load_checkpoint(path).epoch == 3

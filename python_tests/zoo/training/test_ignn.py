@@ -24,8 +24,7 @@ from deq_zoo.processes import Processes
 from deq_zoo.recipes.ignn import PRESETS, IGNNTraining
 from deq_zoo.registry import run_config
 from deq_zoo.run import run_training
-from deq_zoo.tasks.ignn import IGNNTask, build_model, joined
-from python_tests.models.ignn_problems import graphs_of
+from deq_zoo.tasks.ignn import IGNNTask, build_model
 
 needs_sklearn = pytest.mark.skipif(
     find_spec("sklearn") is None, reason="the folds come with scikit-learn"
@@ -300,19 +299,6 @@ def test_data_that_do_not_fit(tmp_path: Path) -> None:
 def test_refused_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         IGNNTraining(**options)
-
-
-def test_solves_of_all_layers_are_joined() -> None:
-    assert joined(()) is None
-    solver = dk.FixedPoint(max_steps=7, rtol=0.0)
-    graphs = graphs_of(sizes=(2, 3))
-    solutions = tuple(solver(lambda z: 0.5 * z + 1, torch.zeros(2, k).double()) for k in (1, 3))
-    assert len(graphs) == 2
-    both = joined(solutions)
-    assert both.steps.tolist() == [7] * 4
-    assert both.residual.tolist() == [*solutions[0].residual, *solutions[1].residual]
-    assert both.evaluations == 28
-    assert joined(solutions[:1]) is solutions[0]
 
 
 class InterruptedRunError(Exception):

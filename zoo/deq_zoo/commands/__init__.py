@@ -1,1 +1,1 @@
-"""The subcommands of `deq-kernels`, one module each."""
+"""The subcommands of `deq-zoo`, one module each."""

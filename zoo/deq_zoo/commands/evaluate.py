@@ -1,4 +1,4 @@
-"""`deq-kernels evaluate`: a trained model on its test data."""
+"""`deq-zoo evaluate`: a trained model on its test data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deq_kernels.commands.errors import EXPECTED, fail_with
+from deq_kernels.cli import EXPECTED, fail_with
 
 SPLITS = ("test", "validation")
 
@@ -18,9 +18,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="evaluate a trained model",
-        description="Evaluate the model of a checkpoint that `deq-kernels train` wrote, on data "
+        description="Evaluate the model of a checkpoint that `deq-zoo train` wrote, on data "
         "that it was\nnot trained with. The checkpoint says which model and dataset.",
-        epilog="example:\n  deq-kernels evaluate runs/first/checkpoint.safetensors",
+        epilog="example:\n  deq-zoo evaluate runs/first/checkpoint.safetensors",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the file")
@@ -35,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: as in training)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`deq-kernels train`: train a reference model."""
+"""`deq-zoo train`: train a reference model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deq_kernels.commands.errors import EXPECTED, fail, fail_with
+from deq_kernels.cli import EXPECTED, fail, fail_with
 from deq_zoo.commands.lazy_parser import LazyParser
 from deq_zoo.commands.numbers import positive_int
 from deq_zoo.equilibrium import GRADIENTS, SOLVERS
@@ -38,11 +38,11 @@ written to --out: config.json (every setting), metrics.jsonl (one line per epoch
 checkpoint.safetensors (everything needed to resume and to evaluate) and training.png.
 
 examples:
-  deq-kernels train {name} --out runs/first
-  deq-kernels train {name} --gradient implicit --epochs 20 --seed 1 --out runs/implicit
-  deq-kernels train {name} --set training.learning_rate=1e-3 --out runs/slow
-  deq-kernels train {name} --out runs/first --resume
-  torchrun --nproc-per-node 2 -m deq_kernels.cli train {name} --out runs/two
+  deq-zoo train {name} --out runs/first
+  deq-zoo train {name} --gradient implicit --epochs 20 --seed 1 --out runs/implicit
+  deq-zoo train {name} --set training.learning_rate=1e-3 --out runs/slow
+  deq-zoo train {name} --out runs/first --resume
+  torchrun --nproc-per-node 2 -m deq_zoo.cli train {name} --out runs/two
 
 The exit status is 130 after Ctrl-C, and 141 where the reader of the output has gone; --resume goes
 on from the last checkpoint.
@@ -71,6 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             fill=_fill(name),
         )
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,13 +124,11 @@ def train_with_progress(
         ImportError: a package of the extra `train` is not installed.
         ValueError: see `run_training`.
     """
-    from deq_kernels.optional import optional_import
+    from tqdm import tqdm
+
     from deq_zoo.folder import PLOT
     from deq_zoo.processes import launched_processes
     from deq_zoo.run import run_training
-
-    with optional_import(extra="train"):
-        from tqdm import tqdm
 
     headline = find_task(config.task).headline
     with launched_processes(config.machine.device) as processes:

@@ -1,12 +1,13 @@
 """Datasets: bundled or generated ones, and the real formats of others, read from disk."""
 
-from deq_kernels.models.ignn.graphs import Graphs, GraphSplits
+from deq_kernels.models.ignn import Graphs
 from deq_zoo.data.amazon import load_amazon
 from deq_zoo.data.chains import generate_chains
 from deq_zoo.data.cifar import load_cifar10
 from deq_zoo.data.corpus import Corpus, Streams
 from deq_zoo.data.digits import load_digits
 from deq_zoo.data.errors import DatasetError
+from deq_zoo.data.graph_splits import GraphSplits
 from deq_zoo.data.image_folder import load_image_folder
 from deq_zoo.data.karate import load_karate
 from deq_zoo.data.ngrams import KneserNeyBigram, Unigram

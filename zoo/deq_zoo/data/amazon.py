@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from deq_kernels.cells import Adjacency
-from deq_kernels.models.ignn.graphs import Graphs, GraphSplits, node_splits
+from deq_kernels.models.ignn import Graphs
 from deq_kernels.options import check_number
 from deq_zoo.data.errors import DatasetError
+from deq_zoo.data.graph_splits import GraphSplits, node_splits
 from deq_zoo.data.text import read_counts, read_table, read_text
 
 PORTION = "0.06"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from deq_kernels.cells import Adjacency
-from deq_kernels.models.ignn.graphs import Graphs, GraphSplits, node_splits
+from deq_kernels.models.ignn import Graphs
 from deq_kernels.options import check_count, check_not_negative
+from deq_zoo.data.graph_splits import GraphSplits, node_splits
 
 
 def generate_chains(

@@ -2,7 +2,6 @@
 
 import torch
 
-from deq_kernels.optional import optional_import
 from deq_zoo.data.split import Split, Splits
 
 IMAGE_CHANNELS = 1
@@ -34,9 +33,8 @@ def load_digits(
             "validation_fraction, test_fraction and their sum must lie strictly between 0 and 1, "
             f"got {validation_fraction} and {test_fraction}"
         )
-    with optional_import(extra="train"):
-        from sklearn import datasets
-        from sklearn.model_selection import train_test_split
+    from sklearn import datasets
+    from sklearn.model_selection import train_test_split
 
     bundle = datasets.load_digits()
     target = bundle.target

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deq_kernels.optional import optional_import
 from deq_zoo.data.augmentation import central_crop, draw_resized_crops, resized_crop
 from deq_zoo.data.errors import DatasetError
 from deq_zoo.data.split import normalised
@@ -194,8 +193,7 @@ def load_image_folder(
         OSError: a folder cannot be read.
         ValueError: there are not that many images to hold out.
     """
-    with optional_import(extra="train"):
-        import PIL.Image  # noqa: F401 - asked for before the folder is read
+    import PIL.Image  # noqa: F401 - asked for before the folder is read
 
     folder = Path(root)
     names = _classes(folder / "train")
@@ -226,8 +224,7 @@ def read_image(path: Path) -> Tensor:
         ImportError: Pillow is not installed.
         DatasetError: it cannot be read, is no JPEG or PNG, damaged, or of extreme size.
     """
-    with optional_import(extra="train"):
-        from PIL import Image
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():

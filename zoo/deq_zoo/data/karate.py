@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from deq_kernels.cells import Adjacency
-from deq_kernels.models.ignn.graphs import Graphs, GraphSplits, node_splits
+from deq_kernels.models.ignn import Graphs
+from deq_zoo.data.graph_splits import GraphSplits, node_splits
 
 MEMBERS = 34
 INSTRUCTOR, ADMINISTRATOR = 0, 33

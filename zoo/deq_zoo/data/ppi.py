@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deq_kernels.cells import Adjacency
-from deq_kernels.json_text import parse_json
-from deq_kernels.models.ignn.graphs import Graphs, GraphSplits
+from deq_kernels.models.ignn import Graphs
 from deq_zoo.data.errors import DatasetError
+from deq_zoo.data.graph_splits import GraphSplits
 from deq_zoo.data.text import read_text
+from deq_zoo.json_text import parse_json
 
 SPLITS = ("train", "valid", "test")
 COMPRESSED_ROWS = ("indptr", "indices", "shape")

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deq_kernels.cells import Adjacency
-from deq_kernels.models.ignn.graphs import Graphs, GraphSplits
-from deq_kernels.optional import optional_import
+from deq_kernels.models.ignn import Graphs
 from deq_kernels.options import check_choice, check_count
 from deq_zoo.data.errors import DatasetError
+from deq_zoo.data.graph_splits import GraphSplits
 from deq_zoo.data.text import read_counts, read_table
 
 FEATURES = ("labels", "attributes", "both", "degree")
@@ -100,8 +100,7 @@ def tu_splits(
         raise ValueError(
             f"folds must be at least 3, and fold from 0 to folds - 1; got {folds} and {fold}."
         )
-    with optional_import(extra="train"):
-        from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import StratifiedKFold
 
     labels = torch.cat([_labels_of(graph) for graph in graphs]).numpy()
     fewest = int(np.bincount(labels).min())

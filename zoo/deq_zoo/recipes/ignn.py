@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deq_kernels.models.ignn.config import PRESETS as MODELS
+from deq_kernels.models.ignn import IGNNConfig
 from deq_kernels.options import check_choice, check_count, check_option
 from deq_zoo.config import TrainingConfig
 from deq_zoo.data.tu import FEATURES
@@ -62,7 +62,7 @@ GRAPHS = IGNNTraining(
 
 PRESETS: dict[str, Preset] = {
     "chains": Preset(
-        model=MODELS["chains"],
+        model=IGNNConfig.preset("chains"),
         # 300 steps of the 2000 published: the test accuracy stands still from the hundredth on.
         training=IGNNTraining(
             epochs=15,
@@ -77,23 +77,25 @@ PRESETS: dict[str, Preset] = {
         data="chains",
     ),
     "karate": Preset(
-        model=MODELS["karate"],
+        model=IGNNConfig.preset("karate"),
         training=IGNNTraining(
             epochs=5, repeats=20, batch_size=1, learning_rate=0.02, schedule="constant"
         ),
         equilibrium=PICARD,
         data="karate",
     ),
-    "cox2": Preset(model=MODELS["cox2"], training=GRAPHS, equilibrium=PICARD, data="tu"),
-    "proteins": Preset(model=MODELS["proteins"], training=GRAPHS, equilibrium=PICARD, data="tu"),
+    "cox2": Preset(model=IGNNConfig.preset("cox2"), training=GRAPHS, equilibrium=PICARD, data="tu"),
+    "proteins": Preset(
+        model=IGNNConfig.preset("proteins"), training=GRAPHS, equilibrium=PICARD, data="tu"
+    ),
     "ppi": Preset(
-        model=MODELS["ppi"],
+        model=IGNNConfig.preset("ppi"),
         training=IGNNTraining(epochs=1000, batch_size=1, learning_rate=5e-3, schedule="constant"),
         equilibrium=PICARD,
         data="ppi",
     ),
     "amazon": Preset(
-        model=MODELS["amazon"],
+        model=IGNNConfig.preset("amazon"),
         training=IGNNTraining(
             epochs=250, repeats=20, batch_size=1, learning_rate=0.01, schedule="constant"
         ),

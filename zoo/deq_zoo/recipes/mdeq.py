@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from deq_kernels.models.mdeq.config import MDEQConfig
+from deq_kernels.models.mdeq import MDEQConfig
 from deq_kernels.options import check_choice, check_flag
 from deq_zoo.config import TrainingConfig, check_whole
 from deq_zoo.equilibrium import EquilibriumConfig

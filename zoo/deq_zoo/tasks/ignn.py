@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deq_kernels import Solution
 from deq_kernels.models.ignn import IGNN, IGNNConfig, radius_of
-from deq_kernels.ops.termination import Tables
-from deq_kernels.solvers import Solution
 from deq_zoo.choices import build_gradient, build_solver
 from deq_zoo.data import (
     Graphs,
@@ -171,7 +170,7 @@ class IGNNTask(Task):
             loss=loss,
             items=batch.items,
             score=self._score(scores.detach(), labels),
-            solution=joined(self.model.last_solutions) if depth is None else None,
+            solution=Solution.joined(self.model.last_solutions) if depth is None else None,
         )
 
     def after_step(self) -> None:
@@ -286,16 +285,3 @@ def check_splits(splits: GraphSplits, model: IGNNConfig) -> None:
                 f"the dataset has {found} {setting}, but model.{setting} is {chosen}; choose the "
                 f"preset that is for this dataset, or --set model.{setting}={found}"
             )
-
-
-def joined(solutions: tuple[Solution, ...]) -> Solution | None:
-    """The solves of all layers as one, every graph of every layer a sample; z is the last one's."""
-    if len(solutions) < 2:
-        return solutions[0] if solutions else None
-    tables = [solution.tables for solution in solutions]
-    together = Tables(
-        torch.cat([table.record for table in tables]),
-        torch.cat([table.counters for table in tables]),
-        torch.stack([table.active for table in tables]).sum(0),
-    )
-    return Solution(solutions[-1].z, together, sum(solution.rows for solution in solutions))

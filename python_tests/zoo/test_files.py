@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deq_kernels.files import save_figure, unfinished_files, write_atomically
+from deq_zoo.files import save_figure, unfinished_files, write_atomically
 
 
 def test_the_new_file_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_failed_write_leaves_the_old_file(
     def fail(file: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("deq_kernels.files.os.fsync", fail)
+    monkeypatch.setattr("deq_zoo.files.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
@@ -54,7 +54,7 @@ def test_links_are_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write_atomically(path, b"new")
     assert not path.is_symlink()
     assert path.read_bytes() == b"new"
-    monkeypatch.setattr("deq_kernels.files.secrets.token_hex", lambda length: "guessed")
+    monkeypatch.setattr("deq_zoo.files.secrets.token_hex", lambda length: "guessed")
     unfinished = tmp_path / ".result.json.guessed.tmp"
     unfinished.symlink_to(elsewhere)
     assert unfinished_files(path) == [unfinished]

@@ -1,4 +1,4 @@
-"""``deq-kernels bench``: time solves against what people use today."""
+"""`python -m benchmarks`: time solves against what people use today."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ from benchmarks.provider import (
 )
 from benchmarks.suite import Settings, Suite
 from benchmarks.suites import DEFAULT, SUITES
-from deq_kernels.commands.errors import EXPECTED, fail, fail_with
+from deq_kernels.cli import EXPECTED, fail, fail_with, run_program
 from deq_kernels.optional import require_packages
 from deq_zoo.commands.numbers import positive_int
 
@@ -29,7 +29,6 @@ _ROUNDS = 9
 _QUICK_ROUNDS = 3
 _DTYPES = ("float32", "float64")
 _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
-_SUMMARY = "time solves against other packages and plain PyTorch"
 _DESCRIPTION = """\
 Time whole solves against other packages and plain PyTorch. A suite is what is solved, and who is
 compared on it:
@@ -44,39 +43,34 @@ GPU the step is also recorded in a CUDA graph and timed without the map.
 """
 _EPILOG = """\
 examples:
-  deq-kernels bench --quick
-  deq-kernels bench cells --threads 2 --json cells.json
-  deq-kernels bench --cases 8x61440x18 --providers ours,torchdeq --threads 1
-  deq-kernels bench --memory --json result.json --plot result.png
-  deq-kernels bench --device cuda --regimes --memory --json gpu.json
-  deq-kernels bench --render result.json
+  python -m benchmarks --quick
+  python -m benchmarks cells --threads 2 --json cells.json
+  python -m benchmarks --cases 8x61440x18 --providers ours,torchdeq --threads 1
+  python -m benchmarks --memory --json result.json --plot result.png
+  python -m benchmarks --device cuda --regimes --memory --json gpu.json
+  python -m benchmarks --render result.json
 
 The table goes to standard output, progress to standard error. Run on an idle machine: only ratios
 within one run mean something on a shared one.
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand ``bench``."""
-    parser = subparsers.add_parser(
-        "bench",
-        help=_SUMMARY,
-        description=_description(),
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and return the exit status."""
+    return run_program(build_parser, argv)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=_DESCRIPTION.format(suites=_for_each_suite("  {name:<8}  {summary}", sep="\n")),
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_arguments(parser)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark as a program of its own, with the options of the subcommand."""
-    parser = argparse.ArgumentParser(
-        description=_description(),
-        epilog=_EPILOG.replace("deq-kernels bench", "python benchmarks/run.py"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_arguments(parser)
-    return run(parser.parse_args(argv))
+    parser.set_defaults(run=run)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,38 +114,6 @@ def run(args: argparse.Namespace) -> int:
     except EXPECTED as error:
         return fail_with(error)
     return 1 if report.refusals else 0
-
-
-def quick(out_dir: Path) -> "Report":
-    """Measure a small and a large case of Broyden solves in well under 30 s.
-
-    Prints the table and writes ``bench.json`` and ``bench.png`` (needs matplotlib) into
-    ``out_dir``.
-
-    Returns:
-        The report; its ``refusals`` name the providers that did not do the same work.
-    """
-    suite = SUITES[DEFAULT]
-    settings = Settings(
-        device=find_device("cpu"),
-        dtype=_DTYPES[0],
-        rounds=_QUICK_ROUNDS,
-        threads=None,
-        commit=None,
-        tests=None,
-        save=None,
-        say=_say,
-    )
-    report = suite.measure(
-        suite.cases("cpu", quick=True), providers_on("cpu", suite.providers), settings
-    )
-    print(suite.format_table(report))
-    _save(suite, report, json_path=out_dir / "bench.json", plot_path=out_dir / "bench.png")
-    return report
-
-
-def _description() -> str:
-    return _DESCRIPTION.format(suites=_for_each_suite("  {name:<8}  {summary}", sep="\n"))
 
 
 def _for_each_suite(template: str, *, sep: str = "; ") -> str:
@@ -414,3 +376,7 @@ def _plot_path(text: str) -> Path:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

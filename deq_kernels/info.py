@@ -6,9 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping
 
-from deq_kernels.commands.errors import fail
-
-FAILED = 1
+from deq_kernels.cli import FAILED, fail
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar=("BATCH", "DIM"),
         help="likewise of a dense cell z = phi(W z + u)",
     )
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,18 +22,18 @@ from benchmarks.machine import commit as commit_of_checkout
 from benchmarks.machine import is_clean
 from benchmarks.stored import build
 from benchmarks.text import align
-from deq_kernels.commands.errors import fail
-from deq_kernels.files import write_atomically
-from deq_kernels.json_text import read_json
-from deq_kernels.threads import use_threads
+from deq_kernels.cli import fail
 from deq_zoo.commands.numbers import non_negative_int
 from deq_zoo.evaluate import evaluate_checkpoint
+from deq_zoo.files import write_atomically
 from deq_zoo.folder import CHECKPOINT
+from deq_zoo.json_text import read_json
 from deq_zoo.loop import Trainer
 from deq_zoo.presets import RunConfig
 from deq_zoo.registry import find_task, run_config
 from deq_zoo.run import run_training
 from deq_zoo.settings import parse_settings
+from deq_zoo.threads import use_threads
 
 SCHEMA = 2
 """The first one held other names, and was written by hand."""
