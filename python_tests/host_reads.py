@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deq_kernels.gradients import watch
-from deq_kernels.solvers import coupling, loop
+from deq_kernels.solvers.machinery import coupling, loop
 from deq_kernels.solvers.machinery.ranks import Ranks
 from deq_kernels.solvers.machinery.running import LateCount
 

@@ -45,6 +45,8 @@ class Solution:
         Args:
             solutions: at least one; z and the tolerances are the last one's.
         """
+        if len(solutions) == 1:
+            return solutions[0]
         tables = [solution.tables for solution in solutions]
         together = Tables(
             torch.cat([table.record for table in tables]),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.solvers import loop
+from deq_kernels.solvers.machinery import loop
 from deq_kernels.solvers.machinery.compaction import padded
 from deq_kernels.solvers.machinery.ranks import Ranks
 from deq_kernels.solvers.machinery.running import LateCount

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.solvers import inverse_hessian
+from deq_kernels.solvers.machinery import inverse_hessian
 from deq_kernels.solvers.machinery.inverse_hessian import InverseHessian
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import deq_kernels as dk
 from deq_kernels.ops import Status
-from deq_kernels.solvers import loop
+from deq_kernels.solvers.machinery import loop
 from deq_kernels.solvers.machinery.ranks import Ranks, largest_over
 from deq_kernels.solvers.machinery.running import LateCount, PresentCount, alone
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from deq_zoo.files import write_atomically
@@ -52,8 +54,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         ImportError: safetensors is not installed.
         OSError: the file cannot be written.
     """
-    from safetensors.torch import save
-
     tensors = {
         **_prefixed("model", checkpoint.model),
         **_prefixed("rng", checkpoint.rng),
@@ -82,8 +82,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ImportError: safetensors is not installed.
         CheckpointError: the file is missing, damaged, or not a checkpoint of this package.
     """
-    from safetensors import safe_open
-
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")
     try:

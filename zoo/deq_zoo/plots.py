@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
 from deq_zoo.files import save_figure
 from deq_zoo.headline import Headline
 from deq_zoo.metrics import EpochMetrics
@@ -15,9 +18,6 @@ def plot_training(epochs: Sequence[EpochMetrics], path: Path, *, headline: Headl
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     loss, judged, steps = figure.subplots(1, 3)
     numbers = [metrics.epoch for metrics in epochs]

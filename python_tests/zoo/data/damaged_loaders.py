@@ -33,7 +33,7 @@ from python_tests.damages import survives
 from python_tests.zoo.data.test_amazon import FILES as AMAZON
 from python_tests.zoo.data.test_tu import FILES as TU
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MEMORY = 3 * 2**30
 """Beyond what importing torch maps."""
 SECONDS = 300

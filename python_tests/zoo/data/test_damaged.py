@@ -19,7 +19,7 @@ from deq_zoo.data import DatasetError, load_image_folder, load_ppi, load_tu
 from deq_zoo.data.image_folder import read_image
 from deq_zoo.json_text import parse_json
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -67,12 +66,6 @@ def test_the_seed_decides_the_split() -> None:
 def test_fraction_out_of_range(validation: float, test: float) -> None:
     with pytest.raises(ValueError, match="strictly between 0 and 1"):
         load_digits(validation_fraction=validation, test_fraction=test)
-
-
-def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ImportError, match="pip install scikit-learn matplotlib"):
-        load_digits()
 
 
 def test_batches_cover_every_sample_once() -> None:

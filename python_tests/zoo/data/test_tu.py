@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -128,9 +127,3 @@ def test_folds_are_stratified_and_disjoint(folder: Path) -> None:
     for options in ({"fold": 4, "folds": 4}, {"folds": 2}, {"fold": -1}):
         with pytest.raises(ValueError, match="folds must be at least 3, and fold from 0"):
             tu_splits(graphs, **options)
-
-
-def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
-    with pytest.raises(ImportError, match="pip install scikit-learn matplotlib"):
-        tu_splits(load_tu(folder))

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.machine import is_clean
 from deq_zoo.registry import run_config
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 UNROLLED = {"equilibrium.gradient_steps": 5}
 GRADIENTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "mdeq/digits": [

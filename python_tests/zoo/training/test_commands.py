@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from deq_kernels.cli import COMMANDS, main
-from deq_kernels.commands import bench, demo
+from deq_zoo.cli import COMMANDS, main
+from deq_zoo.commands import demo
 from deq_zoo.data import Splits, load_digits
 from deq_zoo.equilibrium import GRADIENTS
 from deq_zoo.metrics import read_metrics
@@ -19,7 +16,7 @@ from deq_zoo.registry import MODELS
 
 pytestmark = pytest.mark.skipif(
     not all(map(find_spec, ("sklearn", "safetensors", "matplotlib", "tqdm"))),
-    reason="training needs the packages of the extra train",
+    reason="training needs the packages of the zoo",
 )
 
 FAST = [
@@ -48,7 +45,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         main([command, "--help"])
     assert raised.value.code == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"usage: deq-kernels {command}")
+    assert out.startswith(f"usage: deq-zoo {command}")
     assert "%%" not in out
     assert max(map(len, out.splitlines())) <= 100
 
@@ -67,7 +64,7 @@ def test_train_help_states_every_setting(name: str, capsys: pytest.CaptureFixtur
         main(["train", name, "--help"])
     assert raised.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert out.startswith(f"usage: deq-kernels train {name} [-h] [--preset")
+    assert out.startswith(f"usage: deq-zoo train {name} [-h] [--preset")
     assert "training.png" in out
     assert "equilibrium.gradient_steps" in out
     assert "training.nesterov false" in out
@@ -156,40 +153,19 @@ def test_options_that_do_not_go_together(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_package_is_found_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    assert main(["train", "mdeq", "--out", str(tmp_path / "run")]) == 2
-    assert "safetensors is not installed; it comes with the extra 'train'" in (
-        capsys.readouterr().err
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def _quick(refusals: list[str]) -> Callable[[Path], SimpleNamespace]:
-    return lambda out: SimpleNamespace(refusals=refusals)
-
-
 @pytest.mark.usefixtures("few_digits")
 @pytest.mark.parametrize(
-    ("required", "refusals", "status", "message"),
-    [
-        (0.0, [], 0, ""),
-        (1.01, [], 1, "error: the accuracy is below 101%"),
-        (0.0, ["torchdeq"], 1, "error: the benchmark refused a solver"),
-    ],
+    ("required", "status", "message"),
+    [(0.0, 0, ""), (1.01, 1, "error: the accuracy is below 101%")],
 )
 def test_demo(
     required: float,
-    refusals: list[str],
     status: int,
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(bench, "quick", _quick(refusals))
     monkeypatch.setattr(demo, "REQUIRED_ACCURACY", required)
     short = {
         "training.pretraining_steps": 0,
@@ -219,15 +195,3 @@ def test_demo_refuses_a_used_folder_before_it_starts(
     assert capsys.readouterr().err == (
         f"error: {tmp_path} already holds a run; choose another --out\n"
     )
-
-
-@pytest.mark.parametrize("name", demo.PACKAGES)
-def test_demo_finds_a_missing_package_before_it_starts(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, name, None)
-    assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
-    captured = capsys.readouterr()
-    assert f"{name} is not installed; it comes with the extra 'train'" in captured.err
-    assert captured.out == ""
-    assert list(tmp_path.iterdir()) == []

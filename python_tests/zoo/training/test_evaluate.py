@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.cli import main
 from deq_zoo.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from deq_zoo.cli import main
 from deq_zoo.data import Splits
 from deq_zoo.evaluate import evaluate_checkpoint
 from deq_zoo.loop import Trainer

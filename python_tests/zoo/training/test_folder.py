@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deq_kernels.cli import main
+from deq_zoo.cli import main
 from deq_zoo.folder import LOCK, RunFolderError, claimed_folder
 
 HOLDER = """

@@ -16,9 +16,10 @@ from torch import Tensor
 import deq_kernels as dk
 from deq_kernels import _native
 from deq_kernels.models import DEQTransformer
+from deq_kernels.models.ignn import Graphs
 from deq_zoo.choices import build_gradient, build_solver
 from deq_zoo.clipping import clip_gradients
-from deq_zoo.data import Graphs, Vocabulary
+from deq_zoo.data import Vocabulary
 from deq_zoo.data.corpus import Corpus
 from deq_zoo.data.image_folder import MEAN, STD
 from deq_zoo.data.split import normalised

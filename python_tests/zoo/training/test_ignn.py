@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 
 import deq_kernels as dk
-from deq_kernels.cli import main
 from deq_zoo.checkpoint import load_checkpoint
+from deq_zoo.cli import main
 from deq_zoo.data import DatasetError, GraphSplits, generate_chains, load_karate
 from deq_zoo.loop import Trainer
 from deq_zoo.metrics import EpochMetrics, read_metrics

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     reason="a run writes safetensors and a matplotlib plot",
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 EPOCHS = 12
 TIMEOUT_S = 240.0
 PROGRAM = f"""

@@ -10,7 +10,7 @@ import pytest
 
 from deq_zoo.registry import run_config
 
-RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results/transformer/pydoc.json"
+RESULT = Path(__file__).resolve().parents[3] / "benchmarks/results/transformer/pydoc.json"
 VARIES = {"model.vocabulary"}
 """Between Python releases."""
 

@@ -44,13 +44,15 @@ def run(args: argparse.Namespace) -> int:
     from deq_kernels import backend_info
     from deq_zoo.commands.train import train_with_progress
     from deq_zoo.compare import compare_gradients
-    from deq_zoo.folder import PLOT, RunFolderUsedError, check_folder
+    from deq_zoo.folder import PLOT, RunFolderUsedError, check_folder, claimed_folder
     from deq_zoo.registry import run_config
 
     started = time.perf_counter()
     out: Path = args.out
     try:
         check_folder(out)
+        with claimed_folder(out):  # by nobody else, before anything is said
+            pass
         config = run_config("mdeq", settings=SETTINGS)
         print(f"1. This installation\n\n{backend_info()}\n")
         print("2. Training a small MDEQ on handwritten digits with SHINE\n")

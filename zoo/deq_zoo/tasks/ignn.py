@@ -166,11 +166,12 @@ class IGNNTask(Task):
             loss = F.binary_cross_entropy_with_logits(scores, labels)
         else:
             loss = F.cross_entropy(scores, labels)
+        solutions = self.model.last_solutions
         return Outcome(
             loss=loss,
             items=batch.items,
             score=self._score(scores.detach(), labels),
-            solution=Solution.joined(self.model.last_solutions) if depth is None else None,
+            solution=Solution.joined(solutions) if solutions and depth is None else None,
         )
 
     def after_step(self) -> None:
