@@ -15,7 +15,8 @@ from benchmarks.provider import (
     find_provider,
     providers_on,
 )
-from benchmarks.suite import Settings, Suite
+from benchmarks.run import Settings, measure
+from benchmarks.suite import Suite
 from benchmarks.suites import DEFAULT, SUITES
 from deq_kernels.cli import EXPECTED, fail, fail_with, run_program
 from deq_kernels.optional import require_packages
@@ -23,7 +24,7 @@ from deq_zoo.commands.numbers import positive_int
 
 if TYPE_CHECKING:
     from benchmarks.report import Report
-    from benchmarks.suite import ForceRegime
+    from benchmarks.run import ForceRegime
 
 _ROUNDS = 9
 _QUICK_ROUNDS = 3
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             memory=args.memory,
             force_regime=_force_regime(device_name) if args.regimes else None,
         )
-        report = suite.measure(cases, providers, settings)
+        report = measure(suite, cases, providers, settings)
         print(suite.format_table(report))
         _save(suite, report, json_path=args.json, plot_path=args.plot)
     except EXPECTED as error:

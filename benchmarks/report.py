@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from .arithmetic import SCALES_WELL
 from .contention import DISTURBED_CORES, DISTURBED_HOST_CORES
@@ -38,6 +38,25 @@ class MeasuredCase(Protocol):
         ...
 
 
+class MeasuredRow(Protocol):
+    """What every suite says of a provider."""
+
+    @property
+    def provider(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def status(self) -> Status:
+        """``timed``; ``refused`` because it did not do the same work; or ``absent``."""
+        ...
+
+    @property
+    def reason(self) -> str | None:
+        """Why it was refused or is absent."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report(ABC):
     """One run.
@@ -53,6 +72,7 @@ class Report(ABC):
         rounds: timed samples per provider and case.
         providers: what each provider is, by name.
         tests: what the tests of this library said on this machine; None if nobody told.
+        cases: in the order they were measured.
     """
 
     suite: str
@@ -65,16 +85,21 @@ class Report(ABC):
     rounds: int
     providers: dict[str, str]
     tests: Literal["passed", "failed"] | None = None
+    cases: tuple[Any, ...]
+
+    @abstractmethod
+    def tables(self) -> Mapping[str, Sequence[MeasuredRow]]:
+        """The rows of all providers, by what they solved."""
 
     @property
-    @abstractmethod
-    def measured(self) -> Sequence[MeasuredCase]:
-        """The cases."""
-
-    @property
-    @abstractmethod
     def refusals(self) -> tuple[str, ...]:
         """One line for everything that was refused."""
+        return tuple(
+            f"{label}: {row.provider} {row.reason}"
+            for label, rows in self.tables().items()
+            for row in rows
+            if row.status == "refused"
+        )
 
     @property
     def on_gpu(self) -> bool:
@@ -85,7 +110,7 @@ class Report(ABC):
     def disturbed_cases(self) -> tuple[str, ...]:
         """Names of the cases that were timed while others used the machine."""
         limit = DISTURBED_HOST_CORES if self.on_gpu else DISTURBED_CORES
-        return tuple(case.name for case in self.measured if (case.other_load_cores or 0.0) > limit)
+        return tuple(case.name for case in self.cases if (case.other_load_cores or 0.0) > limit)
 
     @property
     def crowded_cases(self) -> tuple[str, ...]:
@@ -94,7 +119,7 @@ class Report(ABC):
         least = SCALES_WELL * threads if isinstance(threads, int) else 0.0
         return tuple(
             case.name
-            for case in self.measured
+            for case in self.cases
             if case.arithmetic_cores is not None and case.arithmetic_cores < least
         )
 

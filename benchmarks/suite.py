@@ -1,20 +1,16 @@
-"""What the command needs to know of a suite of benchmarks."""
+"""What a suite of benchmarks is."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
-from .device import Device
 from .provider import Provider
-from .report import Report
-from .run import Say
-
-ForceRegime = Callable[[str], AbstractContextManager[None]]
+from .report import MeasuredCase, Report, check_machine, check_rows
+from .run import Run, Say, Settings
+from .stored import build
 
 
 class NamedCase(Protocol):
@@ -26,36 +22,6 @@ class NamedCase(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to measure, whatever the suite.
-
-    Attributes:
-        device: where.
-        dtype: dtype of the states, ``float32`` or ``float64``.
-        rounds: timed samples per provider and case.
-        threads: number of threads torch uses; as it is now if None.
-        commit: the commit that is measured; what git says of the checkout if None.
-        tests: what the library's tests said, for the report.
-        save: called with the report so far after each case, so that a run cut short has results.
-        say: called with one line of progress at a time.
-        memory: the case whose peak memory is measured too.
-        force_regime: with it ours is also timed in each regime of its kernels: it makes them take
-            the regime of a name inside a `with` block.
-    """
-
-    device: Device
-    dtype: str
-    rounds: int
-    threads: int | None
-    commit: str | None
-    tests: Literal["passed", "failed"] | None
-    save: Callable[[Report], None] | None
-    say: Say
-    memory: str | None = None
-    force_regime: ForceRegime | None = None
-
-
 class Suite(ABC):
     """Cases, those who are compared on them, and reports of it.
 
@@ -65,6 +31,8 @@ class Suite(ABC):
         case_format: how a case is named.
         options: those of the command that only some suites have, and this one does.
         providers: who can be compared.
+        report_type: what a run is put together as.
+        schema: the version of its format; a result of another one is measured again.
     """
 
     name: ClassVar[str]
@@ -72,6 +40,8 @@ class Suite(ABC):
     case_format: ClassVar[str]
     options: ClassVar[frozenset[str]] = frozenset()
     providers: ClassVar[Sequence[Provider[Any]]]
+    report_type: ClassVar[type[Report]]
+    schema: ClassVar[int] = 1
 
     @abstractmethod
     def cases(self, device: str, *, quick: bool = False) -> Sequence[NamedCase]:
@@ -85,27 +55,44 @@ class Suite(ABC):
             ValueError: there is none.
         """
 
-    @abstractmethod
-    def measure(
-        self,
-        cases: Sequence[Any],
-        providers: Sequence[Any],
-        settings: Settings,
-    ) -> Report:
-        """Measure all providers on all cases.
+    def facts(self, settings: Settings) -> dict[str, Any]:
+        """The fields of a report that only this suite has, but for its cases."""
+        return {}
 
-        Raises:
-            ValueError: a setting is wrong.
-        """
+    def begin(self, run: Run) -> Any:
+        """What `run_case` is given: the run, with what is made once for all its cases."""
+        return run
 
     @abstractmethod
+    def run_case(self, case: Any, run: Any, say: Say) -> MeasuredCase:
+        """Check what every provider does on a case, then time those that do the same work."""
+
+    def finish(self, report: Any, run: Any) -> Report:
+        """The report with what is measured once, after all cases."""
+        measured: Report = report
+        return measured
+
     def read(self, data: Mapping[str, Any], path: Path) -> Report:
         """A report from the contents of its JSON.
 
+        Args:
+            data: what the JSON holds.
+            path: where it lies, for messages.
+
         Raises:
-            ValueError: they are no report of this suite, in a schema that is known; the message
-                names what is missing or strange.
+            ValueError: they are no report of this suite, in this schema; the message names what is
+                missing or strange.
         """
+        if data.get("schema") != self.schema:
+            raise ValueError(
+                f"a report of the suite {self.name} has schema {self.schema}, but {path} has "
+                f"{data.get('schema')!r}; measure again with this version"
+            )
+        report = build(self.report_type, data, "the report")
+        check_machine(report)
+        for label, rows in report.tables().items():
+            check_rows(report, label, [row.provider for row in rows])
+        return report
 
     @abstractmethod
     def format_table(self, report: Any) -> str:

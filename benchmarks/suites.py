@@ -19,7 +19,7 @@ DEFAULT = BroydenSuite.name
 
 
 def load_report(path: Path) -> Report:
-    """Read a report of any suite; those of earlier schemas, which name none, are of the first.
+    """Read a report of any suite.
 
     Raises:
         OSError: the file cannot be read.
@@ -29,7 +29,7 @@ def load_report(path: Path) -> Report:
     data = read_json(path)
     if not isinstance(data, dict):
         raise ValueError(f"a benchmark report is a JSON object, but {path} holds another value")
-    name = data.get("suite", DEFAULT)
+    name = data.get("suite")
     if not isinstance(name, str) or name not in SUITES:
         raise ValueError(f"a suite is one of {', '.join(SUITES)}, but {path} has {name!r}")
     return SUITES[name].read(data, path)

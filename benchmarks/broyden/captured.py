@@ -24,7 +24,7 @@ from .problem import Problem, make_problem
 from .providers import BroydenProvider
 
 if TYPE_CHECKING:
-    from ..suite import ForceRegime
+    from ..run import ForceRegime
 
 REGIMES = ("block", "cluster", "grid")
 

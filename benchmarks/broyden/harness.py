@@ -1,30 +1,27 @@
-"""A whole run: check the work, time in interleaved rounds, put the numbers together."""
+"""One case: check the work, time in interleaved rounds, put the numbers together."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from deq_zoo.threads import use_threads
-
 from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad
-from ..device import Bandwidth, Device, find_device
-from ..provider import OURS, ProviderAbsentError, load_all
-from ..run import DTYPES, Say, check_settings, origin, prefixed
+from ..device import Bandwidth, Device
+from ..provider import OURS, ProviderAbsentError
+from ..run import Run, Say
 from ..timing import Clock, Spread, Timed, spread, time_interleaved
 from .captured import Captured, Variant, capture_map, capture_step, variants_of
-from .cases import Case
+from .cases import Case, parse_case
 from .checks import Anchor, Work, check_work, make_anchor
 from .elsewhere import SolverElsewhere
 from .problem import make_problem
 from .providers import BroydenProvider
-from .report import NAME, SCHEMA, BroydenReport, CaseResult, MemoryResult, MemoryRow, Row, StepRow
+from .report import CaseResult, MemoryResult, MemoryRow, Row, StepRow
 
 if TYPE_CHECKING:
-    from ..suite import ForceRegime
     from .providers import Solve
 
     Seconds = Mapping[str, tuple[float, ...]]
@@ -37,7 +34,7 @@ _RECORDED_STEP = "(recorded) "
 
 
 @dataclass(frozen=True)
-class _Run:
+class BroydenRun:
     """What is the same for all cases of a run."""
 
     device: Device
@@ -48,78 +45,32 @@ class _Run:
     dtype: torch.dtype
     rounds: int
     bandwidth: Bandwidth
+    memory_case: Case | None
+    say: Say
 
-
-def run_benchmark(
-    cases: Sequence[Case],
-    providers: Sequence[BroydenProvider],
-    *,
-    device: Device | None = None,
-    dtype: str = "float32",
-    rounds: int = 9,
-    threads: int | None = None,
-    memory_case: Case | None = None,
-    force_regime: "ForceRegime | None" = None,
-    commit: str | None = None,
-    tests: Literal["passed", "failed"] | None = None,
-    save: Callable[[BroydenReport], None] | None = None,
-    say: Say,
-) -> BroydenReport:
-    """Measure all providers on all cases.
-
-    Args:
-        cases: what to solve.
-        providers: who solves it.
-        device: where; the CPU if not given.
-        dtype: dtype of the state, ``float32`` or ``float64``.
-        rounds: timed samples per provider and case.
-        threads: number of threads torch uses during the run; as it is now if not given.
-        memory_case: the case whose peak memory is measured; none if not given.
-        force_regime: with it the recorded step of ours is also timed in each regime; see
-            `captured.variants_of`.
-        commit: the commit that is measured; what git says of the checkout if not given.
-        tests: what the library's tests said, for the report.
-        save: called with the report so far after each case, so that a run cut short has results.
-        say: called with one line of progress at a time.
-
-    Raises:
-        ValueError: an unknown dtype, no case or provider, a provider given twice, fewer than one
-            round or thread, or a case that converges to rounding.
-    """
-    check_settings(cases, providers, dtype=dtype, rounds=rounds)
-    device = device or find_device("cpu")
-    with use_threads(threads):
-        solvers, absent = load_all(providers, device.name)
-        run = _Run(
-            device=device,
-            providers=providers,
-            solvers=solvers,
-            absent=absent,
-            variants=variants_of([p for p in providers if p.name in solvers], force_regime),
-            dtype=DTYPES[dtype],
-            rounds=rounds,
-            bandwidth=device.bandwidth(DTYPES[dtype]),
+    @classmethod
+    def of(cls, run: Run) -> "BroydenRun":
+        """Of a run of any suite, with the steps to record and the bandwidth to compare with."""
+        settings = run.settings
+        memory_case = None if settings.memory is None else parse_case(settings.memory)
+        present = [provider for provider in run.providers if provider.name in run.loaded]
+        return cls(
+            device=settings.device,
+            providers=run.providers,
+            solvers=run.loaded,
+            absent=run.absent,
+            variants=variants_of(present, settings.force_regime),
+            dtype=settings.torch_dtype,
+            rounds=settings.rounds,
+            bandwidth=settings.device.bandwidth(settings.torch_dtype),
+            memory_case=memory_case,
+            say=settings.say,
         )
-        report = BroydenReport(
-            suite=NAME,
-            schema=SCHEMA,
-            ceiling=device.ceiling,
-            cases=(),
-            **origin(providers, device, dtype=dtype, rounds=rounds, commit=commit, tests=tests),
-        )
-        for index, case in enumerate(cases):
-            prefix = f"[{index + 1}/{len(cases)}] {case.name}: "
-            result = _run_case(case, run, prefixed(say, prefix))
-            report = replace(report, cases=(*report.cases, result))
-            if save is not None:
-                save(report)
-        if memory_case is not None:
-            report = replace(report, memory=_measure_memory(memory_case, run, say))
-        return report
 
 
 @torch.no_grad()
-def _run_case(case: Case, run: _Run, say: Say) -> CaseResult:
+def run_case(case: Case, run: BroydenRun, say: Say) -> CaseResult:
+    """Check everybody's iterates, then time whole solves, the map and the recorded step."""
     say("checking that everybody does the same work")
     dtype = run.dtype
     anchor = make_anchor(case, dtype=dtype, device=run.device.torch_device)
@@ -168,7 +119,7 @@ def _run_case(case: Case, run: _Run, say: Say) -> CaseResult:
 
 
 def _record(
-    case: Case, anchor: Anchor, run: _Run
+    case: Case, anchor: Anchor, run: BroydenRun
 ) -> tuple[Callable[[], object] | None, dict[str, Captured]]:
     """Record the map and every variant of the step, where the device can."""
     if not run.variants:
@@ -182,7 +133,7 @@ def _record(
     }
 
 
-def _solve_calls(case: Case, work: Mapping[str, Work], run: _Run) -> dict[str, Timed]:
+def _solve_calls(case: Case, work: Mapping[str, Work], run: BroydenRun) -> dict[str, Timed]:
     """The timed calls of a case: solves of all that did the work, the map alone, the ceiling."""
     problem = make_problem(case, dtype=run.dtype, device=run.device.torch_device)
 
@@ -213,7 +164,7 @@ def _row(
     case: Case,
     work: Work,
     seconds: "Seconds",
-    run: _Run,
+    run: BroydenRun,
     ceiling: Spread,
 ) -> Row:
     row = Row(
@@ -240,7 +191,7 @@ def _row(
 
 
 def _step_row(
-    variant: Variant, case: Case, work: Work, seconds: "Seconds", run: _Run, ceiling: Spread
+    variant: Variant, case: Case, work: Work, seconds: "Seconds", run: BroydenRun, ceiling: Spread
 ) -> StepRow:
     if work.refusal is not None:
         return StepRow(variant.name, "refused", work.refusal)
@@ -260,7 +211,7 @@ def _step_row(
 
 
 def _rates(
-    provider: BroydenProvider, case: Case, seconds: float, run: _Run, ceiling: Spread
+    provider: BroydenProvider, case: Case, seconds: float, run: BroydenRun, ceiling: Spread
 ) -> dict[str, Any]:
     """The fields that say how a time compares with the least traffic."""
     itemsize = run.dtype.itemsize
@@ -281,7 +232,8 @@ def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _measure_memory(case: Case, run: _Run, say: Say) -> MemoryResult:
+def measure_memory(case: Case, run: BroydenRun, say: Say) -> MemoryResult:
+    """The peak memory of a solve of everybody."""
     rows = []
     for provider in run.providers:
         say(f"peak memory of {provider.name} on {case.name}")

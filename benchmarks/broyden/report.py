@@ -2,20 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from ..device import Ceiling
-from ..report import Report, Status, check_machine, check_rows
-from ..stored import build
+from ..report import Report, Status
 from ..timing import Spread
-
-NAME = "broyden"
-"""The name of the suite."""
-SCHEMA = 3
-"""2: the ceiling has a name and may be a copy; steps recorded in a CUDA graph; results on GPUs.
-3: the report names its suite."""
-_NEW_NAMES = {"triad_gigabytes_per_second": "ceiling_gigabytes_per_second"}
 
 
 @dataclass(frozen=True)
@@ -141,65 +131,17 @@ class BroydenReport(Report):
     cases: tuple[CaseResult, ...]
     memory: MemoryResult | None = None
 
-    @property
-    def measured(self) -> Sequence[CaseResult]:
-        """The cases."""
-        return self.cases
+    def tables(self) -> Mapping[str, Sequence[Row]]:
+        """The rows of every case."""
+        return {case.name: case.rows for case in self.cases}
 
     @property
     def refusals(self) -> tuple[str, ...]:
         """One line for everything that was refused."""
-        lines: list[str] = []
-        for case in self.cases:
-            lines += [
-                f"{case.name}: {row.provider} {row.reason}"
-                for row in case.rows
-                if row.status == "refused"
-            ]
-            lines += [
-                f"{case.name}: step of {step.name} {step.reason}"
-                for step in case.steps_recorded
-                if step.status == "refused"
-            ]
-        return tuple(lines)
-
-
-def read_report(data: Mapping[str, Any], path: Path) -> BroydenReport:
-    """A report from the contents of its JSON, of this schema or an earlier one.
-
-    Args:
-        data: what the JSON holds.
-        path: where it lies, for messages.
-
-    Raises:
-        ValueError: it is no such report, or was written with a schema that is unknown; the message
-            names what is missing or strange.
-    """
-    schema = data.get("schema")
-    if schema not in range(1, SCHEMA + 1):
-        raise ValueError(
-            f"a benchmark report has schema {SCHEMA} or an earlier one, but {path} has {schema!r}; "
-            "measure again with this version"
+        steps = (
+            f"{case.name}: step of {step.name} {step.reason}"
+            for case in self.cases
+            for step in case.steps_recorded
+            if step.status == "refused"
         )
-    if schema == 1:
-        data = _from_schema_1(data)
-    if schema != SCHEMA:
-        data = {**data, "schema": SCHEMA, "suite": NAME}
-    report = build(BroydenReport, data, "the report")
-    check_machine(report)
-    for case in report.cases:
-        check_rows(report, case.name, [row.provider for row in case.rows])
-    return report
-
-
-def _from_schema_1(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The same report in schema 2: its ceiling was always the triad."""
-    data = {**data, "ceiling": "triad"}
-    if isinstance(data.get("cases"), list):
-        data["cases"] = [
-            {_NEW_NAMES.get(name, name): value for name, value in case.items()}
-            if isinstance(case, dict)
-            else case
-            for case in data["cases"]
-        ]
-    return data
+        return (*super().refusals, *steps)

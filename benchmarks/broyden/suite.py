@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..suite import Settings, Suite
+from ..run import Run, Say, Settings
+from ..suite import Suite
 from .cases import CASES, GPU_CASES, GPU_QUICK_CASES, QUICK_CASES, Case, parse_case
-from .providers import PROVIDERS, BroydenProvider
-from .report import NAME, BroydenReport, read_report
+from .providers import PROVIDERS
+from .report import BroydenReport, CaseResult
+
+if TYPE_CHECKING:
+    from .harness import BroydenRun
 
 
 class BroydenSuite(Suite):
     """Whole Broyden solves of a cheap map against torchdeq and plain PyTorch."""
 
-    name = NAME
+    name = "broyden"
     summary = "whole Broyden solves of a cheap map, against torchdeq and plain PyTorch"
     case_format = "BATCHxDIMxSTEPS"
     options = frozenset({"memory", "regimes"})
     providers = PROVIDERS
+    report_type = BroydenReport
+    schema = 3
 
     def cases(self, device: str, *, quick: bool = False) -> Sequence[Case]:
         if device == "cuda":
@@ -29,28 +36,25 @@ class BroydenSuite(Suite):
     def find_case(self, text: str) -> Case:
         return parse_case(text)
 
-    def measure(
-        self, cases: Sequence[Case], providers: Sequence[BroydenProvider], settings: Settings
-    ) -> BroydenReport:
-        from .harness import run_benchmark
+    def facts(self, settings: Settings) -> dict[str, Any]:
+        return {"ceiling": settings.device.ceiling}
 
-        return run_benchmark(
-            cases,
-            providers,
-            device=settings.device,
-            dtype=settings.dtype,
-            rounds=settings.rounds,
-            threads=settings.threads,
-            memory_case=None if settings.memory is None else parse_case(settings.memory),
-            force_regime=settings.force_regime,
-            commit=settings.commit,
-            tests=settings.tests,
-            save=settings.save,
-            say=settings.say,
-        )
+    def begin(self, run: Run) -> BroydenRun:
+        from .harness import BroydenRun
 
-    def read(self, data: Mapping[str, Any], path: Path) -> BroydenReport:
-        return read_report(data, path)
+        return BroydenRun.of(run)
+
+    def run_case(self, case: Case, run: BroydenRun, say: Say) -> CaseResult:
+        from .harness import run_case
+
+        return run_case(case, run, say)
+
+    def finish(self, report: BroydenReport, run: BroydenRun) -> BroydenReport:
+        from .harness import measure_memory
+
+        if run.memory_case is None:
+            return report
+        return replace(report, memory=measure_memory(run.memory_case, run, run.say))
 
     def format_table(self, report: BroydenReport) -> str:
         from .table import format_table

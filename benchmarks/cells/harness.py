@@ -1,4 +1,4 @@
-"""A whole run: check the answers, time in interleaved rounds, put the numbers together."""
+"""One case: check the answers, time in interleaved rounds, put the numbers together."""
 
 from __future__ import annotations
 
@@ -10,70 +10,28 @@ from typing import Any
 
 import torch
 
-from deq_zoo.threads import use_threads
-
 from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad
-from ..provider import OURS, Provider, load_all
-from ..run import DTYPES, Say, check_settings, origin, prefixed
-from ..suite import Settings
+from ..provider import OURS, Provider
+from ..run import Run, Say, Settings
 from ..timing import Timed, spread, time_interleaved
 from .cases import CellCase
 from .checks import Work, check_answer
-from .problem import TOLERANCE, Direction, make_problem
-from .providers import Bind, Solve
-from .report import NAME, SCHEMA, CaseResult, CellReport, Row
+from .problem import Direction, make_problem
+from .providers import Solve
+from .report import CaseResult, Row
 
 # As the profiler shows names, and as the compiler mangles them.
 _OWN_KERNEL = re.compile(r"(^|[\s:])deq::|^_ZN3deq")
 
 
-def run_benchmark(
-    cases: Sequence[CellCase], providers: Sequence[Provider[Bind]], settings: Settings
-) -> CellReport:
-    """Measure all providers on all cases.
-
-    Raises:
-        ValueError: an unknown dtype, no case or provider, a provider given twice, fewer than one
-            round or thread.
-    """
-    check_settings(cases, providers, dtype=settings.dtype, rounds=settings.rounds)
-    with use_threads(settings.threads), torch.no_grad():
-        binds, absent = load_all(providers, settings.device.name)
-        report = CellReport(
-            suite=NAME,
-            schema=SCHEMA,
-            tolerance=TOLERANCE,
-            cases=(),
-            **origin(
-                providers,
-                settings.device,
-                dtype=settings.dtype,
-                rounds=settings.rounds,
-                commit=settings.commit,
-                tests=settings.tests,
-            ),
-        )
-        for index, case in enumerate(cases):
-            say = prefixed(settings.say, f"[{index + 1}/{len(cases)}] {case.name}: ")
-            result = _run_case(case, providers, binds, absent, settings, say)
-            report = replace(report, cases=(*report.cases, result))
-            if settings.save is not None:
-                settings.save(report)
-        return report
-
-
-def _run_case(
-    case: CellCase,
-    providers: Sequence[Provider[Bind]],
-    binds: Mapping[str, Bind],
-    absent: Mapping[str, str],
-    settings: Settings,
-    say: Say,
-) -> CaseResult:
+@torch.no_grad()
+def run_case(case: CellCase, run: Run, say: Say) -> CaseResult:
+    """Check everybody's answers to both equations, then time whole solves."""
+    settings, providers, binds, absent = run.settings, run.providers, run.loaded, run.absent
     say("checking that everybody finds the answers of float64")
     problem, anchors = make_problem(case)
-    rounded = problem.to(DTYPES[settings.dtype], settings.device.torch_device)
+    rounded = problem.to(settings.torch_dtype, settings.device.torch_device)
     work: dict[tuple[str, Direction], Work] = {}
     launches: dict[tuple[str, Direction], tuple[str, ...] | None] = {}
     calls: dict[str, Timed] = {}

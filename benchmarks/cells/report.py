@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from ..report import Report, Status, check_machine, check_rows
-from ..stored import build
+from ..report import Report, Status
 from ..timing import Spread
 from .problem import Direction
 from .providers import PLAIN
-
-NAME = "cells"
-"""The name of the suite."""
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -92,21 +85,13 @@ class CellReport(Report):
     tolerance: float
     cases: tuple[CaseResult, ...]
 
-    @property
-    def measured(self) -> Sequence[CaseResult]:
-        """The cases."""
-        return self.cases
-
-    @property
-    def refusals(self) -> tuple[str, ...]:
-        """One line for everything that was refused."""
-        return tuple(
-            f"{case.name} {direction.value}: {row.provider} {row.reason}"
+    def tables(self) -> Mapping[str, Sequence[Row]]:
+        """The rows of both equations of every case."""
+        return {
+            f"{case.name} {direction.value}": rows
             for case in self.cases
             for direction, rows in case.rows.items()
-            for row in rows
-            if row.status == "refused"
-        )
+        }
 
 
 def best_plain(rows: Sequence[Row]) -> Row | None:
@@ -118,26 +103,3 @@ def best_plain(rows: Sequence[Row]) -> Row | None:
 def _median(row: Row) -> float:
     assert row.milliseconds is not None, "only rows that were timed are compared"
     return row.milliseconds.median
-
-
-def read_report(data: Mapping[str, Any], path: Path) -> CellReport:
-    """A report from the contents of its JSON.
-
-    Args:
-        data: what the JSON holds.
-        path: where it lies, for messages.
-
-    Raises:
-        ValueError: it is no such report; the message names what is missing or strange.
-    """
-    if data.get("schema") != SCHEMA:
-        raise ValueError(
-            f"a report of structured cells has schema {SCHEMA}, but {path} has "
-            f"{data.get('schema')!r}; measure again with this version"
-        )
-    report = build(CellReport, data, "the report")
-    check_machine(report)
-    for case in report.cases:
-        for direction, rows in case.rows.items():
-            check_rows(report, f"{case.name} {direction.value}", [row.provider for row in rows])
-    return report

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..provider import Provider
-from ..suite import Settings, Suite
+from ..run import Run, Say, Settings
+from ..suite import Suite
 from .cases import CASES, QUICK_CASES, CellCase, parse_case
-from .providers import PROVIDERS, Bind
-from .report import NAME, CellReport, read_report
+from .problem import TOLERANCE
+from .providers import PROVIDERS
+from .report import CaseResult, CellReport
 
 
 class CellSuite(Suite):
     """Whole solves of graph cells and their adjoints against IGNN's loop and plain PyTorch."""
 
-    name = NAME
+    name = "cells"
     summary = "graph cells and their adjoints solved to 3e-6, against IGNN's loop and plain PyTorch"
     case_format = "GRAPHSxNODESxFEATURES[-chains]"
     providers = PROVIDERS
+    report_type = CellReport
 
     def cases(self, device: str, *, quick: bool = False) -> Sequence[CellCase]:
         return QUICK_CASES if quick else CASES
@@ -27,15 +29,13 @@ class CellSuite(Suite):
     def find_case(self, text: str) -> CellCase:
         return parse_case(text)
 
-    def measure(
-        self, cases: Sequence[CellCase], providers: Sequence[Provider[Bind]], settings: Settings
-    ) -> CellReport:
-        from .harness import run_benchmark
+    def facts(self, settings: Settings) -> dict[str, Any]:
+        return {"tolerance": TOLERANCE}
 
-        return run_benchmark(cases, providers, settings)
+    def run_case(self, case: CellCase, run: Run, say: Say) -> CaseResult:
+        from .harness import run_case
 
-    def read(self, data: Mapping[str, Any], path: Path) -> CellReport:
-        return read_report(data, path)
+        return run_case(case, run, say)
 
     def format_table(self, report: CellReport) -> str:
         from .table import format_table

@@ -1,4 +1,4 @@
-"""A whole run: check the gradients, time in interleaved rounds, put the numbers together."""
+"""One case: check the gradients, time in interleaved rounds, put the numbers together."""
 
 from __future__ import annotations
 
@@ -8,70 +8,26 @@ from typing import Any
 
 from torch.nn import functional as F
 
-from deq_zoo.threads import use_threads
-
 from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad
 from ..device import Device
-from ..provider import OURS, Provider, ProviderAbsentError, load_all
-from ..run import Say, check_settings, origin, prefixed
-from ..suite import Settings
+from ..provider import OURS, Provider, ProviderAbsentError
+from ..run import Run, Say
 from ..timing import Timed, spread, time_interleaved
 from .cases import StepCase
 from .problem import StepProblem, make_problem
 from .providers import Bind, Step
-from .report import NAME, SCHEMA, CaseResult, Row, StepReport
+from .report import CaseResult, Row
 
 LEAST_COSINE = 0.99
 """Solves to 1e-3 leave this much room between gradients of the same kind."""
 
 
-def run_benchmark(
-    cases: Sequence[StepCase], providers: Sequence[Provider[Bind]], settings: Settings
-) -> StepReport:
-    """Measure all providers on all cases.
-
-    Raises:
-        ImportError: a package that the data needs is not installed.
-        ValueError: an unknown dtype, no case or provider, a provider given twice, fewer than one
-            round or thread, or a case that cannot be.
-    """
-    check_settings(cases, providers, dtype=settings.dtype, rounds=settings.rounds)
-    with use_threads(settings.threads):
-        binds, absent = load_all(providers, settings.device.name)
-        report = StepReport(
-            suite=NAME,
-            schema=SCHEMA,
-            cases=(),
-            **origin(
-                providers,
-                settings.device,
-                dtype=settings.dtype,
-                rounds=settings.rounds,
-                commit=settings.commit,
-                tests=settings.tests,
-            ),
-        )
-        for index, case in enumerate(cases):
-            say = prefixed(settings.say, f"[{index + 1}/{len(cases)}] {case.name}: ")
-            say("training the model a little")
-            problem = make_problem(case, dtype=settings.dtype, device=settings.device.name)
-            result = _run_case(case, problem, providers, binds, absent, settings, say)
-            report = replace(report, cases=(*report.cases, result))
-            if settings.save is not None:
-                settings.save(report)
-        return report
-
-
-def _run_case(
-    case: StepCase,
-    problem: StepProblem,
-    providers: Sequence[Provider[Bind]],
-    binds: Mapping[str, Bind],
-    absent: Mapping[str, str],
-    settings: Settings,
-    say: Say,
-) -> CaseResult:
+def run_case(case: StepCase, run: Run, say: Say) -> CaseResult:
+    """Train the model a little, check everybody's gradients, then time both halves of a step."""
+    settings, providers, binds, absent = run.settings, run.providers, run.loaded, run.absent
+    say("training the model a little")
+    problem = make_problem(case, dtype=settings.dtype, device=settings.device.name)
     say("checking that everybody finds the gradient of ours")
     steps, rows = _check(problem, providers, binds, absent)
     calls: dict[str, Timed] = {}

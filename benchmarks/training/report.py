@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from ..report import Report, Status, check_machine, check_rows
-from ..stored import build
+from ..report import Report, Status
 from ..timing import Spread
-
-NAME = "train"
-"""The name of the suite."""
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -63,47 +56,10 @@ class CaseResult:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport(Report):
-    """One run.
-
-    Attributes:
-        cases: in the order they were measured.
-    """
+    """One run."""
 
     cases: tuple[CaseResult, ...]
 
-    @property
-    def measured(self) -> Sequence[CaseResult]:
-        """The cases."""
-        return self.cases
-
-    @property
-    def refusals(self) -> tuple[str, ...]:
-        """One line for everything that was refused."""
-        return tuple(
-            f"{case.name}: {row.provider} {row.reason}"
-            for case in self.cases
-            for row in case.rows
-            if row.status == "refused"
-        )
-
-
-def read_report(data: Mapping[str, Any], path: Path) -> StepReport:
-    """A report from the contents of its JSON.
-
-    Args:
-        data: what the JSON holds.
-        path: where it lies, for messages.
-
-    Raises:
-        ValueError: it is no such report; the message names what is missing or strange.
-    """
-    if data.get("schema") != SCHEMA:
-        raise ValueError(
-            f"a report of training steps has schema {SCHEMA}, but {path} has "
-            f"{data.get('schema')!r}; measure again with this version"
-        )
-    report = build(StepReport, data, "the report")
-    check_machine(report)
-    for case in report.cases:
-        check_rows(report, case.name, [row.provider for row in case.rows])
-    return report
+    def tables(self) -> Mapping[str, Sequence[Row]]:
+        """The rows of every case."""
+        return {case.name: case.rows for case in self.cases}

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ..provider import Provider
-from ..suite import Settings, Suite
+from ..run import Run, Say
+from ..suite import Suite
 from .cases import CASES, QUICK_CASES, StepCase, parse_case
-from .providers import PROVIDERS, Bind
-from .report import NAME, StepReport, read_report
+from .providers import PROVIDERS
+from .report import CaseResult, StepReport
 
 
 class TrainingStepSuite(Suite):
     """One training step of each model with each gradient against torchdeq."""
 
-    name = NAME
+    name = "training"
     summary = "training steps of the models, forward and backward apart, against torchdeq"
     case_format = "MODEL/PRESET/GRADIENT[/fixed]"
     providers = PROVIDERS
+    report_type = StepReport
 
     def cases(self, device: str, *, quick: bool = False) -> Sequence[StepCase]:
         return QUICK_CASES if quick else CASES
@@ -27,15 +27,10 @@ class TrainingStepSuite(Suite):
     def find_case(self, text: str) -> StepCase:
         return parse_case(text)
 
-    def measure(
-        self, cases: Sequence[StepCase], providers: Sequence[Provider[Bind]], settings: Settings
-    ) -> StepReport:
-        from .harness import run_benchmark
+    def run_case(self, case: StepCase, run: Run, say: Say) -> CaseResult:
+        from .harness import run_case
 
-        return run_benchmark(cases, providers, settings)
-
-    def read(self, data: Mapping[str, Any], path: Path) -> StepReport:
-        return read_report(data, path)
+        return run_case(case, run, say)
 
     def format_table(self, report: StepReport) -> str:
         from .table import format_table

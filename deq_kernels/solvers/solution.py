@@ -26,8 +26,8 @@ class Solution:
         inverse_jacobian: estimate of (J − I)⁻¹ at the end of the solve, for solvers that build
             one, else None.
         rtol: the relative tolerance that was used: what the solver was given, or the unit of the
-            working precision where that is larger (`solvers/precision.py`); None where there was
-            none.
+            working precision where that is larger (`solvers/machinery/precision.py`); None where
+            there was none.
         atol: the absolute one.
     """
 

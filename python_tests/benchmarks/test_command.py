@@ -188,9 +188,9 @@ def test_render_of_a_damaged_file_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "x.json"
-    path.write_text('{"schema": 1}', encoding="utf-8")
+    path.write_text('{"suite": "broyden", "schema": 3}', encoding="utf-8")
     assert command.main(["--render", str(path)]) == 2
-    assert "the report lacks cases, commit, date" in capsys.readouterr().err
+    assert "the report lacks cases, ceiling, commit, date" in capsys.readouterr().err
 
 
 def test_a_case_that_reaches_rounding_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,16 +16,16 @@ from torch import Tensor
 from benchmarks import __main__ as command
 from benchmarks.cells import plain_pytorch
 from benchmarks.cells.cases import CellCase
-from benchmarks.cells.harness import run_benchmark
 from benchmarks.cells.plot import save_plot
 from benchmarks.cells.problem import CellProblem, Direction
 from benchmarks.cells.providers import Bind
 from benchmarks.cells.report import CellReport, best_plain
+from benchmarks.cells.suite import CellSuite
 from benchmarks.cells.table import format_markdown, format_table
 from benchmarks.device import find_device
 from benchmarks.provider import OURS, Provider, ProviderAbsentError
+from benchmarks.run import Settings, measure
 from benchmarks.stored import save_report
-from benchmarks.suite import Settings
 from benchmarks.suites import load_report
 from benchmarks.timing import Spread
 
@@ -77,7 +77,7 @@ def _settings(**changes: Any) -> Settings:
 
 @pytest.fixture(scope="module")
 def report() -> CellReport:
-    return run_benchmark([CASE], PROVIDERS, _settings())
+    return measure(CellSuite(), [CASE], PROVIDERS, _settings())
 
 
 def test_rows_say_what_was_done(report: CellReport) -> None:
@@ -213,7 +213,7 @@ def test_launches_are_counted_where_the_device_tells(
         "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<deq_kernels>>",
     )
     monkeypatch.setattr(device, "launches", lambda call: kernels)
-    counted = run_benchmark([CASE], PROVIDERS[:2], _settings(device=device))
+    counted = measure(CellSuite(), [CASE], PROVIDERS[:2], _settings(device=device))
     for row in (*counted.cases[0].solve, *counted.cases[0].adjoint):
         assert (row.launches, row.own_launches) == (3, 2)
     table = format_table(counted)
@@ -229,15 +229,15 @@ def test_chart_is_written(report: CellReport, tmp_path: Path) -> None:
 
 def test_bad_settings_are_rejected() -> None:
     with pytest.raises(ValueError, match="at least one case"):
-        run_benchmark([], PROVIDERS, _settings())
+        measure(CellSuite(), [], PROVIDERS, _settings())
     with pytest.raises(ValueError, match="rounds must be at least 1"):
-        run_benchmark([CASE], PROVIDERS, _settings(rounds=0))
+        measure(CellSuite(), [CASE], PROVIDERS, _settings(rounds=0))
 
 
 def test_the_results_so_far_are_saved_after_each_case() -> None:
     saved: list[int] = []
-    settings = _settings(rounds=1, save=lambda report: saved.append(len(report.measured)))
-    run_benchmark([CASE, CASE], PROVIDERS[:1], settings)
+    settings = _settings(rounds=1, save=lambda report: saved.append(len(report.cases)))
+    measure(CellSuite(), [CASE, CASE], PROVIDERS[:1], settings)
     assert saved == [1, 2]
 
 

@@ -10,16 +10,16 @@ import pytest
 
 from benchmarks.device import find_device
 from benchmarks.provider import OURS, Provider, ProviderAbsentError
+from benchmarks.run import Settings, measure
 from benchmarks.stored import save_report
-from benchmarks.suite import Settings
 from benchmarks.suites import SUITES, load_report
 from benchmarks.training import problem as problems
 from benchmarks.training import providers
 from benchmarks.training.cases import CASES, StepCase, parse_case
-from benchmarks.training.harness import run_benchmark
 from benchmarks.training.problem import StepProblem
 from benchmarks.training.providers import Bind, Step
 from benchmarks.training.report import StepReport
+from benchmarks.training.suite import TrainingStepSuite
 from benchmarks.training.table import format_markdown, format_table
 from deq_zoo.data import Splits
 from python_tests.zoo.training.runs import images
@@ -78,7 +78,9 @@ def report() -> StepReport:
         patch.setattr("deq_zoo.data.digits.load_digits", _images)
         patch.setattr(problems, "UNROLLED_STEPS", 1)
         patch.setattr(problems, "EQUILIBRIUM_STEPS", 1)
-        return run_benchmark([StepCase("mdeq", "digits", "jfb", "fixed")], PROVIDERS, SETTINGS)
+        return measure(
+            TrainingStepSuite(), [StepCase("mdeq", "digits", "jfb", "fixed")], PROVIDERS, SETTINGS
+        )
 
 
 def test_rows(report: StepReport) -> None:
@@ -113,7 +115,9 @@ def test_rows(report: StepReport) -> None:
 def test_a_model_on_the_structured_cell() -> None:
     """torchdeq drives the same cell in PyTorch, and finds the same gradient."""
     pytest.importorskip("torchdeq")
-    report = run_benchmark([StepCase("ignn", "chains", "implicit")], providers.PROVIDERS, SETTINGS)
+    report = measure(
+        TrainingStepSuite(), [StepCase("ignn", "chains", "implicit")], providers.PROVIDERS, SETTINGS
+    )
     (case,) = report.cases
     status = {row.provider: (row.status, row.reason) for row in case.rows}
     assert status.pop("ours-compact")[0] == "absent"
@@ -127,7 +131,7 @@ def test_the_report_survives_json(report: StepReport, tmp_path: Path) -> None:
     assert load_report(path) == report
     data = path.read_text().replace('"schema": 1', '"schema": 9')
     path.write_text(data)
-    with pytest.raises(ValueError, match=r"training steps has schema 1, but .* has 9"):
+    with pytest.raises(ValueError, match=r"the suite training has schema 1, but .* has 9"):
         load_report(path)
 
 
@@ -140,12 +144,12 @@ def test_texts(report: StepReport, tmp_path: Path) -> None:
     assert "| mdeq/digits/jfb/fixed | " in markdown
     assert "×) | refused | refused | absent |" in markdown
     if find_spec("matplotlib") is not None:
-        SUITES["train"].save_plot(report, tmp_path / "train.png")
+        SUITES["training"].save_plot(report, tmp_path / "train.png")
         assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_names_of_cases() -> None:
-    suite = SUITES["train"]
+    suite = SUITES["training"]
     for case in CASES:
         assert parse_case(case.name) == case
         assert suite.find_case(case.name) == case
