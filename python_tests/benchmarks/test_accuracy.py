@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 if not all(map(find_spec, ("safetensors", "matplotlib", "tqdm"))):
-    pytest.skip("training needs the packages of the extra train", allow_module_level=True)
+    pytest.skip("training needs the packages of the zoo", allow_module_level=True)
 
 from benchmarks import accuracy
 from deq_zoo.registry import run_config

@@ -34,7 +34,6 @@ def evaluate_checkpoint(
         The config of the run, and the averages.
 
     Raises:
-        ImportError: a package of the extra `train` is not installed.
         CheckpointError: the checkpoint is missing, damaged, or of another version.
         OSError, ValueError: the dataset cannot be read.
     """

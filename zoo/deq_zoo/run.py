@@ -74,7 +74,6 @@ def run_training(
         The trainer, holding the trained model.
 
     Raises:
-        ImportError: a package of the extra `train` is not installed.
         RunFolderError: the folder holds the checkpoint of a run and `resume` is False, or another
             run is writing to it.
         CheckpointError: the checkpoint is missing, damaged, or of another config, or the metrics of

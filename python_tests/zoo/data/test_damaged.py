@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 @pytest.mark.skipif(
-    not all(map(find_spec, ("PIL", "safetensors"))), reason="needs packages of the extra train"
+    not all(map(find_spec, ("PIL", "safetensors"))), reason="needs packages of the zoo"
 )
 def test_damaged_files_of_every_kind(tmp_path: Path) -> None:
     """In a process whose memory and time are limited; it prints what it was about to damage."""

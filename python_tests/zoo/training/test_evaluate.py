@@ -22,7 +22,7 @@ from python_tests.zoo.training.runs import images, small_config
 
 pytestmark = pytest.mark.skipif(
     not all(map(find_spec, ("sklearn", "safetensors", "matplotlib"))),
-    reason="training needs the packages of the extra train",
+    reason="training needs the packages of the zoo",
 )
 
 

@@ -69,7 +69,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(
     not all(map(find_spec, ("sklearn", "safetensors", "matplotlib", "tqdm"))),
-    reason="training needs the packages of the extra train",
+    reason="training needs the packages of the zoo",
 )
 @pytest.mark.parametrize(
     "command", [["train", "mdeq"], ["train", "mdeq", "--resume"], ["demo"]], ids=str

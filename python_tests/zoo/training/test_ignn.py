@@ -31,7 +31,7 @@ needs_sklearn = pytest.mark.skipif(
 )
 needs_train = pytest.mark.skipif(
     not all(map(find_spec, ("safetensors", "matplotlib", "tqdm"))),
-    reason="training needs the packages of the extra train",
+    reason="training needs the packages of the zoo",
 )
 
 

@@ -121,7 +121,6 @@ def train_with_progress(
     """Train with a progress bar on a terminal, and one printed line per epoch.
 
     Raises:
-        ImportError: a package of the extra `train` is not installed.
         ValueError: see `run_training`.
     """
     from tqdm import tqdm
