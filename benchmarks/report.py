@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -88,15 +88,15 @@ class Report(ABC):
     cases: tuple[Any, ...]
 
     @abstractmethod
-    def tables(self) -> Mapping[str, Sequence[MeasuredRow]]:
-        """The rows of all providers, by what they solved."""
+    def tables(self) -> Sequence[tuple[str, Sequence[MeasuredRow]]]:
+        """What was solved, in words, and the rows of all providers on it."""
 
     @property
     def refusals(self) -> tuple[str, ...]:
         """One line for everything that was refused."""
         return tuple(
             f"{label}: {row.provider} {row.reason}"
-            for label, rows in self.tables().items()
+            for label, rows in self.tables()
             for row in rows
             if row.status == "refused"
         )

@@ -90,7 +90,7 @@ class Suite(ABC):
             )
         report = build(self.report_type, data, "the report")
         check_machine(report)
-        for label, rows in report.tables().items():
+        for label, rows in report.tables():
             check_rows(report, label, [row.provider for row in rows])
         return report
 

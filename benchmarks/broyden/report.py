@@ -1,6 +1,6 @@
 """The result of a run as data: what the JSON holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..device import Ceiling
@@ -131,9 +131,9 @@ class BroydenReport(Report):
     cases: tuple[CaseResult, ...]
     memory: MemoryResult | None = None
 
-    def tables(self) -> Mapping[str, Sequence[Row]]:
+    def tables(self) -> Sequence[tuple[str, Sequence[Row]]]:
         """The rows of every case."""
-        return {case.name: case.rows for case in self.cases}
+        return [(case.name, case.rows) for case in self.cases]
 
     @property
     def refusals(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..report import Report, Status
@@ -85,13 +85,13 @@ class CellReport(Report):
     tolerance: float
     cases: tuple[CaseResult, ...]
 
-    def tables(self) -> Mapping[str, Sequence[Row]]:
+    def tables(self) -> Sequence[tuple[str, Sequence[Row]]]:
         """The rows of both equations of every case."""
-        return {
-            f"{case.name} {direction.value}": rows
+        return [
+            (f"{case.name} {direction.value}", rows)
             for case in self.cases
             for direction, rows in case.rows.items()
-        }
+        ]
 
 
 def best_plain(rows: Sequence[Row]) -> Row | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..report import Report, Status
@@ -60,6 +60,6 @@ class StepReport(Report):
 
     cases: tuple[CaseResult, ...]
 
-    def tables(self) -> Mapping[str, Sequence[Row]]:
+    def tables(self) -> Sequence[tuple[str, Sequence[Row]]]:
         """The rows of every case."""
-        return {case.name: case.rows for case in self.cases}
+        return [(case.name, case.rows) for case in self.cases]
