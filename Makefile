@@ -1,5 +1,5 @@
-# Every target sets up what it needs in .venv (direct requirements pinned, the package built from
-# source and installed editable); nothing has to be done before.
+# Every target sets up what it needs in .venv (direct requirements pinned, both packages
+# installed editable, the native code built from source); nothing has to be done before.
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -15,9 +15,10 @@ CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: .venv/package.stamp  ## train small deep equilibrium models and show what the kernels give
+demo: .venv/package.stamp  ## time the kernels against peers, then train a small model with them
 	rm -rf $(BUILD_DIR)/demo
-	$(BIN)/deq-kernels demo --out $(BUILD_DIR)/demo
+	$(BIN)/python -m benchmarks broyden --quick --json $(BUILD_DIR)/demo/bench.json --plot $(BUILD_DIR)/demo/bench.png
+	$(BIN)/deq-zoo demo --out $(BUILD_DIR)/demo/digits
 
 test: .venv/package.stamp  ## run the C++ and the Python tests; PYTEST_ARGS are passed on
 	$(BIN)/cmake -S . -B $(BUILD_DIR)/tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DDEQ_TESTS=ON -DDEQ_WARNINGS_AS_ERRORS=ON
@@ -34,7 +35,7 @@ sanitize: .venv/requirements.stamp  ## run C++ tests and hostile calls under Add
 lint: .venv/package.stamp  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy deq_kernels benchmarks
+	$(BIN)/mypy deq_kernels benchmarks zoo/deq_zoo
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 format: .venv/requirements.stamp  ## rewrite the sources in the project's style
@@ -43,10 +44,10 @@ format: .venv/requirements.stamp  ## rewrite the sources in the project's style
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 bench: .venv/package.stamp  ## run the benchmarks; BENCH_ARGS are passed on
-	$(BIN)/deq-kernels bench $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:  ## remove what was built, and caches; .venv stays, its package is built again
-	rm -rf $(BUILD_DIR) dist *.egg-info deq-kernels-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(BUILD_DIR) dist *.egg-info zoo/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f .venv/package.stamp deq_kernels/_build_record.json deq_kernels/lib/*.so deq_kernels/_build.*.so
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
@@ -56,6 +57,7 @@ clean:  ## remove what was built, and caches; .venv stays, its package is built 
 	$(BIN)/python -m pip install -r requirements/dev.txt
 	touch $@
 
-.venv/package.stamp: .venv/requirements.stamp setup.py pyproject.toml CMakeLists.txt $(CXX_SOURCES)
+.venv/package.stamp: .venv/requirements.stamp setup.py pyproject.toml zoo/pyproject.toml CMakeLists.txt $(CXX_SOURCES)
 	DEQ_KERNELS_BUILD_DIR=$(BUILD_DIR) $(BIN)/python -m pip install --no-build-isolation -e .
+	$(BIN)/python -m pip install --no-build-isolation --no-deps -e zoo
 	touch $@

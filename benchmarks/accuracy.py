@@ -17,23 +17,23 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from deq_kernels.benchmarks.device import find_device
-from deq_kernels.benchmarks.machine import commit as commit_of_checkout
-from deq_kernels.benchmarks.machine import is_clean
-from deq_kernels.benchmarks.stored import build
-from deq_kernels.benchmarks.text import align
-from deq_kernels.commands.errors import fail
-from deq_kernels.commands.numbers import non_negative_int
-from deq_kernels.files import write_atomically
-from deq_kernels.json_text import read_json
-from deq_kernels.threads import use_threads
-from deq_kernels.training.evaluate import evaluate_checkpoint
-from deq_kernels.training.folder import CHECKPOINT
-from deq_kernels.training.loop import Trainer
-from deq_kernels.training.presets import RunConfig
-from deq_kernels.training.registry import find_task, run_config
-from deq_kernels.training.run import run_training
-from deq_kernels.training.settings import parse_settings
+from benchmarks.device import find_device
+from benchmarks.machine import commit as commit_of_checkout
+from benchmarks.machine import is_clean
+from benchmarks.stored import build
+from benchmarks.text import align
+from deq_kernels.cli import fail
+from deq_zoo.commands.numbers import non_negative_int
+from deq_zoo.evaluate import evaluate_checkpoint
+from deq_zoo.files import write_atomically
+from deq_zoo.folder import CHECKPOINT
+from deq_zoo.json_text import read_json
+from deq_zoo.loop import Trainer
+from deq_zoo.presets import RunConfig
+from deq_zoo.registry import find_task, run_config
+from deq_zoo.run import run_training
+from deq_zoo.settings import parse_settings
+from deq_zoo.threads import use_threads
 
 SCHEMA = 2
 """The first one held other names, and was written by hand."""
@@ -41,8 +41,8 @@ GRADIENT, SEED = "equilibrium.gradient", "training.seed"
 SEEDS = (0, 1, 2, 3, 4)
 
 EPILOG = """\
-Every run is what `deq-kernels train MODEL --preset PRESET --gradient NAME --seed N` does, and
-`deq-kernels evaluate` after it, in a temporary folder. The file is written anew after every run.
+Every run is what `deq-zoo train MODEL --preset PRESET --gradient NAME --seed N` does, and
+`deq-zoo evaluate` after it, in a temporary folder. The file is written anew after every run.
 It holds commit (`-dirty` where tracked files differ from it), commands, machine, versions, every
 setting that the runs begin with, and for each run gradient, settings, seed, the scores on the
 test and the validation data (accuracy, or what the model is judged by), the mean loss and the mean
@@ -50,13 +50,13 @@ solver steps on the test data, and the seconds that its epochs took. A run that 
 made anew. One process at a time may write to a file.
 
 examples:
-  python benchmarks/accuracy.py mdeq/digits --gradient implicit --gradient shine --out digits.json
-  python benchmarks/accuracy.py ignn/chains --gradient implicit \\
+  python -m benchmarks.accuracy mdeq/digits --gradient implicit --gradient shine --out digits.json
+  python -m benchmarks.accuracy ignn/chains --gradient implicit \\
       --gradient unrolled equilibrium.damping=0.8 --gradient unrolled equilibrium.damping=1 \\
       --seeds 0 1 2 --out chains.json
-  python benchmarks/accuracy.py mdeq/digits --set training.epochs=3 --seeds 0 --out short.json
+  python -m benchmarks.accuracy mdeq/digits --set training.epochs=3 --seeds 0 --out short.json
 
-`deq-kernels train MODEL --help` lists presets, gradients and settings.
+`deq-zoo train MODEL --help` lists presets, gradients and settings.
 """
 
 
@@ -121,7 +121,7 @@ Variant = tuple[str, dict[str, Any]]
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
-        prog="python benchmarks/accuracy.py",
+        prog="python -m benchmarks.accuracy",
         description="Train a preset of a model with several gradients and seeds, evaluate each run "
         "on the test data, and write the accuracies to a JSON file.",
         epilog=EPILOG,
@@ -354,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, variants = plan(args)
         if not out.parent.is_dir():
             raise ValueError(f"--out is a file in a folder that is there; {out.parent} is not.")
-        report = begin(config, out, shlex.join(["python", "benchmarks/accuracy.py", *arguments]))
+        report = begin(config, out, shlex.join(["python", "-m", "benchmarks.accuracy", *arguments]))
         if out.exists() and not args.overwrite:
             report = continued(report, out)
         elif not is_clean(report.commit):

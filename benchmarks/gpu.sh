@@ -114,8 +114,8 @@ stage_installed() {
 import os, sys
 import deq_kernels
 from deq_kernels import _native
-from deq_kernels.benchmarks.broyden.cases import GPU_CASES
-from deq_kernels.benchmarks.suites import SUITES
+from benchmarks.broyden.cases import GPU_CASES
+from benchmarks.suites import SUITES
 info = deq_kernels.backend_info()
 print(info)
 if info.build is not None:
@@ -171,12 +171,12 @@ stage_benchmark() { # the suite, and the name of its files
     case $suite in
       broyden) options+=(--cases 2x300x8 --providers ours,plain) ;;
       cells) options+=(--cases 2x5x8 --providers ours,plain-csr) ;;
-      train) options+=(--cases ignn/chains/implicit --providers ours) ;;
+      training) options+=(--cases ignn/chains/implicit --providers ours) ;;
     esac
   else
     options+=(--device cuda)
     [ "$suite" = broyden ] && options+=(--memory --regimes)
-    if [ "$suite" = train ]; then
+    if [ "$suite" = training ]; then
       options+=(--cases "$(training_cases)" --rounds "$((QUICK ? 3 : 9))")
     elif [ "$QUICK" = 1 ]; then
       options+=(--quick)
@@ -184,7 +184,7 @@ stage_benchmark() { # the suite, and the name of its files
   fi
   "$RUN_PYTHON" -c 'import matplotlib' 2>/dev/null && options+=(--plot "$files.png")
   [ -n "$COMMIT" ] && options+=(--commit "$COMMIT")
-  "$RUN_PYTHON" benchmarks/run.py "$suite" "${options[@]}" 2>"$WORK/$2.log"
+  "$RUN_PYTHON" -m benchmarks "$suite" "${options[@]}" 2>"$WORK/$2.log"
   local status=$?
   [ "$status" = 0 ] && return
   # After a table, 1 means that something was refused, which the table says and the summary judges.
@@ -275,7 +275,7 @@ export OUT QUICK WHEELS COMMIT PYTHON DEVICE WORK VENV_PYTHON RUN_PYTHON SANITIZ
 export TMPDIR=$WORK/tmp DEQ_KERNELS_BUILD_DIR=$WORK/build XDG_CACHE_HOME=$WORK/cache
 export TRITON_CACHE_DIR=$WORK/cache/triton TORCHINDUCTOR_CACHE_DIR=$WORK/cache/inductor
 export CUDA_CACHE_PATH=$WORK/cache/cuda MPLCONFIGDIR=$WORK/cache/matplotlib
-export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONPATH=$ROOT
+export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONPATH=$ROOT:$ROOT/zoo
 
 say() { echo "[$SECONDS s] $*"; }
 
@@ -344,11 +344,11 @@ for tool in memcheck racecheck synccheck; do
 done
 stage benchmark 300 88 "$OUT/bench.txt" "$BASH" "$SELF" --stage benchmark broyden bench
 stage cells 90 94 "$OUT/cells.txt" "$BASH" "$SELF" --stage benchmark cells cells
-stage train 120 98 "$OUT/train.txt" "$BASH" "$SELF" --stage benchmark train train
+stage train 120 98 "$OUT/train.txt" "$BASH" "$SELF" --stage benchmark training train
 rm -f "$OUT"/*.tmp
 for name in bench cells train; do
   if [ ! -s "$OUT/$name.txt" ] && [ -s "$OUT/$name.json" ]; then # cut short: what there is so far
-    "$RUN_PYTHON" benchmarks/run.py --render "$OUT/$name.json" >"$OUT/$name.txt"
+    "$RUN_PYTHON" -m benchmarks --render "$OUT/$name.json" >"$OUT/$name.txt"
   fi
   [ -s "$OUT/$name.txt" ] && cat "$OUT/$name.txt"
 done

@@ -1,30 +1,63 @@
-"""The command line `deq-kernels`; each subcommand is a module of `deq_kernels.commands`."""
+"""The command line `deq-kernels`, and what it shares with other programs of this project."""
+
+from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
 
 from deq_kernels._version import __version__
 
-COMMANDS = ("info", "bench", "train", "evaluate", "demo")
-UNWRITTEN = 1
+__all__ = ["EXPECTED", "FAILED", "USAGE_ERROR", "fail", "fail_with", "main", "run_program"]
+
+FAILED = 1
+"""The exit status of a command that could not do what it was asked for."""
+
+USAGE_ERROR = 2
+"""The exit status of options that cannot be met, as argparse uses it."""
+
 INTERRUPTED = 130
 READER_GONE = 141
 
+EXPECTED = (FloatingPointError, ImportError, OSError, ValueError)
+"""What a command raises where it cannot do what it was asked for."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return the exit status.
+    """Run `deq-kernels` and return the exit status."""
+    return run_program(build_parser, argv)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with its one subcommand."""
+    from deq_kernels import info
+
+    parser = argparse.ArgumentParser(
+        prog="deq-kernels",
+        description="Fused kernels and gradient estimators for deep equilibrium models.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    info.add_parser(parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
+    return parser
+
+
+def run_program(
+    build: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None = None
+) -> int:
+    """Parse the command line, call what the parser has set as `run`, and return its exit status.
 
     130 after Ctrl-C, and 141 where the reader of the output has gone, as a shell has it of programs
-    that these signals end; either ends a training after its last checkpoint. Streams that were
-    closed before the start are taken for /dev/null.
+    that these signals end. Streams that were closed before the start are taken for /dev/null.
+
+    Args:
+        build: makes the parser; the default `run` of its namespace takes the parsed arguments and
+            returns an exit status.
+        argv: the arguments; None for those of the process.
     """
     _open_closed_streams()
     try:
-        status = _run(argv)
+        status = _run(build, argv)
     except BrokenPipeError:  # the output goes to a pager or `head` that has seen enough
         status = READER_GONE
     except KeyboardInterrupt:
@@ -35,13 +68,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _flush(status)
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def fail_with(error: Exception) -> int:
+    """Print an expected error; return the exit status to end with.
+
+    Raises:
+        BrokenPipeError: where that is the error: the reader of the output has gone.
+    """
+    if isinstance(error, BrokenPipeError):
+        raise error
+    return fail(str(error))
+
+
+def fail(message: str, status: int = USAGE_ERROR) -> int:
+    """Print an error to standard error; return the exit status to end with."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _run(build: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None) -> int:
     try:
-        args = build_parser().parse_args(argv)
+        args = build().parse_args(argv)
     except SystemExit:
         sys.stdout.flush()  # of a help text whose reader has gone, too
         raise
-    status: int = _module(args.command).run(args)
+    status: int = args.run(args)
     return status
 
 
@@ -70,24 +120,7 @@ def _flush(status: int) -> int:
 
 def _unwritten(error: OSError) -> int:
     print(f"error: the output cannot be written: {error}", file=sys.stderr)
-    return UNWRITTEN
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser with all subcommands."""
-    parser = argparse.ArgumentParser(
-        prog="deq-kernels",
-        description="Fused kernels and gradient estimators for deep equilibrium models.",
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        _module(name).add_parser(subparsers)
-    return parser
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"deq_kernels.commands.{name}")
+    return FAILED
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Checks of options: each error names the option, what it must be, and what came."""
+"""Checks of options: each error names the option, what it must be, and what came.
+
+Public, for solvers, gradients and models of one's own.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,22 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
+
+__all__ = [
+    "Options",
+    "check_callback",
+    "check_choice",
+    "check_count",
+    "check_damping",
+    "check_flag",
+    "check_kind",
+    "check_names",
+    "check_not_negative",
+    "check_number",
+    "check_option",
+    "check_positive",
+    "plain",
+]
 
 LARGEST_COUNT = 2**31 - 1
 """More than any solve could take or store."""

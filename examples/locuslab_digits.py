@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deq_kernels.data import load_digits
 from deq_kernels.integrations.locuslab.shine import broyden, rmatvec
+from deq_zoo.data import load_digits
 
 GRADIENTS = ("exact", "shine", "phantom")
 

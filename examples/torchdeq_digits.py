@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import deq_kernels as dk
-from deq_kernels.data import load_digits
 from deq_kernels.integrations import torchdeq as drop_in
 from deq_kernels.optional import optional_import
+from deq_zoo.data import load_digits
 
 with optional_import(extra="bench"):
     import torchdeq

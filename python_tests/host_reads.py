@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deq_kernels.gradients import watch
-from deq_kernels.solvers import coupling, loop
-from deq_kernels.solvers.ranks import Ranks
-from deq_kernels.solvers.running import LateCount
+from deq_kernels.solvers.machinery import coupling, loop
+from deq_kernels.solvers.machinery.ranks import Ranks
+from deq_kernels.solvers.machinery.running import LateCount
 
 READS = {
     *(

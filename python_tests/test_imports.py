@@ -1,32 +1,27 @@
-"""The direction of imports, and what importing the package brings in."""
+"""The direction of imports, the three places, and what importing the package brings in."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "deq_kernels"
-PACKAGE_DIR = Path(__file__).resolve().parents[1] / PACKAGE
+PACKAGE_DIR = ROOT / PACKAGE
+ZOO_DIR = ROOT / "zoo" / "deq_zoo"
+BENCHMARKS_DIR = ROOT / "benchmarks"
 
 # Rooms from the bottom to the top; nobody imports from a room above. "" is the package itself,
 # which collects the public names of the rooms below it.
 ROOMS = [
-    {
-        "_version",
-        "_build",
-        "compilers",
-        "files",
-        "json_text",
-        "notices",
-        "optional",
-        "options",
-        "threads",
-    },
+    {"_version", "_build", "compilers", "notices", "optional", "options"},
     {"_native"},
     {"ops"},
     {"_report"},
@@ -36,15 +31,14 @@ ROOMS = [
     {"layer_arguments"},
     {"layer", "cells"},
     {""},
-    {"nn", "data"},
+    {"nn"},
     {"models", "diagnostics"},
-    {"training", "benchmarks", "integrations"},
-    {"commands"},
-    {"cli"},
+    {"integrations"},
+    {"info", "cli"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
 # Those that may ask whether a binary exists; solvers and gradients never name a backend.
-ASK_FOR_BINARIES = {"_native", "ops", "_report", "", "commands"}
+ASK_FOR_BINARIES = {"_native", "ops", "_report", "", "info"}
 
 
 def _room(module: str) -> str:
@@ -129,6 +123,77 @@ def test_the_check_sees_each_way_to_import(source: str) -> None:
 )
 def test_the_check_allows_what_lies_below(source: str) -> None:
     assert not _violations(source, module="deq_kernels.solvers.broyden")
+
+
+def _imports_of(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Every (module, name) that a file imports absolutely; None where the module is all."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def _foreign(folder: Path, places: set[str]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sorted(folder.rglob("*.py"))
+        for module, _ in _imports_of(path)
+        if module.split(".")[0] in places
+    ]
+
+
+def test_the_library_knows_nothing_of_what_measures_and_trains() -> None:
+    assert _foreign(PACKAGE_DIR, {"benchmarks", "deq_zoo", "python_tests"}) == []
+
+
+def test_the_zoo_measures_nothing() -> None:
+    assert _foreign(ZOO_DIR, {"benchmarks", "python_tests"}) == []
+
+
+def test_the_zoo_uses_public_names_of_the_library() -> None:
+    """Those in the `__all__` of the package, or of a room in it."""
+    hidden = []
+    for path in sorted(ZOO_DIR.rglob("*.py")):
+        for module, name in _imports_of(path):
+            if module.split(".")[0] != PACKAGE:
+                continue
+            public = getattr(importlib.import_module(module), "__all__", ())
+            if name is None or name not in public:
+                hidden.append(f"{path.relative_to(ROOT)}: {name or 'all'} of {module}")
+    assert hidden == []
+
+
+def test_methods_stand_on_their_machinery() -> None:
+    """`solvers/machinery` knows what a solver is, and no method."""
+    methods = {path.stem for path in (PACKAGE_DIR / "solvers").glob("*.py")}
+    methods -= {"__init__", "base", "solution"}
+    found = [
+        f"{path.name} imports {module}"
+        for path in (PACKAGE_DIR / "solvers" / "machinery").glob("*.py")
+        for module, _ in _imports_of(path)
+        if module.startswith(f"{PACKAGE}.solvers.") and module.split(".")[2] in methods
+    ]
+    assert found == []
+
+
+def test_no_circle_of_imports() -> None:
+    """Modules of the library import each other at the top of their files without circles."""
+    modules = {_module_name(path): path for path in PACKAGE_DIR.rglob("*.py")}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        graph[module] = set()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.module in modules:
+                graph[module] |= {
+                    inner if (inner := f"{node.module}.{alias.name}") in modules else node.module
+                    for alias in node.names
+                }
+        graph[module].discard(module)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_import_is_light_and_offline() -> None:

@@ -18,8 +18,7 @@ import pytest
 import torch
 
 import deq_kernels
-from deq_kernels import _native
-from deq_kernels.commands import info
+from deq_kernels import _native, info
 from deq_kernels.ops import OPS, backends
 from deq_kernels.ops.tiles import TILES, tile_count
 

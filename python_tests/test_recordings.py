@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import deq_kernels as dk
 from deq_kernels.cells import Adjacency, solve_dense, solve_graph
 from deq_kernels.integrations import torchdeq as drop_in
-from deq_kernels.solvers.walk import Walk
+from deq_kernels.solvers.machinery.walk import Walk
 
 pytestmark = [
     # torch deprecates what is refused here.

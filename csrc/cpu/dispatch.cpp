@@ -2,8 +2,8 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/cells_differences.h"
-#include "cpu/cells_tiles.h"
+#include "cpu/cells/differences.h"
+#include "cpu/cells/tiles.h"
 #include "cpu/tiles.h"
 
 namespace deq {

@@ -1,7 +1,7 @@
 // Vectors of this file's instruction set, and loads and stores that convert to and from storage.
 //
-// Only files that are compiled per instruction set include this: tiles.cpp, cells_tiles.cpp and its
-// cells_activation.h. Everything is inside namespace deq::DEQ_ISA, and nothing inline from
+// Only files that are compiled per instruction set include this: tiles.cpp, cells/tiles.cpp and its
+// cells/activation.h. Everything is inside namespace deq::DEQ_ISA, and nothing inline from
 // elsewhere is used, so that no function compiled for a newer machine can be linked into the path
 // of an older one.
 #pragma once

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "algebra/plan.h"
+#include "cpu/plan.h"
 #include "cpu/tiles.h"
 
 namespace deq {

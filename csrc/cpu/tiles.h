@@ -7,8 +7,8 @@
 
 #include <cstdint>
 
-#include "algebra/plan.h"
 #include "algebra/types.h"
+#include "cpu/plan.h"
 
 namespace deq {
 

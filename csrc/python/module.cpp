@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <string>
 
-#include "algebra/plan.h"
-#include "cuda/cells_plan.h"
+#include "cpu/plan.h"
+#include "cuda/cells/plan.h"
 #include "cuda/plan.h"
 
 namespace py = pybind11;

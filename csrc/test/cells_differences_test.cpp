@@ -1,5 +1,5 @@
 // Products of differences in bfloat16 against plain loops, where the processor has them.
-#include "cpu/cells_differences.h"
+#include "cpu/cells/differences.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,6 +1,6 @@
 // The vectorised loops of structured cells, of every instruction set this machine has, against
 // plain loops.
-#include "cpu/cells_tiles.h"
+#include "cpu/cells/tiles.h"
 
 #include <algorithm>
 #include <cmath>

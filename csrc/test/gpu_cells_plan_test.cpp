@@ -1,5 +1,5 @@
 // What the planner of structured cells chooses, and that what it chooses fits.
-#include "cuda/cells_plan.h"
+#include "cuda/cells/plan.h"
 
 #include "test/gpu_arrays.h"
 

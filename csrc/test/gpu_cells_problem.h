@@ -7,8 +7,8 @@
 #include <functional>
 #include <vector>
 
-#include "cuda/cells_groups.h"
-#include "cuda/cells_rows.h"
+#include "cuda/cells/groups.h"
+#include "cuda/cells/rows.h"
 #include "test/activation_value.h"
 #include "test/emulator.h"
 #include "test/gpu_arrays.h"

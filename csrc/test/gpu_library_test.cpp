@@ -1,7 +1,7 @@
 // The ops of the CUDA library as they are called, with their launches and the memory that they make
 // for themselves; compiled for the host against csrc/test/gpu_runtime.
 #include "cuda/broyden.cu"
-#include "cuda/cells.cu"
+#include "cuda/cells/cells.cu"
 #include "cuda/damped.cu"
 #include "cuda/gmres.cu"
 #include "cuda/low_rank.cu"

@@ -1,5 +1,5 @@
 // The launch planner is a pure function of the sizes.
-#include "algebra/plan.h"
+#include "cpu/plan.h"
 
 #include "test/check.h"
 

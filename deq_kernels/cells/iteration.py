@@ -21,7 +21,7 @@ from deq_kernels.options import (
     check_number,
 )
 from deq_kernels.solvers import Solution
-from deq_kernels.solvers.precision import visible_rtol
+from deq_kernels.solvers.machinery.precision import visible_rtol
 
 NORMS = {"rows": NormKind.ROWS, "l2": NormKind.TWO, "max": NormKind.MAX}
 

@@ -19,7 +19,7 @@ from deq_kernels.gradients.transforms import refuse_batched
 from deq_kernels.gradients.watch import Watch
 from deq_kernels.ops.cells import Activation
 from deq_kernels.ops.dtypes import check_state_dtype
-from deq_kernels.solvers.unsupported import refuse_meta, refuse_trace
+from deq_kernels.solvers.machinery.unsupported import refuse_meta, refuse_trace
 
 
 @dataclass(frozen=True, slots=True)

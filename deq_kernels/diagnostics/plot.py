@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deq_kernels.files import save_figure
 from deq_kernels.optional import optional_import
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ def plot_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    with optional_import(extra="train"):
+    with optional_import(extra="plot"):
         from matplotlib.figure import Figure
 
     rows = [row for row in diagnosis.estimators if row.skipped is None]
@@ -42,4 +41,4 @@ def plot_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
         axes.invert_yaxis()
     cosine.set_yticks(places, [f"{row.name}, {row.vjps} VJPs" for row in rows])
     ratio.set_yticks(places, [""] * len(rows))
-    save_figure(figure, path)
+    figure.savefig(path, dpi=120)

@@ -10,10 +10,12 @@ from deq_kernels.gradients.neumann import Neumann
 from deq_kernels.gradients.shine import Shine
 from deq_kernels.gradients.transforms import refuse_tangents, refuse_transforms
 from deq_kernels.gradients.unrolled import Unrolled
+from deq_kernels.gradients.watch import Equation, failures
 
 __all__ = [
     "Adaptive",
     "AdjointGradient",
+    "Equation",
     "Gradient",
     "Implicit",
     "JacobianFree",
@@ -22,6 +24,7 @@ __all__ = [
     "Neumann",
     "Shine",
     "Unrolled",
+    "failures",
     "record_first",
     "refuse_tangents",
     "refuse_transforms",

@@ -17,7 +17,7 @@ from deq_kernels.gradients.watch import report
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.options import check_callback, check_count, check_number
 from deq_kernels.solvers import Solution
-from deq_kernels.solvers.precision import visible_rtol
+from deq_kernels.solvers.machinery.precision import visible_rtol
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deq_kernels.gradients.watch import Equation, Watch
 from deq_kernels.notices import DetachedStateWarning, warn_user
-from deq_kernels.solvers.precision import recorded_in, working_dtype
+from deq_kernels.solvers.machinery.precision import recorded_in, working_dtype
 
 
 @dataclass(frozen=True, slots=True)

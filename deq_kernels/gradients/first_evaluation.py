@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.solvers import PerSample, State
-from deq_kernels.solvers.structure import tuple_of
+from deq_kernels.solvers.machinery.structure import tuple_of
 
 
 def record_first(f: PerSample) -> None:

@@ -14,9 +14,9 @@ from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.termination import Counter, Norm, Status
 from deq_kernels.solvers import Solver
 from deq_kernels.solvers.base import Iteration
-from deq_kernels.solvers.loop import StepFunction
-from deq_kernels.solvers.rank_algebra import place, tree_sum
-from deq_kernels.solvers.rows import Rows, dot, norm
+from deq_kernels.solvers.machinery.loop import StepFunction
+from deq_kernels.solvers.machinery.rank_algebra import place, tree_sum
+from deq_kernels.solvers.machinery.rows import Rows, dot, norm
 
 GOOD_STEP = 0.9
 """A step that leaves more of the residual than this is followed by the image it was made with."""

@@ -14,10 +14,10 @@ from torch import Tensor
 from deq_kernels.ops.dtypes import accumulate_dtype, check_state_dtype
 from deq_kernels.ops.norms import norm
 from deq_kernels.options import check_count, check_damping, check_not_negative, check_option
-from deq_kernels.solvers.rows import Rows
-from deq_kernels.solvers.structure import State, Structure, evaluate
-from deq_kernels.solvers.unsupported import refuse_recordings
-from deq_kernels.solvers.walk import Visit
+from deq_kernels.solvers.machinery.rows import Rows
+from deq_kernels.solvers.machinery.structure import State, Structure, evaluate
+from deq_kernels.solvers.machinery.unsupported import refuse_recordings
+from deq_kernels.solvers.machinery.walk import Visit
 
 LARGEST_WEIGHT = 1e8
 """Beyond it a combination with weights that sum to 1 has lost half of float64's digits."""

@@ -1,6 +1,6 @@
 """The tile every sum over the dimension is cut into, by the kind of device.
 
-`csrc/algebra/plan.h` states the CPU's, `csrc/cuda/plan.h` the GPU's.
+`csrc/cpu/plan.h` states the CPU's, `csrc/cuda/plan.h` the GPU's.
 """
 
 TILES = {"cpu": 4096, "cuda": 2048}

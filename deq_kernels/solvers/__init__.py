@@ -5,14 +5,14 @@ from deq_kernels.solvers.adjoint_broyden import AdjointBroyden
 from deq_kernels.solvers.anderson import Anderson
 from deq_kernels.solvers.base import Solver
 from deq_kernels.solvers.broyden import Broyden
-from deq_kernels.solvers.compaction import PerSample
 from deq_kernels.solvers.fixed_point import FixedPoint
 from deq_kernels.solvers.gmres import GMRES
 from deq_kernels.solvers.lbfgs import LBFGS
-from deq_kernels.solvers.memory import empty_cache
+from deq_kernels.solvers.machinery.compaction import PerSample
+from deq_kernels.solvers.machinery.memory import empty_cache
+from deq_kernels.solvers.machinery.structure import State, Structure, evaluate
 from deq_kernels.solvers.root_finding import RootResult, root
 from deq_kernels.solvers.solution import Solution
-from deq_kernels.solvers.structure import State, Structure, evaluate
 
 __all__ = [
     "GMRES",

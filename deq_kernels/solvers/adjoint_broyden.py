@@ -15,16 +15,20 @@ from deq_kernels.ops import low_rank
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.options import check_count, check_damping, check_positive
 from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.bound import solve_with
-from deq_kernels.solvers.callbacks import StateFunction, call_for_state, check_outer_problem
-from deq_kernels.solvers.idle import everyone, idle
-from deq_kernels.solvers.judge import Judge
-from deq_kernels.solvers.loop import StepFunction
-from deq_kernels.solvers.recorded import RecordedMap
-from deq_kernels.solvers.rows import Rows, dot, write
+from deq_kernels.solvers.machinery.bound import solve_with
+from deq_kernels.solvers.machinery.callbacks import (
+    StateFunction,
+    call_for_state,
+    check_outer_problem,
+)
+from deq_kernels.solvers.machinery.idle import everyone, idle
+from deq_kernels.solvers.machinery.judge import Judge
+from deq_kernels.solvers.machinery.loop import StepFunction
+from deq_kernels.solvers.machinery.recorded import RecordedMap
+from deq_kernels.solvers.machinery.rows import Rows, dot, write
+from deq_kernels.solvers.machinery.structure import State, Structure
+from deq_kernels.solvers.machinery.uncaptured import refuse_cuda_graph
 from deq_kernels.solvers.solution import Solution
-from deq_kernels.solvers.structure import State, Structure
-from deq_kernels.solvers.uncaptured import refuse_cuda_graph
 
 DEGENERATE_SHARE = 1e-8
 """An update whose ⟨b, σ⟩ is below this share of ‖b‖ ‖σ‖ is left out."""

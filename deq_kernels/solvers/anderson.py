@@ -10,7 +10,7 @@ import torch
 from deq_kernels.ops import anderson
 from deq_kernels.options import check_count, check_damping, check_not_negative
 from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.loop import StepFunction
+from deq_kernels.solvers.machinery.loop import StepFunction
 
 
 @dataclass(frozen=True, kw_only=True)

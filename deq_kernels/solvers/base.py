@@ -19,15 +19,15 @@ from deq_kernels.options import (
     check_not_negative,
     check_number,
 )
-from deq_kernels.solvers.compaction import PerSample
-from deq_kernels.solvers.coupling import difference_norm, look_for_coupling, row_norm
-from deq_kernels.solvers.late import look_at_late_numbers
-from deq_kernels.solvers.loop import StepFunction, iterate
-from deq_kernels.solvers.precision import visible_rtol, working_dtype
-from deq_kernels.solvers.ranks import Ranks, check_ranks
+from deq_kernels.solvers.machinery.compaction import PerSample
+from deq_kernels.solvers.machinery.coupling import difference_norm, look_for_coupling, row_norm
+from deq_kernels.solvers.machinery.late import look_at_late_numbers
+from deq_kernels.solvers.machinery.loop import StepFunction, iterate
+from deq_kernels.solvers.machinery.precision import visible_rtol, working_dtype
+from deq_kernels.solvers.machinery.ranks import Ranks, check_ranks
+from deq_kernels.solvers.machinery.structure import State, Structure
+from deq_kernels.solvers.machinery.unsupported import refuse_recordings
 from deq_kernels.solvers.solution import Solution
-from deq_kernels.solvers.structure import State, Structure
-from deq_kernels.solvers.unsupported import refuse_recordings
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from deq_kernels.ops.broyden.line_search import MAX_BACKTRACKS
 from deq_kernels.ops.termination import Counter, Norm
 from deq_kernels.options import check_choice, check_count, check_damping, check_positive
 from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.loop import StepFunction
+from deq_kernels.solvers.machinery.loop import StepFunction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deq_kernels.ops import damped
 from deq_kernels.options import check_damping
 from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.loop import StepFunction
+from deq_kernels.solvers.machinery.loop import StepFunction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,23 +15,23 @@ from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.norms import unit_of
 from deq_kernels.options import check_callback, check_choice, check_count, check_positive
 from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.bound import solve_with
-from deq_kernels.solvers.callbacks import (
+from deq_kernels.solvers.machinery.bound import solve_with
+from deq_kernels.solvers.machinery.callbacks import (
     StateFunction,
     ValueFunction,
     call_for_state,
     call_for_values,
     check_outer_problem,
 )
-from deq_kernels.solvers.idle import everyone, idle
-from deq_kernels.solvers.inverse_hessian import InverseHessian
-from deq_kernels.solvers.judge import Judge
-from deq_kernels.solvers.line_search import LINE_SEARCHES, LineSearch
-from deq_kernels.solvers.loop import StepFunction
-from deq_kernels.solvers.rows import dot, norm, write
+from deq_kernels.solvers.machinery.idle import everyone, idle
+from deq_kernels.solvers.machinery.inverse_hessian import InverseHessian
+from deq_kernels.solvers.machinery.judge import Judge
+from deq_kernels.solvers.machinery.line_search import LINE_SEARCHES, LineSearch
+from deq_kernels.solvers.machinery.loop import StepFunction
+from deq_kernels.solvers.machinery.rows import dot, norm, write
+from deq_kernels.solvers.machinery.structure import State, Structure
+from deq_kernels.solvers.machinery.uncaptured import refuse_cuda_graph
 from deq_kernels.solvers.solution import Solution
-from deq_kernels.solvers.structure import State, Structure
-from deq_kernels.solvers.uncaptured import refuse_cuda_graph
 
 LARGEST_ORDINARY = 2.0**300
 """Entries up to this, and down to its reciprocal, need no unit."""

@@ -26,15 +26,15 @@ from deq_kernels.options import (
 from deq_kernels.solvers.adjoint_broyden import AdjointBroyden
 from deq_kernels.solvers.anderson import Anderson
 from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.bound import solve_with
 from deq_kernels.solvers.broyden import Broyden
 from deq_kernels.solvers.fixed_point import FixedPoint
 from deq_kernels.solvers.gmres import GMRES
 from deq_kernels.solvers.lbfgs import LBFGS
-from deq_kernels.solvers.loop import StepFunction
-from deq_kernels.solvers.root_record import RootRecord
+from deq_kernels.solvers.machinery.bound import solve_with
+from deq_kernels.solvers.machinery.loop import StepFunction
+from deq_kernels.solvers.machinery.root_record import RootRecord
+from deq_kernels.solvers.machinery.walk import without_tolerance
 from deq_kernels.solvers.solution import Solution
-from deq_kernels.solvers.walk import without_tolerance
 
 METHODS: dict[str, type[Solver]] = {
     "broyden1": Broyden,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops import Status
 from deq_kernels.ops.termination import Counter, Norm, Tables
-from deq_kernels.solvers.structure import State
+from deq_kernels.solvers.machinery.structure import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,8 @@ class Solution:
         inverse_jacobian: estimate of (J − I)⁻¹ at the end of the solve, for solvers that build
             one, else None.
         rtol: the relative tolerance that was used: what the solver was given, or the unit of the
-            working precision where that is larger (`solvers/precision.py`); None where there was
-            none.
+            working precision where that is larger (`solvers/machinery/precision.py`); None where
+            there was none.
         atol: the absolute one.
     """
 
@@ -35,6 +37,25 @@ class Solution:
     inverse_jacobian: InverseJacobian | None = field(default=None, repr=False)
     rtol: float | None = None
     atol: float | None = None
+
+    @staticmethod
+    def joined(solutions: Sequence[Solution]) -> Solution:
+        """Solves with equal `max_steps` as one, the samples of the first before the second's.
+
+        Args:
+            solutions: at least one; z and the tolerances are the last one's.
+        """
+        if len(solutions) == 1:
+            return solutions[0]
+        tables = [solution.tables for solution in solutions]
+        together = Tables(
+            torch.cat([table.record for table in tables]),
+            torch.cat([table.counters for table in tables]),
+            torch.stack([table.active for table in tables]).sum(0),
+        )
+        last = solutions[-1]
+        rows = sum(solution.rows for solution in solutions)
+        return Solution(last.z, together, rows, rtol=last.rtol, atol=last.atol)
 
     @property
     def status(self) -> Tensor:

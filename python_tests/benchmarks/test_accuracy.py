@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 if not all(map(find_spec, ("safetensors", "matplotlib", "tqdm"))):
-    pytest.skip("training needs the packages of the extra train", allow_module_level=True)
+    pytest.skip("training needs the packages of the zoo", allow_module_level=True)
 
 from benchmarks import accuracy
-from deq_kernels.training.registry import run_config
-from deq_kernels.training.run import run_training
+from deq_zoo.registry import run_config
+from deq_zoo.run import run_training
 
 SHORT = ["--set", "training.epochs=1", "--set", "training.repeats=1"]
 UNROLLED = ["--gradient", "unrolled", "equilibrium.damping=0.8"]

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deq_kernels.benchmarks.arithmetic import ArithmeticProbe
-from deq_kernels.benchmarks.cells.report import CaseResult, CellReport
-from deq_kernels.benchmarks.text import markdown_origin, neighbours, warnings
-from deq_kernels.benchmarks.timing import time_interleaved
+from benchmarks.arithmetic import ArithmeticProbe
+from benchmarks.cells.report import CaseResult, CellReport
+from benchmarks.text import markdown_origin, neighbours, warnings
+from benchmarks.timing import time_interleaved
 
 
 def test_a_ratio_within_rounds(set_threads: Callable[[int], None]) -> None:

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks import cuda, gpu_machine
-from deq_kernels.benchmarks.broyden import plain_pytorch
-from deq_kernels.benchmarks.broyden.cases import Case
-from deq_kernels.benchmarks.broyden.problem import make_problem
-from deq_kernels.benchmarks.broyden.providers import PROVIDERS, BroydenProvider
-from deq_kernels.benchmarks.cuda import Cuda
-from deq_kernels.benchmarks.device import find_device
-from deq_kernels.benchmarks.device_copy import DeviceCopy
-from deq_kernels.benchmarks.provider import ProviderAbsentError, find_provider
+from benchmarks import cuda, gpu_machine
+from benchmarks.broyden import plain_pytorch
+from benchmarks.broyden.cases import Case
+from benchmarks.broyden.problem import make_problem
+from benchmarks.broyden.providers import PROVIDERS, BroydenProvider
+from benchmarks.cuda import Cuda
+from benchmarks.device import find_device
+from benchmarks.device_copy import DeviceCopy
+from benchmarks.provider import ProviderAbsentError, find_provider
 
 H200 = SimpleNamespace(
     name="NVIDIA H200",
@@ -220,7 +220,7 @@ def test_driver_version(done: Any, version: str | None, monkeypatch: pytest.Monk
 
 
 def test_the_copy_counts_what_it_reads_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deq_kernels.benchmarks.device_copy._BYTES", 4096)
+    monkeypatch.setattr("benchmarks.device_copy._BYTES", 4096)
     copy = DeviceCopy(torch.device("cpu"), dtype=torch.float32)
     assert copy.bytes_moved == 2 * 4096
     copy()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks.training_step.cases import parse_case
+from benchmarks.training.cases import parse_case
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -30,10 +30,11 @@ case "$*" in
     echo '<testsuites><testsuite tests="5" failures="1" errors="0" skipped="2"/></testsuites>' \\
       >"$WORK/tests.xml"
     echo "FAILED test_x" ;;
-  *run.py*--render*) echo "rendered"; exit ;;
-  *run.py*)
-    stage=$2 name=$2
-    [ "$2" = broyden ] && stage=benchmark name=bench
+  *"-m benchmarks"*--render*) echo "rendered"; exit ;;
+  *"-m benchmarks"*)
+    stage=$3 name=$3
+    [ "$3" = broyden ] && stage=benchmark name=bench
+    [ "$3" = training ] && stage=train name=train
     echo "$*" >"$WORK/asked-$name"
     cp "$REPORT" "$OUT/$name.json"
     touch "$OUT/$name.json.tmp" ;;
@@ -300,7 +301,7 @@ def test_what_is_measured_on_a_gpu(checkout: Path, *, quick: bool) -> None:
         "REPORT": str(folder / "report.json"),
     }
     asked = {}
-    for suite, name in (("broyden", "bench"), ("cells", "cells"), ("train", "train")):
+    for suite, name in (("broyden", "bench"), ("cells", "cells"), ("training", "train")):
         script = str(checkout / "benchmarks" / "gpu.sh")
         subprocess.run(
             [script, "--stage", "benchmark", suite, name],

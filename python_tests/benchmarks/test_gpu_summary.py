@@ -140,8 +140,8 @@ def test_nothing_measured_meets_nothing(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_targets_are_about_cases_that_are_measured() -> None:
-    from deq_kernels.benchmarks.broyden.cases import GPU_CASES
-    from deq_kernels.benchmarks.suites import SUITES
+    from benchmarks.broyden.cases import GPU_CASES
+    from benchmarks.suites import SUITES
 
     assert {*gpu_summary.LARGE, *gpu_summary.SMALL} <= {case.name for case in GPU_CASES}
     for quick in (False, True):

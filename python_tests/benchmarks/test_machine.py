@@ -8,7 +8,7 @@ from shutil import which
 
 import pytest
 
-from deq_kernels.benchmarks import machine
+from benchmarks import machine
 
 
 @pytest.mark.skipif(which("git") is None, reason="git is not installed")

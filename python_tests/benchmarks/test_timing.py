@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from deq_kernels.benchmarks import contention
-from deq_kernels.benchmarks.contention import OtherLoad
-from deq_kernels.benchmarks.timing import Timed, spread, time_interleaved
+from benchmarks import contention
+from benchmarks.contention import OtherLoad
+from benchmarks.timing import Timed, spread, time_interleaved
 
 
 def test_spread_interpolates_quartiles() -> None:
@@ -27,7 +27,7 @@ def test_every_call_gets_one_sample_per_round_and_the_order_rotates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # With a sample length of zero every call is made once per sample.
-    monkeypatch.setattr("deq_kernels.benchmarks.timing._SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr("benchmarks.timing._SAMPLE_SECONDS", 0.0)
     made: list[str] = []
     calls = {name: Timed(lambda name=name: made.append(name)) for name in "abc"}
     lines: list[str] = []
@@ -41,7 +41,7 @@ def test_every_call_gets_one_sample_per_round_and_the_order_rotates(
 
 def test_each_call_has_its_clock_and_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """The context is open around every call, and the clock is the call's own."""
-    monkeypatch.setattr("deq_kernels.benchmarks.timing._SAMPLE_SECONDS", 0.6)
+    monkeypatch.setattr("benchmarks.timing._SAMPLE_SECONDS", 0.6)
     events: list[str] = []
 
     @contextmanager
@@ -67,22 +67,20 @@ def test_each_call_has_its_clock_and_its_context(monkeypatch: pytest.MonkeyPatch
 def test_other_load_counts_what_this_process_did_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
     # Readings of (wall, own, machine) in seconds: 10 s later, 12 s of the machine, 4 s of them own.
     readings = iter([contention._Reading(0.0, 1.0, 5.0), contention._Reading(10.0, 5.0, 17.0)])
-    monkeypatch.setattr("deq_kernels.benchmarks.contention._read", lambda: next(readings))
+    monkeypatch.setattr("benchmarks.contention._read", lambda: next(readings))
     assert OtherLoad().cores() == pytest.approx(0.8)
 
 
 def test_helpers_are_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([contention._Reading(0.0, 1.0, 5.0), contention._Reading(10.0, 5.0, 17.0)])
-    monkeypatch.setattr("deq_kernels.benchmarks.contention._read", lambda: next(readings))
+    monkeypatch.setattr("benchmarks.contention._read", lambda: next(readings))
     seconds = {7: iter((2.0, 5.0)), 8: iter((0.0, 1.0))}
-    monkeypatch.setattr(
-        "deq_kernels.benchmarks.contention._seconds_of", lambda number: next(seconds[number])
-    )
+    monkeypatch.setattr("benchmarks.contention._seconds_of", lambda number: next(seconds[number]))
     assert OtherLoad([7, 8]).cores() == pytest.approx(0.4)
 
 
 def test_other_load_is_unknown_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deq_kernels.benchmarks.contention._read", lambda: None)
+    monkeypatch.setattr("benchmarks.contention._read", lambda: None)
     assert OtherLoad().cores() is None
 
 
@@ -90,7 +88,7 @@ def test_other_load_is_unknown_where_the_counters_stand_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     readings = iter([contention._Reading(0.0, 1.0, 0.0), contention._Reading(10.0, 5.0, 0.0)])
-    monkeypatch.setattr("deq_kernels.benchmarks.contention._read", lambda: next(readings))
+    monkeypatch.setattr("benchmarks.contention._read", lambda: next(readings))
     assert OtherLoad().cores() is None
 
 

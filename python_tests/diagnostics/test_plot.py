@@ -36,5 +36,5 @@ def test_without_matplotlib_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match="it comes with the extra 'train'"):
+    with pytest.raises(ImportError, match="it comes with the extra 'plot'"):
         diagnosis.plot(tmp_path / "diagnosis.png")

@@ -12,7 +12,7 @@ from torch import Tensor
 import deq_kernels as dk
 from deq_kernels.ops import backends, broyden
 from deq_kernels.ops.termination import Tables
-from deq_kernels.solvers import running
+from deq_kernels.solvers.machinery import running
 from python_tests.problems import Affine, Tanh
 
 pytestmark = [

@@ -13,9 +13,9 @@ import deq_kernels as dk
 from deq_kernels.gradients import AdjointGradient
 from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.models.mdeq import MDEQ
-from deq_kernels.training.loop import Trainer
-from deq_kernels.training.registry import run_config
-from deq_kernels.training.tasks.mdeq import MDEQTask
+from deq_zoo.loop import Trainer
+from deq_zoo.registry import run_config
+from deq_zoo.tasks.mdeq import MDEQTask
 
 TOLERANCE = 1e-3
 IMAGES = 48

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deq_kernels.data import load_digits
+from deq_zoo.data import load_digits
 
 torchdeq = pytest.importorskip("torchdeq")
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import deq_kernels as dk
 from deq_kernels.cells import Adjacency, propagate
-from deq_kernels.data import Graphs
 from deq_kernels.models import IGNN, IGNNConfig
+from deq_zoo.data import Graphs
 
 SIZES = (3, 0, 1, 5)
 """An empty graph among them; the last node of the largest one is isolated."""

@@ -16,11 +16,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import deq_kernels as dk
-from deq_kernels.data import Graphs, generate_chains, load_karate
 from deq_kernels.models import IGNN, IGNNConfig
 from deq_kernels.models.ignn import radius_of
 from deq_kernels.models.ignn.head import pool
 from deq_kernels.nn import perron_frobenius_bound
+from deq_zoo.data import Graphs, generate_chains, load_karate
 from python_tests.models.ignn_problems import (
     GRAPHS,
     NODES,

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import deq_kernels as dk
-from deq_kernels.data import Graphs, generate_chains
 from deq_kernels.models import IGNN, IGNNConfig
 from deq_kernels.models.ignn import ImplicitGraphLayer
+from deq_zoo.data import Graphs, generate_chains
 
 TIGHT = dk.FixedPoint(max_steps=500, rtol=1e-10)
 TO_THE_LAST_DIGIT = dk.FixedPoint(max_steps=500, rtol=0.0)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import deq_kernels as dk
-from deq_kernels.solvers import capture
-from deq_kernels.solvers.capture import Recorder, step_capture
+from deq_kernels.solvers.machinery import capture
+from deq_kernels.solvers.machinery.capture import Recorder, step_capture
 
 INVALID = "operation failed due to a previous error during capture"
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.solvers import loop
-from deq_kernels.solvers.compaction import padded
-from deq_kernels.solvers.ranks import Ranks
-from deq_kernels.solvers.running import LateCount
+from deq_kernels.solvers.machinery import loop
+from deq_kernels.solvers.machinery.compaction import padded
+from deq_kernels.solvers.machinery.ranks import Ranks
+from deq_kernels.solvers.machinery.running import LateCount
 
 SOLVERS = (dk.Broyden, dk.FixedPoint, dk.Anderson, dk.GMRES, dk.LBFGS)
 every_solver = pytest.mark.parametrize("solver", SOLVERS)

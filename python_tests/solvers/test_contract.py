@@ -359,3 +359,15 @@ def test_an_error_in_f_passes_through_and_leaves_the_solver_usable(case: Case) -
     with pytest.raises(RuntimeError, match="the cell broke"):
         solver(broken, torch.zeros(1, 3))
     assert solver(lambda z: 0.5 * z + 1.0, torch.zeros(1, 3)).converged.all()
+
+
+def test_solves_are_joined() -> None:
+    solver = dk.FixedPoint(max_steps=7, rtol=0.0)
+    solutions = [solver(lambda z: 0.5 * z + 1, torch.zeros(2, k).double()) for k in (1, 3)]
+    assert dk.Solution.joined(solutions[:1]) is solutions[0]
+    both = dk.Solution.joined(solutions)
+    assert both.z is solutions[1].z
+    assert both.steps.tolist() == [7] * 4
+    assert both.residual.tolist() == [*solutions[0].residual, *solutions[1].residual]
+    assert both.evaluations == 28
+    assert (both.rtol, both.atol) == (solutions[1].rtol, solutions[1].atol)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deq_kernels.solvers.late import LateNumbers, read_later
+from deq_kernels.solvers.machinery.late import LateNumbers, read_later
 
 
 class Letter:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.solvers import inverse_hessian
-from deq_kernels.solvers.inverse_hessian import InverseHessian
+from deq_kernels.solvers.machinery import inverse_hessian
+from deq_kernels.solvers.machinery.inverse_hessian import InverseHessian
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deq_kernels.solvers.line_search import (
+from deq_kernels.solvers.machinery.line_search import (
     CURVATURE,
     LINE_SEARCHES,
     MOST_TRIALS,

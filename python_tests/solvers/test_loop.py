@@ -12,11 +12,11 @@ from torch import Tensor
 import deq_kernels as dk
 from deq_kernels.ops import Status, damped
 from deq_kernels.ops.termination import Counter, Tables
-from deq_kernels.solvers import loop, running
-from deq_kernels.solvers.loop import Advance, repeat
-from deq_kernels.solvers.ranks import Ranks
-from deq_kernels.solvers.running import LateCount, PresentCount, running_count
-from deq_kernels.solvers.structure import Structure
+from deq_kernels.solvers.machinery import loop, running
+from deq_kernels.solvers.machinery.loop import Advance, repeat
+from deq_kernels.solvers.machinery.ranks import Ranks
+from deq_kernels.solvers.machinery.running import LateCount, PresentCount, running_count
+from deq_kernels.solvers.machinery.structure import Structure
 from python_tests.problems import Tanh
 
 SOLVERS = (dk.Broyden, dk.FixedPoint)

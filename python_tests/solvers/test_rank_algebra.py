@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from deq_kernels.ops import low_rank
-from deq_kernels.solvers.rank_algebra import apply, grow_inverse, place, summed_size, tree_sum
-from deq_kernels.solvers.rows import Rows, dot, norm, write
+from deq_kernels.solvers.machinery.rank_algebra import (
+    apply,
+    grow_inverse,
+    place,
+    summed_size,
+    tree_sum,
+)
+from deq_kernels.solvers.machinery.rows import Rows, dot, norm, write
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 31])

@@ -17,9 +17,9 @@ from torch import Tensor
 
 import deq_kernels as dk
 from deq_kernels.ops import Status
-from deq_kernels.solvers import loop
-from deq_kernels.solvers.ranks import Ranks, largest_over
-from deq_kernels.solvers.running import LateCount, PresentCount, alone
+from deq_kernels.solvers.machinery import loop
+from deq_kernels.solvers.machinery.ranks import Ranks, largest_over
+from deq_kernels.solvers.machinery.running import LateCount, PresentCount, alone
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch lacks gloo"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.solvers.walk import Walk, endless
+from deq_kernels.solvers.machinery.walk import Walk, endless
 from python_tests.problems import Gate, Tanh
 
 SOLVERS = (dk.Broyden, dk.Anderson, dk.FixedPoint)

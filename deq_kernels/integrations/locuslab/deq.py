@@ -18,7 +18,7 @@ from deq_kernels.integrations.locuslab.whole_batch import (
     whole_norm,
 )
 from deq_kernels.options import check_choice, check_not_negative
-from deq_kernels.solvers.structure import Structure
+from deq_kernels.solvers.machinery.structure import Structure
 
 __all__ = ["anderson", "broyden", "matvec", "rmatvec"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deq_kernels.options import check_count, check_flag
 from deq_kernels.solvers import Broyden
-from deq_kernels.solvers.walk import Visit, Walk, endless
+from deq_kernels.solvers.machinery.walk import Visit, Walk, endless
 
 PATIENCE = 30
 LITTLE_PROGRESS = 1.3

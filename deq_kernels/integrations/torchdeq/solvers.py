@@ -14,7 +14,7 @@ from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops.norms import norm
 from deq_kernels.options import check_callback, check_flag, check_not_negative, check_option
 from deq_kernels.solvers import Broyden, FixedPoint
-from deq_kernels.solvers.walk import Walk, endless
+from deq_kernels.solvers.machinery.walk import Walk, endless
 
 Map = Callable[[Tensor], Tensor]
 Result = tuple[Tensor, list[Tensor], Info]

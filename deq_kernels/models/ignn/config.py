@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from deq_kernels.data import Graphs
+from deq_kernels.models.ignn.graphs import Graphs
 from deq_kernels.options import check_choice, check_count, check_flag, check_number
 
 TARGETS = ("graphs", "nodes")

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deq_kernels import Gradient, Solution, Solver
-from deq_kernels.data import Graphs
 from deq_kernels.models.ignn.config import IGNNConfig
+from deq_kernels.models.ignn.graphs import Graphs
 from deq_kernels.models.ignn.head import GraphHead, NodeHead
 from deq_kernels.models.ignn.layer import ImplicitGraphLayer
 from deq_kernels.nn import perron_radius

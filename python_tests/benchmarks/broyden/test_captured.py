@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks.broyden import plain_pytorch
-from deq_kernels.benchmarks.broyden.captured import capture_step, variants_of
-from deq_kernels.benchmarks.broyden.cases import Case
-from deq_kernels.benchmarks.broyden.checks import make_anchor
-from deq_kernels.benchmarks.broyden.harness import run_benchmark
-from deq_kernels.benchmarks.broyden.plot import save_plot
-from deq_kernels.benchmarks.broyden.providers import BroydenProvider
-from deq_kernels.benchmarks.broyden.report import BroydenReport
-from deq_kernels.benchmarks.broyden.table import format_markdown, format_table
-from deq_kernels.benchmarks.cpu import Cpu
-from deq_kernels.benchmarks.provider import OURS
-from deq_kernels.benchmarks.stored import save_report
-from deq_kernels.benchmarks.suites import load_report
+from benchmarks.broyden import plain_pytorch
+from benchmarks.broyden.captured import capture_step, variants_of
+from benchmarks.broyden.cases import Case
+from benchmarks.broyden.checks import make_anchor
+from benchmarks.broyden.plot import save_plot
+from benchmarks.broyden.providers import BroydenProvider
+from benchmarks.broyden.report import BroydenReport
+from benchmarks.broyden.table import format_markdown, format_table
+from benchmarks.cpu import Cpu
+from benchmarks.provider import OURS
+from benchmarks.stored import save_report
+from benchmarks.suites import load_report
+from python_tests.benchmarks.broyden.measured import measured
 
 CASE = Case(3, 300, 8)
 PLAIN = BroydenProvider(
@@ -119,13 +119,12 @@ def test_a_recording_that_fails_is_refused_with_the_error() -> None:
 
 @pytest.fixture(scope="module")
 def report() -> BroydenReport:
-    return run_benchmark(
+    return measured(
         [CASE],
         [STAND_IN, PLAIN, ROUNDED],
         device=RecordingCpu(),
         rounds=2,
         force_regime=_no_regime,
-        say=lambda line: None,
     )
 
 
@@ -150,7 +149,7 @@ def test_no_faster_replay_is_taken_for_a_time() -> None:
         def device_clock(self, call: Callable[[], object], repeats: int) -> float:
             return 3e-3
 
-    report = run_benchmark([CASE], [STAND_IN], device=Same(), rounds=1, say=lambda line: None)
+    report = measured([CASE], [STAND_IN], device=Same(), rounds=1)
     row = report.cases[0].steps_recorded[0]
     assert (row.status, row.microseconds) == ("refused", None)
     assert report.refusals == (f"{CASE.name}: step of ours {row.reason}",)
@@ -159,7 +158,7 @@ def test_no_faster_replay_is_taken_for_a_time() -> None:
 
 
 def test_the_cpu_records_nothing() -> None:
-    report = run_benchmark([CASE], [STAND_IN], rounds=1, say=lambda line: None)
+    report = measured([CASE], [STAND_IN], rounds=1)
     assert report.cases[0].steps_recorded == ()
     assert "recorded" not in format_table(report)
     assert "CUDA graph" not in format_markdown(report, "x.json")

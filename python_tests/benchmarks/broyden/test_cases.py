@@ -6,8 +6,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from deq_kernels.benchmarks.broyden.cases import CASES, QUICK_CASES, Case, parse_case
-from deq_kernels.benchmarks.broyden.problem import make_problem
+from benchmarks.broyden.cases import CASES, QUICK_CASES, Case, parse_case
+from benchmarks.broyden.problem import make_problem
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from deq_kernels.benchmarks.broyden import plain_pytorch
-from deq_kernels.benchmarks.broyden.cases import Case
-from deq_kernels.benchmarks.broyden.checks import Work, check_work, make_anchor
-from deq_kernels.benchmarks.broyden.providers import PROVIDERS, BroydenProvider
-from deq_kernels.benchmarks.provider import ProviderAbsentError, providers_on
+from benchmarks.broyden import plain_pytorch
+from benchmarks.broyden.cases import Case
+from benchmarks.broyden.checks import Work, check_work, make_anchor
+from benchmarks.broyden.providers import PROVIDERS, BroydenProvider
+from benchmarks.provider import ProviderAbsentError, providers_on
 
 if TYPE_CHECKING:
     from _pytest.mark.structures import ParameterSet
 
-    from deq_kernels.benchmarks.broyden.providers import Map, Solve
+    from benchmarks.broyden.providers import Map, Solve
 
 CASE = Case(3, 300, 10)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from deq_kernels.benchmarks.broyden.cases import Case
-from deq_kernels.benchmarks.broyden.memory import can_measure_memory, peak_solver_bytes
-from deq_kernels.benchmarks.broyden.providers import PROVIDERS
-from deq_kernels.benchmarks.provider import find_provider
+from benchmarks.broyden.cases import Case
+from benchmarks.broyden.memory import can_measure_memory, peak_solver_bytes
+from benchmarks.broyden.providers import PROVIDERS
+from benchmarks.provider import find_provider
 
 
 @pytest.mark.skipif(not can_measure_memory(), reason="peak memory is read from Linux's /proc")

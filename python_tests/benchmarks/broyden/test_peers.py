@@ -8,21 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks.broyden import memory
-from deq_kernels.benchmarks.broyden.cases import Case
-from deq_kernels.benchmarks.broyden.harness import run_benchmark
-from deq_kernels.benchmarks.broyden.peer_jaxopt import JaxoptSolver
-from deq_kernels.benchmarks.broyden.problem import make_problem
-from deq_kernels.benchmarks.broyden.providers import PROVIDERS
-from deq_kernels.benchmarks.contention import _seconds_of
-from deq_kernels.benchmarks.provider import ProviderAbsentError, find_provider
+from benchmarks.broyden import memory
+from benchmarks.broyden.cases import Case
+from benchmarks.broyden.peer_jaxopt import JaxoptSolver
+from benchmarks.broyden.problem import make_problem
+from benchmarks.broyden.providers import PROVIDERS
+from benchmarks.contention import _seconds_of
+from benchmarks.provider import ProviderAbsentError, find_provider
+from python_tests.benchmarks.broyden.measured import measured
 
 HAS_JAXOPT = all(importlib.util.find_spec(name) for name in ("jax", "jaxopt"))
 needs_jaxopt = pytest.mark.skipif(not HAS_JAXOPT, reason="jaxopt is not installed")
-
-
-def _quiet(_: str) -> None:
-    pass
 
 
 @needs_jaxopt
@@ -61,7 +57,7 @@ def test_a_report_says_that_jaxopt_is_absent(missing: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
     providers = [find_provider(name, PROVIDERS) for name in ("plain", "jaxopt")]
-    report = run_benchmark([Case(2, 64, 5)], providers, rounds=1, say=_quiet)
+    report = measured([Case(2, 64, 5)], providers, rounds=1)
     plain, jaxopt = report.cases[0].rows
     assert plain.status == "timed"
     assert jaxopt.status == "absent"
@@ -72,7 +68,7 @@ def test_scipy_is_absent_on_batches() -> None:
     pytest.importorskip("scipy")
     providers = [find_provider("scipy", PROVIDERS)]
     cases = [Case(1, 64, 5), Case(3, 64, 5)]
-    report = run_benchmark(cases, providers, rounds=1, memory_case=Case(2, 64, 3), say=_quiet)
+    report = measured(cases, providers, rounds=1, memory="2x64x3")
     alone, batch = (case.rows[0] for case in report.cases)
     assert alone.status == "timed"
     assert batch.status == "absent"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from deq_kernels.benchmarks.broyden import plain_compiled, plain_pytorch
-from deq_kernels.benchmarks.broyden.cases import Case
-from deq_kernels.benchmarks.broyden.problem import make_problem
-from deq_kernels.benchmarks.broyden.providers import PROVIDERS
-from deq_kernels.benchmarks.provider import ProviderAbsentError, find_provider
+from benchmarks.broyden import plain_compiled, plain_pytorch
+from benchmarks.broyden.cases import Case
+from benchmarks.broyden.problem import make_problem
+from benchmarks.broyden.providers import PROVIDERS
+from benchmarks.provider import ProviderAbsentError, find_provider
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from deq_kernels.benchmarks.broyden import plain_pytorch
-from deq_kernels.benchmarks.broyden.cases import Case
-from deq_kernels.benchmarks.broyden.problem import make_problem
+from benchmarks.broyden import plain_pytorch
+from benchmarks.broyden.cases import Case
+from benchmarks.broyden.problem import make_problem
 
 Solve = Callable[..., torch.Tensor]
 SOLVES = (plain_pytorch.solve_textbook, plain_pytorch.solve_rearranged)

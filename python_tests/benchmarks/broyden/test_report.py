@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deq_kernels.benchmarks.broyden import plain_pytorch
-from deq_kernels.benchmarks.broyden.cases import Case
-from deq_kernels.benchmarks.broyden.harness import run_benchmark
-from deq_kernels.benchmarks.broyden.plot import save_plot
-from deq_kernels.benchmarks.broyden.providers import BroydenProvider
-from deq_kernels.benchmarks.broyden.report import SCHEMA, BroydenReport
-from deq_kernels.benchmarks.broyden.table import format_markdown, format_table
-from deq_kernels.benchmarks.provider import OURS, ProviderAbsentError
-from deq_kernels.benchmarks.stored import save_report
-from deq_kernels.benchmarks.suites import load_report
+from benchmarks.broyden import plain_pytorch
+from benchmarks.broyden.cases import Case
+from benchmarks.broyden.plot import save_plot
+from benchmarks.broyden.providers import BroydenProvider
+from benchmarks.broyden.report import BroydenReport
+from benchmarks.broyden.suite import BroydenSuite
+from benchmarks.broyden.table import format_markdown, format_table
+from benchmarks.provider import OURS, ProviderAbsentError
+from benchmarks.stored import save_report
+from benchmarks.suites import load_report
+from python_tests.benchmarks.broyden.measured import measured
 
 if TYPE_CHECKING:
-    from deq_kernels.benchmarks.broyden.providers import Solve
+    from benchmarks.broyden.providers import Solve
 
 CASE = Case(2, 300, 8)
 
@@ -44,7 +45,7 @@ PROVIDERS = (
 
 @pytest.fixture(scope="module")
 def report() -> BroydenReport:
-    return run_benchmark([CASE], PROVIDERS, dtype="float64", rounds=2, say=lambda line: None)
+    return measured([CASE], PROVIDERS, dtype="float64", rounds=2)
 
 
 def test_rows_say_what_was_done(report: BroydenReport) -> None:
@@ -72,7 +73,7 @@ def test_json_has_the_documented_fields(report: BroydenReport, tmp_path: Path) -
     path = tmp_path / "new" / "report.json"
     save_report(report, path)
     data = json.loads(path.read_text(encoding="utf-8"))
-    assert data["schema"] == SCHEMA
+    assert data["schema"] == BroydenSuite.schema
     assert set(data) == {
         *("suite", "schema", "date", "commit", "ceiling", "machine", "versions", "dtype", "rounds"),
         *("providers", "cases", "memory", "tests"),
@@ -90,7 +91,7 @@ def test_json_of_a_provider_that_returns_nan_is_strict(tmp_path: Path) -> None:
         return lambda f, z0, steps: plain_pytorch.solve_rearranged(f, z0, steps) * float("nan")
 
     provider = BroydenProvider("nan", "returns no numbers", load)
-    report = run_benchmark([CASE], [provider], rounds=1, say=lambda line: None)
+    report = measured([CASE], [provider], rounds=1)
     row = report.cases[0].rows[0]
     assert (row.status, row.iterate_difference, row.residual_ratio) == ("refused", None, None)
     save_report(report, tmp_path / "report.json")
@@ -100,8 +101,8 @@ def test_json_of_a_provider_that_returns_nan_is_strict(tmp_path: Path) -> None:
 
 def test_json_of_another_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    path.write_text('{"schema": 0}', encoding="utf-8")
-    with pytest.raises(ValueError, match="has schema 3 or an earlier one, but"):
+    path.write_text('{"suite": "broyden", "schema": 0}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"broyden has schema 3, but .* has 0; measure again"):
         load_report(path)
 
 
@@ -177,15 +178,15 @@ def test_markdown_has_a_column_per_provider_and_names_its_source(report: Broyden
 
 def test_bad_settings_are_rejected() -> None:
     with pytest.raises(ValueError, match="dtype must be one of"):
-        run_benchmark([CASE], PROVIDERS, dtype="float16", say=print)
+        measured([CASE], PROVIDERS, dtype="float16")
     with pytest.raises(ValueError, match="at least one case"):
-        run_benchmark([], PROVIDERS, say=print)
+        measured([], PROVIDERS)
     with pytest.raises(ValueError, match="rounds must be at least 1"):
-        run_benchmark([CASE], PROVIDERS, rounds=0, say=print)
+        measured([CASE], PROVIDERS, rounds=0)
     with pytest.raises(ValueError, match="threads must be at least 1"):
-        run_benchmark([CASE], PROVIDERS, threads=0, say=print)
+        measured([CASE], PROVIDERS, threads=0)
     with pytest.raises(ValueError, match="every provider is measured once, but got ours, wrong, "):
-        run_benchmark([CASE], [*PROVIDERS, PROVIDERS[0]], say=print)
+        measured([CASE], [*PROVIDERS, PROVIDERS[0]])
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="charts need matplotlib")

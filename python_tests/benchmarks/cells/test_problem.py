@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deq_kernels.benchmarks.cells.cases import CASES, QUICK_CASES, CellCase, parse_case
-from deq_kernels.benchmarks.cells.problem import KAPPA, Direction, make_problem
+from benchmarks.cells.cases import CASES, QUICK_CASES, CellCase, parse_case
+from benchmarks.cells.problem import KAPPA, Direction, make_problem
 
 SMALL = CellCase(3, 8, 5)
 CHAINS = CellCase(2, 4, 3, chains=True)

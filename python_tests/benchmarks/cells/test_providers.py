@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deq_kernels.benchmarks.cells.cases import CellCase
-from deq_kernels.benchmarks.cells.checks import DIFFERENCE_BOUND, RESIDUAL_BOUND, check_answer
-from deq_kernels.benchmarks.cells.problem import TOLERANCE, Direction, make_problem
-from deq_kernels.benchmarks.cells.providers import PROVIDERS, Bind
-from deq_kernels.benchmarks.provider import Provider, ProviderAbsentError
+from benchmarks.cells.cases import CellCase
+from benchmarks.cells.checks import DIFFERENCE_BOUND, RESIDUAL_BOUND, check_answer
+from benchmarks.cells.problem import TOLERANCE, Direction, make_problem
+from benchmarks.cells.providers import PROVIDERS, Bind
+from benchmarks.provider import Provider, ProviderAbsentError
 
 CASES = (CellCase(5, 8, 6), CellCase(1, 30, 7), CellCase(4, 10, 16, chains=True))
 

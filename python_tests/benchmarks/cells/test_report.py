@@ -13,21 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from deq_kernels.benchmarks.cells import plain_pytorch
-from deq_kernels.benchmarks.cells.cases import CellCase
-from deq_kernels.benchmarks.cells.harness import run_benchmark
-from deq_kernels.benchmarks.cells.plot import save_plot
-from deq_kernels.benchmarks.cells.problem import CellProblem, Direction
-from deq_kernels.benchmarks.cells.providers import Bind
-from deq_kernels.benchmarks.cells.report import CellReport, best_plain
-from deq_kernels.benchmarks.cells.table import format_markdown, format_table
-from deq_kernels.benchmarks.device import find_device
-from deq_kernels.benchmarks.provider import OURS, Provider, ProviderAbsentError
-from deq_kernels.benchmarks.stored import save_report
-from deq_kernels.benchmarks.suite import Settings
-from deq_kernels.benchmarks.suites import load_report
-from deq_kernels.benchmarks.timing import Spread
-from deq_kernels.commands import bench
+from benchmarks import __main__ as command
+from benchmarks.cells import plain_pytorch
+from benchmarks.cells.cases import CellCase
+from benchmarks.cells.plot import save_plot
+from benchmarks.cells.problem import CellProblem, Direction
+from benchmarks.cells.providers import Bind
+from benchmarks.cells.report import CellReport, best_plain
+from benchmarks.cells.suite import CellSuite
+from benchmarks.cells.table import format_markdown, format_table
+from benchmarks.device import find_device
+from benchmarks.provider import OURS, Provider, ProviderAbsentError
+from benchmarks.run import Settings, measure
+from benchmarks.stored import save_report
+from benchmarks.suites import load_report
+from benchmarks.timing import Spread
 
 CASE = CellCase(3, 8, 5)
 
@@ -77,7 +77,7 @@ def _settings(**changes: Any) -> Settings:
 
 @pytest.fixture(scope="module")
 def report() -> CellReport:
-    return run_benchmark([CASE], PROVIDERS, _settings())
+    return measure(CellSuite(), [CASE], PROVIDERS, _settings())
 
 
 def test_rows_say_what_was_done(report: CellReport) -> None:
@@ -213,7 +213,7 @@ def test_launches_are_counted_where_the_device_tells(
         "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<deq_kernels>>",
     )
     monkeypatch.setattr(device, "launches", lambda call: kernels)
-    counted = run_benchmark([CASE], PROVIDERS[:2], _settings(device=device))
+    counted = measure(CellSuite(), [CASE], PROVIDERS[:2], _settings(device=device))
     for row in (*counted.cases[0].solve, *counted.cases[0].adjoint):
         assert (row.launches, row.own_launches) == (3, 2)
     table = format_table(counted)
@@ -229,15 +229,15 @@ def test_chart_is_written(report: CellReport, tmp_path: Path) -> None:
 
 def test_bad_settings_are_rejected() -> None:
     with pytest.raises(ValueError, match="at least one case"):
-        run_benchmark([], PROVIDERS, _settings())
+        measure(CellSuite(), [], PROVIDERS, _settings())
     with pytest.raises(ValueError, match="rounds must be at least 1"):
-        run_benchmark([CASE], PROVIDERS, _settings(rounds=0))
+        measure(CellSuite(), [CASE], PROVIDERS, _settings(rounds=0))
 
 
 def test_the_results_so_far_are_saved_after_each_case() -> None:
     saved: list[int] = []
-    settings = _settings(rounds=1, save=lambda report: saved.append(len(report.measured)))
-    run_benchmark([CASE, CASE], PROVIDERS[:1], settings)
+    settings = _settings(rounds=1, save=lambda report: saved.append(len(report.cases)))
+    measure(CellSuite(), [CASE, CASE], PROVIDERS[:1], settings)
     assert saved == [1, 2]
 
 
@@ -247,15 +247,15 @@ def test_the_command_measures_and_renders(
     path = tmp_path / "cells.json"
     threads = torch.get_num_threads()
     arguments = ["--cases", CASE.name, "--providers", "plain-csr,ignn-style", "--rounds", "2"]
-    assert bench.main(["cells", *arguments, "--threads", "1", "--json", str(path)]) == 0
+    assert command.main(["cells", *arguments, "--threads", "1", "--json", str(path)]) == 0
     assert torch.get_num_threads() == threads
     captured = capsys.readouterr()
     assert f"{CASE.name} float32, adjoint" in captured.out
     assert "round 2 of 2" in captured.err
-    assert bench.main(["--render", str(path)]) == 0
+    assert command.main(["--render", str(path)]) == 0
     rendered = capsys.readouterr().out
     assert rendered.startswith("| graphs × nodes × features |  | best plain PyTorch | ignn-style |")
-    assert bench.main(["broyden", "--render", str(path)]) == 2
+    assert command.main(["broyden", "--render", str(path)]) == 2
     assert "is a report of cells, but got broyden" in capsys.readouterr().err
 
 
@@ -271,16 +271,16 @@ def test_the_command_measures_and_renders(
 def test_what_belongs_to_another_suite_is_rejected(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench.main(["cells", *arguments]) == 2
+    assert command.main(["cells", *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""
 
 
 def test_list_shows_one_suite_or_all(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["cells", "--list"]) == 0
+    assert command.main(["cells", "--list"]) == 0
     only = capsys.readouterr().out
     assert "128x40x64" in only
     assert "torchdeq:" not in only
-    assert bench.main(["--list"]) == 0
+    assert command.main(["--list"]) == 0
     assert only in capsys.readouterr().out

@@ -1,0 +1,129 @@
+"""One case: check the answers, time in interleaved rounds, put the numbers together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..arithmetic import ArithmeticProbe
+from ..contention import OtherLoad
+from ..provider import OURS, Provider
+from ..run import Run, Say, Settings
+from ..timing import Timed, spread, time_interleaved
+from .cases import CellCase
+from .checks import Work, check_answer
+from .problem import Direction, make_problem
+from .providers import Solve
+from .report import CaseResult, Row
+
+# As the profiler shows names, and as the compiler mangles them.
+_OWN_KERNEL = re.compile(r"(^|[\s:])deq::|^_ZN3deq")
+
+
+@torch.no_grad()
+def run_case(case: CellCase, run: Run, say: Say) -> CaseResult:
+    """Check everybody's answers to both equations, then time whole solves."""
+    settings, providers, binds, absent = run.settings, run.providers, run.loaded, run.absent
+    say("checking that everybody finds the answers of float64")
+    problem, anchors = make_problem(case)
+    rounded = problem.to(settings.torch_dtype, settings.device.torch_device)
+    work: dict[tuple[str, Direction], Work] = {}
+    launches: dict[tuple[str, Direction], tuple[str, ...] | None] = {}
+    calls: dict[str, Timed] = {}
+    for provider in providers:
+        if provider.name in absent:
+            continue
+        for direction in Direction:
+            try:
+                with provider.context():
+                    solve = binds[provider.name](rounded, direction)
+                    answer = solve()
+                    launches[provider.name, direction] = settings.device.launches(solve)
+                found = check_answer(answer, solve.steps, direction, problem, anchors[direction])
+            except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+                found = Work.of_failure(error)
+            work[provider.name, direction] = found
+            if found.refusal is None:
+                calls[_label(provider.name, direction)] = _timed(solve, provider, settings)
+    other_load, probe = OtherLoad(), ArithmeticProbe(settings.device.name)
+    everything = {**calls, **probe.calls}
+    seconds = time_interleaved(everything, rounds=settings.rounds, say=say) if calls else {}
+    other_load_cores = other_load.cores()
+    rows = {
+        direction: tuple(
+            Row(provider.name, "absent", absent[provider.name])
+            if provider.name in absent
+            else _row(
+                provider.name,
+                direction,
+                work[provider.name, direction],
+                launches.get((provider.name, direction)),
+                seconds,
+            )
+            for provider in providers
+        )
+        for direction in Direction
+    }
+    return CaseResult(
+        name=case.name,
+        graphs=case.graphs,
+        nodes=problem.nodes,
+        features=case.features,
+        entries=len(problem.values),
+        other_load_cores=other_load_cores,
+        arithmetic_cores=probe.cores(seconds),
+        **{direction.value: found for direction, found in rows.items()},
+    )
+
+
+def _label(provider: str, direction: Direction) -> str:
+    return f"{provider} {direction.value}"
+
+
+def _timed(solve: Solve, provider: Provider[Any], settings: Settings) -> Timed:
+    return Timed(solve, settings.device.solve_clock, provider.context)
+
+
+def _row(
+    name: str,
+    direction: Direction,
+    work: Work,
+    launches: Sequence[str] | None,
+    seconds: Mapping[str, tuple[float, ...]],
+) -> Row:
+    row = Row(
+        provider=name,
+        status="timed" if work.refusal is None else "refused",
+        reason=work.refusal,
+        steps=work.steps,
+        difference=_finite_or_none(work.difference),
+        residual=_finite_or_none(work.residual),
+        launches=None if launches is None else len(launches),
+        own_launches=None if launches is None else sum(map(is_own_kernel, launches)),
+    )
+    if work.refusal is not None:
+        return row
+    samples = seconds[_label(name, direction)]
+    ours = seconds.get(_label(OURS, direction))
+    return replace(
+        row,
+        milliseconds=spread([s * 1e3 for s in samples]),
+        time_over_ours=(
+            None if ours is None else spread([s / o for s, o in zip(samples, ours, strict=True)])
+        ),
+    )
+
+
+def is_own_kernel(name: str) -> bool:
+    """Whether a kernel is one of the CUDA library: its name begins with the library's namespace."""
+    return _OWN_KERNEL.search(name) is not None
+
+
+def _finite_or_none(value: float) -> float | None:
+    # JSON has no NaN; the reason of the refusal keeps it.
+    return value if math.isfinite(value) else None

@@ -1,0 +1,53 @@
+"""Structured cells, as a suite of the command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..run import Run, Say, Settings
+from ..suite import Suite
+from .cases import CASES, QUICK_CASES, CellCase, parse_case
+from .problem import TOLERANCE
+from .providers import PROVIDERS
+from .report import CaseResult, CellReport
+
+
+class CellSuite(Suite):
+    """Whole solves of graph cells and their adjoints against IGNN's loop and plain PyTorch."""
+
+    name = "cells"
+    summary = "graph cells and their adjoints solved to 3e-6, against IGNN's loop and plain PyTorch"
+    case_format = "GRAPHSxNODESxFEATURES[-chains]"
+    providers = PROVIDERS
+    report_type = CellReport
+
+    def cases(self, device: str, *, quick: bool = False) -> Sequence[CellCase]:
+        return QUICK_CASES if quick else CASES
+
+    def find_case(self, text: str) -> CellCase:
+        return parse_case(text)
+
+    def facts(self, settings: Settings) -> dict[str, Any]:
+        return {"tolerance": TOLERANCE}
+
+    def run_case(self, case: CellCase, run: Run, say: Say) -> CaseResult:
+        from .harness import run_case
+
+        return run_case(case, run, say)
+
+    def format_table(self, report: CellReport) -> str:
+        from .table import format_table
+
+        return format_table(report)
+
+    def format_markdown(self, report: CellReport, source: str) -> str:
+        from .table import format_markdown
+
+        return format_markdown(report, source)
+
+    def save_plot(self, report: CellReport, path: Path) -> None:
+        from .plot import save_plot
+
+        save_plot(report, path)

@@ -1,0 +1,150 @@
+"""What the report of any suite says: where, when, with what, and what was refused."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from .arithmetic import SCALES_WELL
+from .contention import DISTURBED_CORES, DISTURBED_HOST_CORES
+from .stored import damaged
+
+Status = Literal["timed", "refused", "absent"]
+# What every table and chart states, by device; a report may hold more.
+_MACHINE_KEYS = {
+    "cpu": {"cpu", "threads", "torch_isa"},
+    "cuda": {"cpu", "gpu", "compute_capability", "multiprocessors", "driver"},
+}
+
+
+class MeasuredCase(Protocol):
+    """What every suite's case has."""
+
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
+        ...
+
+    @property
+    def other_load_cores(self) -> float | None:
+        """Cores that other processes used while it was timed, on average; None if unknown."""
+        ...
+
+    @property
+    def arithmetic_cores(self) -> float | None:
+        """How many cores' worth of arithmetic the threads got; None if unknown."""
+        ...
+
+
+class MeasuredRow(Protocol):
+    """What every suite says of a provider."""
+
+    @property
+    def provider(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def status(self) -> Status:
+        """``timed``; ``refused`` because it did not do the same work; or ``absent``."""
+        ...
+
+    @property
+    def reason(self) -> str | None:
+        """Why it was refused or is absent."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(ABC):
+    """One run.
+
+    Attributes:
+        suite: which one.
+        schema: the version of the suite's format.
+        date: UTC, ISO 8601.
+        commit: the commit that was measured; None where nobody knows.
+        machine: the device as plain values.
+        versions: of everything measured; None for what is not installed.
+        dtype: of the states.
+        rounds: timed samples per provider and case.
+        providers: what each provider is, by name.
+        tests: what the tests of this library said on this machine; None if nobody told.
+        cases: in the order they were measured.
+    """
+
+    suite: str
+    schema: int
+    date: str
+    commit: str | None
+    machine: dict[str, str | int | None]
+    versions: dict[str, str | None]
+    dtype: str
+    rounds: int
+    providers: dict[str, str]
+    tests: Literal["passed", "failed"] | None = None
+    cases: tuple[Any, ...]
+
+    @abstractmethod
+    def tables(self) -> Sequence[tuple[str, Sequence[MeasuredRow]]]:
+        """What was solved, in words, and the rows of all providers on it."""
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """One line for everything that was refused."""
+        return tuple(
+            f"{label}: {row.provider} {row.reason}"
+            for label, rows in self.tables()
+            for row in rows
+            if row.status == "refused"
+        )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this was measured on a GPU."""
+        return self.machine["device"] == "cuda"
+
+    @property
+    def disturbed_cases(self) -> tuple[str, ...]:
+        """Names of the cases that were timed while others used the machine."""
+        limit = DISTURBED_HOST_CORES if self.on_gpu else DISTURBED_CORES
+        return tuple(case.name for case in self.cases if (case.other_load_cores or 0.0) > limit)
+
+    @property
+    def crowded_cases(self) -> tuple[str, ...]:
+        """Names of the cases whose threads did not get a core each."""
+        threads = self.machine.get("threads")
+        least = SCALES_WELL * threads if isinstance(threads, int) else 0.0
+        return tuple(
+            case.name
+            for case in self.cases
+            if case.arithmetic_cores is not None and case.arithmetic_cores < least
+        )
+
+    @property
+    def machine_name(self) -> str:
+        """The device in a few words."""
+        machine = self.machine
+        if self.on_gpu:
+            return (
+                f"{machine['gpu']} (compute capability {machine['compute_capability']}, "
+                f"{machine['multiprocessors']} multiprocessors, driver {machine['driver']})"
+            )
+        return f"{machine['cpu']} ({machine['torch_isa']}), {machine['threads']} thread(s)"
+
+
+def check_machine(report: Report) -> None:
+    """Raise ValueError unless the machine of a report that was read says what texts state."""
+    device = report.machine.get("device")
+    if device not in _MACHINE_KEYS:
+        raise damaged("the report: machine", "must name the device cpu or cuda", device)
+    if missing := _MACHINE_KEYS[str(device)] - set(report.machine):
+        raise ValueError(f"the report: machine lacks {', '.join(sorted(missing))}; it is damaged")
+
+
+def check_rows(report: Report, where: str, rows: Sequence[str]) -> None:
+    """Raise ValueError unless there is a row for each provider."""
+    if sorted(rows) != sorted(report.providers):
+        raise damaged(f"the report: {where}", "must have a row for each provider", list(rows))

@@ -1,0 +1,48 @@
+"""Training steps, as a suite of the command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..run import Run, Say
+from ..suite import Suite
+from .cases import CASES, QUICK_CASES, StepCase, parse_case
+from .providers import PROVIDERS
+from .report import CaseResult, StepReport
+
+
+class TrainingStepSuite(Suite):
+    """One training step of each model with each gradient against torchdeq."""
+
+    name = "training"
+    summary = "training steps of the models, forward and backward apart, against torchdeq"
+    case_format = "MODEL/PRESET/GRADIENT[/fixed]"
+    providers = PROVIDERS
+    report_type = StepReport
+
+    def cases(self, device: str, *, quick: bool = False) -> Sequence[StepCase]:
+        return QUICK_CASES if quick else CASES
+
+    def find_case(self, text: str) -> StepCase:
+        return parse_case(text)
+
+    def run_case(self, case: StepCase, run: Run, say: Say) -> CaseResult:
+        from .harness import run_case
+
+        return run_case(case, run, say)
+
+    def format_table(self, report: StepReport) -> str:
+        from .table import format_table
+
+        return format_table(report)
+
+    def format_markdown(self, report: StepReport, source: str) -> str:
+        from .table import format_markdown
+
+        return format_markdown(report, source)
+
+    def save_plot(self, report: StepReport, path: Path) -> None:
+        from .plot import save_plot
+
+        save_plot(report, path)

@@ -1,6 +1,0 @@
-"""The benchmark harness behind ``deq-kernels bench`` and ``benchmarks/run.py``.
-
-Each suite is a room: `broyden` compares whole Broyden solves, `cells` whole solves of structured
-cells. What they share lies here: devices, clocks and interleaved rounds, and reports as data and as
-text. Whatever is compared must be shown to do the same work before it is timed.
-"""

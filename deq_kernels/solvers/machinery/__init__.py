@@ -1,0 +1,1 @@
+"""What the methods share: the loop, the bookkeeping of samples, and vectors kept per sample."""

@@ -1,0 +1,1 @@
+"""The subcommands of `deq-zoo`, one module each."""
