@@ -4,6 +4,7 @@ solution = Broyden(max_steps=30, rtol=1e-4)(f, z0)
 layer = DEQ(cell, solver=Broyden(max_steps=18, rtol=1e-3), gradient=Shine(fallback=1.3))
 """
 
+from deq_kernels import cells
 from deq_kernels._report import backend_info
 from deq_kernels._version import __version__
 from deq_kernels.gradients import (
@@ -70,6 +71,7 @@ __all__ = [
     "Unrolled",
     "__version__",
     "backend_info",
+    "cells",
     "empty_cache",
     "root",
     "use_backend",

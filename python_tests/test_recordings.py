@@ -14,9 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import deq_kernels as dk
-from deq_kernels.cells import Adjacency, solve_dense, solve_graph
+from deq_kernels.cells import Adjacency
 from deq_kernels.integrations import torchdeq as drop_in
 from deq_kernels.solvers.machinery.walk import Walk
+from python_tests.cells.solves import solve_dense, solve_graph
 
 pytestmark = [
     # torch deprecates what is refused here.

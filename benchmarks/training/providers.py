@@ -99,9 +99,8 @@ def _ours_warm_compact(problem: StepProblem) -> Step:
 
 
 def _torchdeq(problem: StepProblem) -> Step:
-    # Where ours solves by a structured cell, torchdeq takes the same cell in PyTorch.
-    structured = problem.task.layer is None
-    task = problem.copy({"model.cell": "generic"} if structured else None)
+    # Where ours solves in one op, torchdeq evaluates the same cell step by step.
+    task = problem.copy()
     for module in list(task.model.modules()):
         layer = getattr(module, "deq", None)
         if isinstance(layer, DEQ):

@@ -9,7 +9,7 @@ enum class Activation : int64_t { kIdentity, kRelu, kTanh, kSigmoid, kElu, kSoft
 
 constexpr int64_t kActivations = 7;
 
-// The norm that a structured cell is judged by; deq_kernels/ops/cells/op.py numbers the same. By
+// The norm that a structured cell is judged by; deq_kernels/ops/cells/norms.py numbers the same. By
 // rows, a sample's norm is the largest 2-norm of a row, and each row has to meet the tolerance for
 // itself; where each row is a sample that is the 2-norm.
 enum class NormKind : int64_t { kTwo, kMax, kRows };

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops.dtypes import check_state_dtype
+from deq_kernels.ops.limits import Limits
 from deq_kernels.ops.termination import Tables
 from deq_kernels.options import (
     Options,
@@ -118,6 +119,13 @@ class Solver(Options):
                 "differentiate f, for all samples at once and only when one of them needs it. Use "
                 "Broyden, or leave the options out."
             )
+
+    @property
+    def limits(self) -> Limits:
+        """When a sample stops, as ops take it."""
+        return Limits(
+            self.max_steps, self.rtol, self.atol, self.stall_steps or 0, self.divergence_factor
+        )
 
     def __call__(
         self, f: Callable[..., State], z0: State, *, keep_inverse: bool = True

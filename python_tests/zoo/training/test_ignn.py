@@ -312,7 +312,7 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([*common, "--epochs", "4", "--out", str(whole)]) == 0
     printed = capsys.readouterr().out
-    assert "1,888 parameters, nodes classified, solved by the structured cell" in printed
+    assert "1,888 parameters, nodes classified, solved in one op" in printed
     assert "micro-F1" in printed
 
     config = config_of(training__repeats=4, training__epochs=4)

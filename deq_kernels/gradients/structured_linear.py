@@ -1,4 +1,4 @@
-"""Linear cells solved, differentiable as often as wanted."""
+"""Linear equations in a known Jacobian solved, differentiable as often as wanted."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_kernels.cells.iteration import LinearMap, Stopping, iterate, without_autocast
+from deq_kernels.cells.iteration import LinearMap, iterate, without_autocast
 from deq_kernels.cells.pattern import Pattern
 from deq_kernels.cells.products import transposed_product, values_product, weight_product
 from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.gradients.transforms import refuse_batched
-from deq_kernels.solvers import Solution
+from deq_kernels.ops.cells import NormKind
+from deq_kernels.solvers import FixedPoint, Solution
+from deq_kernels.solvers.machinery.precision import visible_rtol
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +25,17 @@ class LinearSystem:
 
     Attributes:
         pattern: the places of S; None for the identity.
-        stopping: when x is good enough; its atol is that of the equation scaled to entries of b of
+        solver: when x is good enough; its atol is that of the equation scaled to entries of b of
             about 1.
+        norm: what its tolerances are of.
+        accelerate: whether steps look back on those before.
         report: called with every solution, in the scaled equation.
     """
 
     pattern: Pattern | None
-    stopping: Stopping
+    solver: FixedPoint
+    norm: NormKind
+    accelerate: bool
     report: Callable[[Solution], None]
 
     @property
@@ -50,6 +56,22 @@ class LinearSystem:
         """x, [N, n], differentiable in all arguments."""
         result: Tensor = _LinearSolve.apply(bias, scale, weight, values, self)
         return result
+
+    def iterate(self, linear: LinearMap, bias: Tensor) -> Tensor:
+        """Solve the scaled equation, and tell of it; not differentiable."""
+        solver = self.solver
+        rtol = visible_rtol(solver.rtol, bias.dtype, bias.device.type)
+        x, tables = iterate(
+            linear,
+            bias,
+            bias,
+            limits=replace(solver.limits, rtol=rtol),
+            damping=solver.damping,
+            norm=self.norm,
+            accelerate=self.accelerate,
+        )
+        self.report(Solution(x, tables, 0, rtol=rtol, atol=solver.atol))
+        return x
 
     def scales(self, bias: Tensor) -> Tensor:
         """The power of two that each row's sample is divided by, [N, 1]."""
@@ -80,11 +102,7 @@ class _LinearSolve(torch.autograd.Function):
     ) -> Tensor:
         scales = system.scales(bias)
         scaled = bias / scales
-        linear = LinearMap(weight, system.pattern, values, scale)
-        solution = iterate(linear, scaled, scaled, stopping=system.stopping)
-        system.report(solution)
-        assert isinstance(solution.z, Tensor)
-        x = solution.z * scales
+        x = system.iterate(LinearMap(weight, system.pattern, values, scale), scaled) * scales
         ctx.system = system
         ctx.save_for_backward(x, scale, weight, values)
         return x
