@@ -14,7 +14,7 @@ from torch import Tensor
 from deq_kernels.notices import SolveError, UnconvergedWarning, heard_by, warn_user
 from deq_kernels.ops import Status
 from deq_kernels.solvers import Solution
-from deq_kernels.solvers.machinery.late import read_later
+from deq_kernels.solvers.machinery.deferred_reads import read_later
 
 Equation: TypeAlias = Literal["forward", "adjoint", "tangent"]
 """z = f(z); w = Jᵀw + ℓ; and μ = Jμ + ċ, which second derivatives solve."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from deq_kernels.ops import damped
 from deq_kernels.options import check_damping
-from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.machinery.loop import StepFunction
+from deq_kernels.solvers.base import Iteration, Prepared, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +24,7 @@ class FixedPoint(Solver):
         super().__post_init__()
         check_damping(self.damping)
 
-    def _prepare(
-        self, iteration: Iteration, keep_inverse: bool
-    ) -> tuple[StepFunction, Callable[[], None]]:
+    def _prepare(self, iteration: Iteration, keep_inverse: bool) -> Prepared:
         step = damped.bind_step(
             iteration.z,
             iteration.best_z,

@@ -13,6 +13,7 @@ import deq_kernels as dk
 from deq_kernels.ops import Status, damped
 from deq_kernels.ops.termination import Counter, Tables
 from deq_kernels.solvers.machinery import loop, running
+from deq_kernels.solvers.machinery.evaluation import bind_evaluation
 from deq_kernels.solvers.machinery.loop import Advance, repeat
 from deq_kernels.solvers.machinery.ranks import Ranks
 from deq_kernels.solvers.machinery.running import LateCount, PresentCount, running_count
@@ -251,7 +252,7 @@ def solve_with(
         divergence_factor=1e6,
     )
     structure = Structure.of(z0, "z0")
-    loop.iterate(f, structure, z, tables, step, max_steps, cuda_graph=cuda_graph)
+    loop.iterate(bind_evaluation(f, structure, z), step, tables, cuda_graph=cuda_graph)
     return tables
 
 

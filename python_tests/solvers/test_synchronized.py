@@ -19,7 +19,7 @@ import deq_kernels as dk
 from deq_kernels.ops import Status
 from deq_kernels.solvers.machinery import loop
 from deq_kernels.solvers.machinery.ranks import Ranks, largest_over
-from deq_kernels.solvers.machinery.running import LateCount, PresentCount, alone
+from deq_kernels.solvers.machinery.running import LateCount, PresentCount, own_count
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch lacks gloo"
@@ -44,7 +44,7 @@ class LateMailbox:
 
 @contextmanager
 def _late(active: Tensor, synchronized: Ranks = False) -> Iterator[LateCount]:
-    agree = largest_over(synchronized) if synchronized else alone
+    agree = largest_over(synchronized) if synchronized else own_count
     yield LateCount(active, LateMailbox(), agree)
 
 

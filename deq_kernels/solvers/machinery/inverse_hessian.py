@@ -8,9 +8,8 @@ from torch import Tensor
 from deq_kernels.inverse import LowRankInverse
 from deq_kernels.ops import low_rank
 from deq_kernels.ops.dtypes import accumulate_dtype
-from deq_kernels.solvers.machinery.idle import idle
 from deq_kernels.solvers.machinery.rank_algebra import apply, grow_inverse, place, summed_size
-from deq_kernels.solvers.machinery.rows import Rows, dot
+from deq_kernels.solvers.machinery.vectors import StoredVectors, dot, surely_none
 
 FIRST_ROOM = 64
 """Pairs that there is room for at first; more is made as a solve goes on."""
@@ -55,7 +54,7 @@ class InverseHessian:
         self.accum = accumulate_dtype(like.dtype)
         # For all steps: fresh memory costs more than what is computed in it.
         self._dotted: Tensor | None = None
-        self.rows = Rows(like, 2 * room, self.accum)  # s_0, y_0, s_1, y_1, …
+        self.rows = StoredVectors(like, 2 * room, self.accum)  # s_0, y_0, s_1, y_1, …
 
         def table(*shape: int) -> Tensor:
             return torch.zeros((batch, *shape), dtype=torch.float64, device=like.device)
@@ -93,7 +92,7 @@ class InverseHessian:
 
     def reset_(self, samples: Tensor) -> None:
         """H = γ I for `samples` [batch] bool."""
-        if idle(samples):
+        if surely_none(samples):
             return
         self.taken.masked_fill_(samples, 0)
         self.diagonal.masked_fill_(samples[:, None], 0.0)

@@ -24,7 +24,7 @@ Agree = Callable[[Tensor], Tensor]
 """From this process's count [1] to the one to go by."""
 
 
-def alone(count: Tensor) -> Tensor:
+def own_count(count: Tensor) -> Tensor:
     """The count of a solve that no other process waits for."""
     return count
 
@@ -43,7 +43,7 @@ class RunningCount(Protocol):
 class PresentCount:
     """Reads the count of the step just taken."""
 
-    def __init__(self, active: Tensor, agree: Agree = alone) -> None:
+    def __init__(self, active: Tensor, agree: Agree = own_count) -> None:
         self._active = active
         self._agree = agree
 
@@ -66,7 +66,7 @@ class Mailbox(Protocol):
 class LateCount:
     """Sends the count of the step just taken, and reads that of the step before."""
 
-    def __init__(self, active: Tensor, mailbox: Mailbox, agree: Agree = alone) -> None:
+    def __init__(self, active: Tensor, mailbox: Mailbox, agree: Agree = own_count) -> None:
         self._active = active
         self._mailbox = mailbox
         self._agree = agree
@@ -137,7 +137,7 @@ def running_count(active: Tensor, synchronized: Ranks = False) -> Iterator[Runni
         RuntimeError: the current stream is being captured into a CUDA graph, or there is no process
             group to synchronise with.
     """
-    agree = alone if synchronized is False else largest_over(synchronized)
+    agree = own_count if synchronized is False else largest_over(synchronized)
     if active.device.type != "cuda":
         yield PresentCount(active, agree)
         return

@@ -43,7 +43,7 @@ class PinnedLetter:
         return numbers
 
 
-class LateNumbers:
+class DeferredReads:
     """Letters under way, each with what is to be done with it.
 
     Args:
@@ -71,7 +71,7 @@ class LateNumbers:
             then(letter.read())
 
 
-_of_gpus = LateNumbers(PinnedLetter)
+_of_gpus = DeferredReads(PinnedLetter)
 
 
 def read_later(numbers: Tensor, then: Then) -> None:
@@ -82,6 +82,6 @@ def read_later(numbers: Tensor, then: Then) -> None:
         then(numbers.tolist())
 
 
-def look_at_late_numbers() -> None:
-    """Look at the numbers that have arrived from GPUs since."""
+def finish_deferred_reads() -> None:
+    """Call what waits for numbers that have arrived from GPUs since."""
     _of_gpus.look()
