@@ -119,6 +119,9 @@ class Solver(Options):
     """Whether a caller's rule may stop a sample after any evaluation: all are at iterates, and a
     sample's last step is no other than the rest."""
 
+    predicts_residuals: ClassVar[bool] = False
+    """Whether the trace also holds predicted residuals, of points where f was not evaluated."""
+
     measures_residuals: ClassVar[bool] = True
     """Whether a sample stops by the residual that its last evaluation measured."""
 

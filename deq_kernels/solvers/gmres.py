@@ -39,6 +39,7 @@ class GMRES(Solver):
     restart: int = 30
 
     interruptible: ClassVar[bool] = False
+    predicts_residuals: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

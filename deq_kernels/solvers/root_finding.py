@@ -22,25 +22,15 @@ from deq_kernels.options import (
     check_positive,
     plain,
 )
-from deq_kernels.solvers.adjoint_broyden import AdjointBroyden
-from deq_kernels.solvers.anderson import Anderson
 from deq_kernels.solvers.base import Solver
-from deq_kernels.solvers.broyden import Broyden
-from deq_kernels.solvers.fixed_point import FixedPoint
-from deq_kernels.solvers.gmres import GMRES
-from deq_kernels.solvers.lbfgs import LBFGS
 from deq_kernels.solvers.machinery.root_record import RootRecord
+from deq_kernels.solvers.registry import SOLVERS
 from deq_kernels.solvers.solution import Solution
 
-METHODS: dict[str, type[Solver]] = {
-    "broyden1": Broyden,
-    "anderson": Anderson,
-    "linearmixing": FixedPoint,
-    "adjoint_broyden": AdjointBroyden,
-    "lbfgs": LBFGS,
-    "gmres": GMRES,
-}
-"""SciPy's names where it has the method, ours where it has not."""
+SCIPY_NAMES = {"broyden": "broyden1", "fixed_point": "linearmixing"}
+"""SciPy's names of methods that have other names here."""
+
+METHODS = {SCIPY_NAMES.get(name, name): solver for name, solver in SOLVERS.items()}
 
 DEFAULT_TOLERANCE = float(np.finfo(np.float64).eps) ** (1 / 3)
 """SciPy's, 6.06e-6."""
