@@ -24,14 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 
-SOLVERS = (
-    dk.Broyden(),
-    dk.Anderson(),
-    dk.FixedPoint(),
-    dk.AdjointBroyden(),
-    dk.GMRES(),
-    dk.LBFGS(),
-)
+SOLVERS = tuple(solver() for solver in dk.solvers.SOLVERS.values())
 
 
 def weight(x: Tensor) -> Tensor:

@@ -10,9 +10,7 @@ from deq_kernels.options import check_choice, check_count, check_not_negative, c
 from deq_kernels.solvers import SOLVERS as SOLVER_TYPES
 
 SOLVERS = tuple(SOLVER_TYPES)
-BACKWARD_SOLVERS = tuple(
-    name for name, solver in SOLVER_TYPES.items() if not solver.differentiates
-)
+BACKWARD_SOLVERS = tuple(name for name, solver in SOLVER_TYPES.items() if not solver.differentiates)
 """Solvers that need products with Jᵀ alone, which is what the adjoint equation gives."""
 GRADIENTS = tuple(GRADIENT_TYPES)
 STEPPED = ("neumann", "unrolled", "limited")
@@ -21,9 +19,7 @@ DAMPED = ("neumann", "unrolled")
 """Gradients whose steps are damped."""
 BUILD_INVERSE = tuple(name for name, solver in SOLVER_TYPES.items() if solver.builds_inverse)
 """Solvers that leave an inverse Jacobian behind."""
-NEED_INVERSE = tuple(
-    name for name, gradient in GRADIENT_TYPES.items() if gradient.needs_inverse
-)
+NEED_INVERSE = tuple(name for name, gradient in GRADIENT_TYPES.items() if gradient.needs_inverse)
 """Gradients that use it."""
 
 # The settings read the choices from the types; type checkers cannot know them.
