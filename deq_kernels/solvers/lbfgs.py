@@ -234,10 +234,9 @@ class _Steps:
             return None
         s = torch.sub(self.new_point, self.point, out=self.change)
         y = torch.sub(self.new_gradient, self.gradient, out=self.gradient_change)
-        if all_arrive:
-            return self.hessian.append_and_dot_(s, y, learning, self.new_gradient)
-        self.hessian.append_(s, y, learning)
-        return None
+        following = self.new_gradient if all_arrive else None
+        dots = self.hessian.append_(s, y, learning, following)[1]
+        return dots if all_arrive else None
 
     def _arrive(self, arrived: Tensor) -> None:
         """Make the point that was evaluated the one that the samples in `arrived` go on from."""
