@@ -39,7 +39,7 @@ def attach_adjoint(
         inverse: the forward solver's estimate of (J − I)⁻¹, where it built one.
         inputs: tensors that f was given; see `LayerCall`.
         with_inputs: f with others in their place; None where there are none.
-        watch: who is told of the solves; None: nobody.
+        watch: reports the solves; None: nothing does.
     """
     circumstances = Circumstances.now(z_star, watch)
     z_input = z_star.detach()

@@ -1,4 +1,4 @@
-"""Who is told of a layer's solves that left samples unconverged: nobody finds that by himself."""
+"""Warnings and errors about a layer's solves that left samples unconverged."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def check_on_solve(on_solve: object) -> None:
 
 
 class Watch:
-    """What one layer has to say of its solves.
+    """Reports the unconverged solves of one layer.
 
     Args:
         on_solve: see `DEQ`.
-        told: what was said already, and need not be said again; added to.
+        told: equations and categories that were warned of, each once; added to.
         owner: who solves, for messages.
-        how_often: it is said, likewise.
+        how_often: a warning comes, likewise.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Watch:
 
     @contextmanager
     def during(self, equation: Equation) -> Iterator[None]:
-        """Be told of the solves inside of the block, in this thread, which are of `equation`."""
+        """Report the solves inside of the block, in this thread, as those of `equation`."""
         token = _current.set((self, equation))
         try:
             with heard_by(self.tell):
@@ -121,7 +121,7 @@ _current: ContextVar[tuple[Watch, Equation] | None] = ContextVar("watch", defaul
 
 
 def report(solution: Solution) -> None:
-    """Hand a solution to the layer that is being solved or differentiated, if there is one."""
+    """Hand a solution to the `Watch` of the layer that is solved or differentiated, if any."""
     current = _current.get()
     if current is not None:
         watch, equation = current

@@ -73,11 +73,8 @@ class StepwiseSolve:
         assert solver.interruptible
         structure = structure_of_start(z0, "z0")
         iteration, self._step, self.inverse = solver._begin(f, z0, structure, keep_inverse)
-        self.z, self._tables, self._evaluation = (
-            iteration.z,
-            iteration.tables,
-            iteration.evaluation,
-        )
+        self.z, self._tables = iteration.z, iteration.tables
+        self._evaluation = iteration.evaluation
         self._visited = torch.empty_like(self.z)
         self._evaluations = 0
 

@@ -168,11 +168,9 @@ class Structure:
         Autograd refuses such changes to views that were split off together, or made without it, in
         words of its own.
         """
-        if self.is_flat:
-            return flat
         with torch.enable_grad():
             if self.kind is None:
-                return flat.view(self.shapes[0])
+                return self.unflatten(flat)
             ends = accumulate(self.sizes)
             parts = [
                 flat.narrow(1, end - size, size).view(shape)
