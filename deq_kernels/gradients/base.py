@@ -37,7 +37,7 @@ class LayerCall:
         with_inputs: the map f with other tensors in the place of some of `inputs`; None where
             there are none.
         separate: [B, d] as the state that the user knows, in memory of its own.
-        watch: who is told of the solves; None: nobody.
+        watch: reports the solves; None: nothing does.
     """
 
     inputs: tuple[Tensor, ...] = ()

@@ -74,7 +74,7 @@ class Implicit(AdjointGradient):
                 "and its products with Jᵀ cannot be taken for some of them. The forward solver may "
                 "have it."
             )
-        if not self.solver.evaluates_alone:
+        if self.solver.differentiates:
             raise ValueError(
                 f"Implicit's solver must work with products Jᵀw alone; got "
                 f"{type(self.solver).__name__}, whose steps differentiate the map that it solves. "

@@ -1,4 +1,4 @@
-"""Who is told of a layer's solves that left samples unconverged: nobody finds that by himself."""
+"""Warnings and errors about a layer's solves that left samples unconverged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from deq_kernels.notices import SolveError, UnconvergedWarning, heard_by, warn_user
 from deq_kernels.ops import Status
 from deq_kernels.solvers import Solution
-from deq_kernels.solvers.machinery.late import read_later
+from deq_kernels.solvers.machinery.deferred_reads import read_later
 
 Equation: TypeAlias = Literal["forward", "adjoint", "tangent"]
 """z = f(z); w = Jᵀw + ℓ; and μ = Jμ + ċ, which second derivatives solve."""
@@ -44,11 +44,11 @@ def check_on_solve(on_solve: object) -> None:
 
 
 class Watch:
-    """What one layer has to say of its solves.
+    """Reports the unconverged solves of one layer.
 
     Args:
         on_solve: see `DEQ`.
-        told: what was said already, and need not be said again; added to.
+        told: equations and categories that were warned of, each once; added to.
     """
 
     def __init__(self, on_solve: OnSolve, told: set[str]) -> None:
@@ -57,7 +57,7 @@ class Watch:
 
     @contextmanager
     def during(self, equation: Equation) -> Iterator[None]:
-        """Be told of the solves inside of the block, in this thread, which are of `equation`."""
+        """Report the solves inside of the block, in this thread, as those of `equation`."""
         token = _current.set((self, equation))
         try:
             with heard_by(self.tell):
@@ -109,7 +109,7 @@ _current: ContextVar[tuple[Watch, Equation] | None] = ContextVar("watch", defaul
 
 
 def report(solution: Solution) -> None:
-    """Hand a solution to the layer that is being solved or differentiated, if there is one."""
+    """Hand a solution to the `Watch` of the layer that is solved or differentiated, if any."""
     current = _current.get()
     if current is not None:
         watch, equation = current

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,8 +11,7 @@ from deq_kernels.cells.iteration import without_autocast
 from deq_kernels.cells.map import StructuredMap
 from deq_kernels.ops import damped
 from deq_kernels.options import check_damping
-from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.machinery.loop import StepFunction
+from deq_kernels.solvers.base import Iteration, Prepared, Solver
 from deq_kernels.solvers.machinery.precision import visible_rtol
 from deq_kernels.solvers.machinery.unsupported import refuse_meta, refuse_trace
 from deq_kernels.solvers.solution import Solution
@@ -37,9 +35,7 @@ class FixedPoint(Solver):
         super().__post_init__()
         check_damping(self.damping)
 
-    def _prepare(
-        self, iteration: Iteration, keep_inverse: bool
-    ) -> tuple[StepFunction, Callable[[], None]]:
+    def _prepare(self, iteration: Iteration, keep_inverse: bool) -> Prepared:
         step = damped.bind_step(
             iteration.z,
             iteration.best_z,

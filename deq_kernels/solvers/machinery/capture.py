@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from deq_kernels.ops import memory
+
 Advance = Callable[[], None]
 
 _THREAD_LOCAL_MODE = 1
@@ -291,7 +293,17 @@ def step_capture(device: torch.device) -> Iterator[Callable[[Advance], Advance]]
         outside.wait_stream(recorder.stream)
 
 
-def forget_captures() -> None:
-    """Let go of the calling thread's last graphs, and of the device memory they work in."""
+def empty_cache() -> int:
+    """Give the memory of finished solves back.
+
+    The CPU library keeps the buffers of finished solver histories for the next solve, never more
+    than were once in use together; they go back to the operating system. The device memory that
+    solves of the calling thread with `cuda_graph=True` keep goes back to torch, whose
+    `torch.cuda.empty_cache` then returns it to the device.
+
+    Returns:
+        How many bytes were given back to the operating system; 0 where there is no CPU library.
+    """
     with _one_at_a_time:
         _recorders().clear()
+    return memory.empty_cache()

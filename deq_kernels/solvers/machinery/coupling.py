@@ -17,7 +17,7 @@ from torch import Tensor
 from deq_kernels.notices import CoupledSamplesWarning, listener
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.termination import Counter, Norm, Status, Tables
-from deq_kernels.solvers.machinery.late import read_later
+from deq_kernels.solvers.machinery.deferred_reads import read_later
 
 SLACK = 2.0
 """A residual up to this many times its tolerance is let pass: the answer is as good as promised, to

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deq_kernels.solvers.machinery.late import LateNumbers, read_later
+from deq_kernels.solvers.machinery.deferred_reads import DeferredReads, read_later
 
 
 class Letter:
@@ -29,7 +29,7 @@ def test_numbers_are_read_once_they_have_arrived_and_in_order() -> None:
         letters.append(Letter(numbers))
         return letters[-1]
 
-    late = LateNumbers(send)
+    late = DeferredReads(send)
     for value in (1.0, 2.0, 3.0):
         late.post(torch.tensor([value]), read.append)
     late.look()

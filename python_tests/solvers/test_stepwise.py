@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.solvers.machinery.walk import Walk, endless
+from deq_kernels.solvers.machinery.stepwise import StepwiseSolve, never_done
 from python_tests.problems import Gate, Tanh
 
 SOLVERS = (dk.Broyden, dk.Anderson, dk.FixedPoint)
@@ -25,7 +25,7 @@ def test_visits_are_the_solvers_evaluations(kind: type[dk.Solver]) -> None:
         return f(z)
 
     solution = solver(recorded, z0)
-    walk = Walk(solver, f, z0, keep_inverse=kind.builds_inverse)
+    walk = StepwiseSolve(solver, f, z0, keep_inverse=kind.builds_inverse)
     for number, z in enumerate(seen):
         visit = walk.advance()
         assert torch.equal(visit.z, z)
@@ -45,7 +45,7 @@ def test_visits_are_the_solvers_evaluations(kind: type[dk.Solver]) -> None:
 
 
 def test_states_of_several_tensors() -> None:
-    walk = Walk(
+    walk = StepwiseSolve(
         dk.Broyden(max_steps=3),
         lambda state: (torch.cos(state[0]), torch.sin(state[1])),
         (torch.zeros(2, 3), torch.ones(2, 1, 2)),
@@ -55,7 +55,7 @@ def test_states_of_several_tensors() -> None:
     assert visit.z.shape == (2, 5)
     assert torch.equal(visit.f_z[:, :3], torch.ones(2, 3))
     with pytest.raises(TypeError, match="z0"):
-        Walk(dk.Broyden(), torch.cos, [1.0], keep_inverse=False)  # type: ignore[arg-type]
+        StepwiseSolve(dk.Broyden(), torch.cos, [1.0], keep_inverse=False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [dk.Broyden, dk.FixedPoint])
@@ -63,7 +63,7 @@ def test_a_residual_of_zero_ends_nothing(kind: type[dk.Solver]) -> None:
     """Row 0 begins at one, and other rows move it later."""
     f = Gate()
     z = torch.zeros(2, 3, dtype=torch.float64)
-    walk = Walk(endless(kind, max_steps=12), f, z, keep_inverse=kind.builds_inverse)
+    walk = StepwiseSolve(never_done(kind, max_steps=12), f, z, keep_inverse=kind.builds_inverse)
     iterates = f.broyden(11)
     for number in range(12):
         visit = walk.advance()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,20 +13,8 @@ Then = Callable[[list[float]], None]
 """Called on the host with the numbers."""
 
 
-class Letter(Protocol):
-    """Numbers on their way from the device."""
-
-    def arrived(self) -> bool:
-        """Whether they are there; does not wait."""
-        ...
-
-    def read(self) -> list[float]:
-        """The numbers, once they have arrived."""
-        ...
-
-
-class PinnedLetter:
-    """Numbers copied to pinned memory, with the event that says when they have arrived."""
+class PinnedCopy:
+    """Numbers on their way to pinned memory, with the event that says when they have arrived."""
 
     def __init__(self, numbers: Tensor) -> None:
         self._copy = torch.empty(numbers.shape, dtype=numbers.dtype, device="cpu", pin_memory=True)
@@ -36,42 +23,44 @@ class PinnedLetter:
         self._event.record(torch.cuda.current_stream(numbers.device))
 
     def arrived(self) -> bool:
+        """Whether they are there; does not wait."""
         return self._event.query()
 
     def read(self) -> list[float]:
+        """The numbers, once they have arrived."""
         numbers: list[float] = self._copy.tolist()
         return numbers
 
 
-class LateNumbers:
-    """Letters under way, each with what is to be done with it.
+class DeferredReads:
+    """Numbers on their way, each with the function that wants them.
 
     Args:
-        send: makes a letter of a tensor, without waiting.
+        send: starts the copy of a tensor, without waiting.
     """
 
-    def __init__(self, send: Callable[[Tensor], Letter]) -> None:
+    def __init__(self, send: Callable[[Tensor], PinnedCopy]) -> None:
         self._send = send
-        self._under_way: deque[tuple[Letter, Then]] = deque()
+        self._under_way: deque[tuple[PinnedCopy, Then]] = deque()
         self._lock = threading.Lock()
 
     def post(self, numbers: Tensor, then: Then) -> None:
         """Send numbers off; `then` is called by a later `look`."""
-        letter = self._send(numbers)
+        copy = self._send(numbers)
         with self._lock:
-            self._under_way.append((letter, then))
+            self._under_way.append((copy, then))
 
     def look(self) -> None:
-        """Call what belongs to the letters that have arrived, in the order they were sent."""
+        """Call `then` for the numbers that have arrived, in the order they were sent."""
         while self._under_way:
             with self._lock:
                 if not self._under_way or not self._under_way[0][0].arrived():
                     return
-                letter, then = self._under_way.popleft()
-            then(letter.read())
+                copy, then = self._under_way.popleft()
+            then(copy.read())
 
 
-_of_gpus = LateNumbers(PinnedLetter)
+_of_gpus = DeferredReads(PinnedCopy)
 
 
 def read_later(numbers: Tensor, then: Then) -> None:
@@ -82,6 +71,6 @@ def read_later(numbers: Tensor, then: Then) -> None:
         then(numbers.tolist())
 
 
-def look_at_late_numbers() -> None:
-    """Look at the numbers that have arrived from GPUs since."""
+def finish_deferred_reads() -> None:
+    """Call what waits for numbers that have arrived from GPUs since."""
     _of_gpus.look()

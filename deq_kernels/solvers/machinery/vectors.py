@@ -13,10 +13,22 @@ from torch import Tensor
 from deq_kernels.ops import low_rank
 from deq_kernels.ops.memory import new_history
 from deq_kernels.ops.norms import leaves_range, unit_of
-from deq_kernels.solvers.machinery.idle import everyone, idle
 
 
-class Rows:
+def surely_none(samples: Tensor) -> bool:
+    """Whether `samples` [batch] bool is all False, where the host can tell without waiting.
+
+    On other devices than the CPU this is False; what could be skipped is then done under the mask.
+    """
+    return samples.device.type == "cpu" and not bool(samples.any())
+
+
+def surely_all(samples: Tensor) -> bool:
+    """Whether `samples` [batch] bool is all True, where the host can tell without waiting."""
+    return samples.device.type == "cpu" and bool(samples.all())
+
+
+class StoredVectors:
     """`capacity` vectors for each sample.
 
     Args:
@@ -83,7 +95,7 @@ def norm(x: Tensor) -> Tensor:
     if x.dtype != torch.float64:
         return square.sqrt()
     lost = leaves_range(square)
-    if idle(lost):
+    if surely_none(lost):
         return square.sqrt()
     unit = torch.where(lost[:, None], unit_of(x), 1.0)
     x = x / unit
@@ -92,7 +104,7 @@ def norm(x: Tensor) -> Tensor:
 
 def write(target: Tensor, x: Tensor, samples: Tensor) -> None:
     """target [batch, dim] ← x in its dtype, for `samples` [batch] bool."""
-    if everyone(samples):
+    if surely_all(samples):
         target.copy_(x)
-    elif not idle(samples):
+    elif not surely_none(samples):
         torch.where(samples[:, None], x.to(target.dtype), target, out=target)
