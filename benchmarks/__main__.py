@@ -293,7 +293,7 @@ def _force_regime(device: str) -> "ForceRegime":
     Raises:
         ValueError: the device is no GPU.
     """
-    from deq_kernels._native import force_regime
+    from deq_kernels._launches import force_regime
 
     if device != "cuda":
         raise ValueError("--regimes is about kernels on a GPU; add --device cuda or leave it out")

@@ -23,6 +23,7 @@ BENCHMARKS_DIR = ROOT / "benchmarks"
 ROOMS = [
     {"_version", "_build", "compilers", "notices", "optional", "options"},
     {"_native"},
+    {"_launches"},
     {"ops"},
     {"_report", "cells"},
     {"inverse"},
@@ -38,7 +39,7 @@ ROOMS = [
 ]
 HEIGHT = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
 # Those that may ask whether a binary exists; solvers and gradients never name a backend.
-ASK_FOR_BINARIES = {"_native", "ops", "_report", "", "info"}
+ASK_FOR_BINARIES = {"_native", "_launches", "ops", "_report", "", "info"}
 
 
 def _room(module: str) -> str:
