@@ -73,7 +73,7 @@ class Gradient(Options, ABC):
             f: the map.
             z_star: the best iterate, detached.
             solver: what found it.
-            watch: who is told of the solves.
+            watch: receives the solves; see `DEQ(on_solve=...)`.
         """
         raise NotImplementedError
 

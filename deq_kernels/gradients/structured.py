@@ -29,7 +29,7 @@ class KnownJacobian:
         solver: what the forward solve was.
         norm: what its tolerances are of.
         accelerate: whether its steps look back.
-        watch: who is told of solves.
+        watch: receives the solves; see `DEQ(on_solve=...)`.
     """
 
     transposed: LinearMap

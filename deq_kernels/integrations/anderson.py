@@ -63,7 +63,7 @@ def anderson_visits(
     gram = torch.zeros(batch, history_length, history_length, dtype=torch.float64, device=z.device)
     diverged = torch.zeros(batch, dtype=torch.bool, device=z.device)
     full = torch.zeros(batch, dtype=torch.int64, device=z.device)
-    everyone = torch.ones_like(diverged)
+    all_samples = torch.ones_like(diverged)
     for k in range(max(2, evaluations)):
         judged = ~diverged
         f_z = structure.flatten(
@@ -77,8 +77,8 @@ def anderson_visits(
         usable = (~diverged)[:, None]
         slot, count = k % history_length, min(k + 1, history_length)
         r = torch.where(usable, r, 0.0)
-        images.put(full + slot, torch.where(usable, f_z.to(accum), 0.0), everyone)
-        residuals.put(full + slot, r, everyone)
+        images.put(full + slot, torch.where(usable, f_z.to(accum), 0.0), all_samples)
+        residuals.put(full + slot, r, all_samples)
         column = residuals.dots(full + count, r)[:, :history_length]
         gram[:, slot], gram[:, :, slot] = column, column
         moved = f_z.to(accum) - (1.0 - damping) * r

@@ -1,4 +1,4 @@
-"""Gradients kept short."""
+"""Clipping of the gradient's norm."""
 
 from __future__ import annotations
 

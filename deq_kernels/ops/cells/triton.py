@@ -266,7 +266,7 @@ def _iterate(
     counters += row * COUNTERS
 
     step = tl.load(counters + STEPS, mask=exists, other=0)
-    # A row whose counter is none is left alone: nobody can be told without waiting for the device.
+    # A row whose counter is out of range is skipped: an error would need a wait for the device.
     running = (tl.load(counters + STATUS, mask=exists, other=1) == RUNNING) & (step >= 0)
     started = running
     rejections = tl.load(counters + REJECTIONS, mask=exists, other=0)

@@ -43,8 +43,8 @@ def rank_of(
 ) -> tl.tuple:
     """(rank, count) of a sample: its factors, and how many stored rows they are made of.
 
-    The rank is -1 where fewer rows are stored. Nobody can be told without waiting for the device,
-    so the product is made NaN.
+    The rank is -1 where fewer rows are stored. An error would need a wait for the device, so the
+    product is NaN instead.
     """
     factors = tl.load(rank)
     count = factors

@@ -3,8 +3,8 @@
 `torch.cuda.graph` synchronises the device and empties torch's cache before each capture, which
 costs more than many a solve. Here a capture begins at once, on a stream of the calling thread's own
 on which the first step has run already, so that libraries have set themselves up outside of it.
-The stream is none of the 32 that `torch.cuda.Stream()` hands out in turn: whoever else had drawn it
-would have their work captured.
+The stream is none of the 32 that `torch.cuda.Stream()` hands out in turn: work of
+other users of it would be captured too.
 """
 
 from __future__ import annotations

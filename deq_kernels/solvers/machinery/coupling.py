@@ -51,7 +51,7 @@ def look_for_coupling(
 ) -> None:
     """Tell of samples that had stopped as converged and do not meet their tolerance any more.
 
-    On a GPU nobody waits for the answer: it is told when a later solve begins.
+    On a GPU the host does not wait for the answer: the warning comes when a later solve begins.
 
     Args:
         tables: of the solve, which has ended.

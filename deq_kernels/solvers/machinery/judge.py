@@ -13,7 +13,7 @@ class Judge:
     """Norms, statuses, trace and best iterate of evaluations f(z), as every solver takes them.
 
     The op of the damped step is what judges, so that the rule is stated once. It also moves z to
-    f(z): whoever asks for a judgement writes the next z of each running sample afterwards.
+    f(z): the caller writes the next z of each running sample afterwards.
     """
 
     def __init__(self, options: Solver, iteration: Iteration) -> None:

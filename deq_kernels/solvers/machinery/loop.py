@@ -38,7 +38,7 @@ def iterate(
     """Evaluate f and take a step until no sample runs any more, or the trace is full.
 
     Args:
-        evaluation: f at the iterates; a `CompactEvaluation` is told which samples to leave out.
+        evaluation: f at the iterates; a `CompactEvaluation` learns which samples to leave out.
         step: moves the iterates.
         tables: statuses, and how many samples still run, which `step` updates.
         cuda_graph: capture the second evaluation with its step, and replay it from then on.
@@ -97,7 +97,7 @@ def repeat(
     """Advance until `count` knows of no running sample, and at most `max_steps` times.
 
     The first step is taken as it is; where there is a `capture`, it makes what takes the others.
-    `narrow` is told how many samples may still run, before they go on.
+    `narrow` is called with the number of samples that may still run, before each step.
 
     Returns:
         How often it advanced.
