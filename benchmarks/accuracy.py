@@ -223,7 +223,7 @@ def begin(config: RunConfig, out: Path, command: str) -> Report:
             commands=(command,),
             machine=device.describe(),
             versions=device.versions(),
-            score=find_task(config.task).headline.name,
+            score=find_task(config.task).measure.name,
             config=config.to_json(),
             runs=(),
         )
@@ -298,8 +298,8 @@ def train_and_evaluate(
         gradient=config.equilibrium.gradient,
         settings=dict(settings),
         seed=config.training.seed,
-        test_score=test.headline,
-        validation_score=trainer.history[-1].validation.headline,
+        test_score=test.value,
+        validation_score=trainer.history[-1].validation.value,
         test_loss=test.loss,
         solver_steps=test.solver_steps,
         training_seconds=round(sum(metrics.seconds for metrics in trainer.history), 1),
@@ -363,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "code this was, and a run that is interrupted is not continued",
                 file=sys.stderr,
             )
-        headline, shared = find_task(config.task).headline, parse_settings(args.settings)
+        measure, shared = find_task(config.task).measure, parse_settings(args.settings)
         planned = list(missing(report, variants, args.seeds))
         if report.runs:
             print(f"runs in {out}: {len(report.runs)}; to be made: {len(planned)}")
@@ -378,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report = replace(report, runs=(*report.runs, run))
             save(report, out)
             print(
-                f"{title}: test {headline.format(run.test_score)}, {run.training_seconds:.1f} s",
+                f"{title}: test {measure.format(run.test_score)}, {run.training_seconds:.1f} s",
                 flush=True,
             )
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
