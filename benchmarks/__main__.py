@@ -23,8 +23,8 @@ from deq_kernels.optional import require_packages
 from deq_zoo.commands.numbers import positive_int
 
 if TYPE_CHECKING:
-    from benchmarks.report import Report
     from benchmarks.run import ForceRegime
+    from benchmarks.suite_report import Report
 
 _ROUNDS = 9
 _QUICK_ROUNDS = 3

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from deq_zoo.files import write_atomically
 
 if TYPE_CHECKING:
-    from .report import Report
+    from .suite_report import Report
 
 _T = TypeVar("_T")
 

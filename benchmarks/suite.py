@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from .provider import Provider
-from .report import MeasuredCase, Report, check_machine, check_rows
 from .run import Run, Say, Settings
 from .stored import build
+from .suite_report import MeasuredCase, Report, check_machine, check_rows
 
 
 class NamedCase(Protocol):

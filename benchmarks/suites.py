@@ -8,8 +8,8 @@ from deq_zoo.json_text import read_json
 
 from .broyden.suite import BroydenSuite
 from .cells.suite import CellSuite
-from .report import Report
 from .suite import Suite
+from .suite_report import Report
 from .training.suite import TrainingStepSuite
 
 SUITES: dict[str, Suite] = {

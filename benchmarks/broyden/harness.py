@@ -1,25 +1,26 @@
 """One case: check the work, time in interleaved rounds, put the numbers together."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad
 from ..device import Bandwidth, Device
-from ..provider import OURS, ProviderAbsentError
+from ..provider import ProviderAbsentError
 from ..run import Run, Say
 from ..timing import Clock, Spread, Timed, spread, time_interleaved
+from .broyden_report import CaseResult, MemoryResult, MemoryRow
 from .captured import Captured, Variant, capture_map, capture_step, variants_of
 from .cases import Case, parse_case
 from .checks import Anchor, Work, check_work, make_anchor
 from .elsewhere import SolverElsewhere
 from .problem import make_problem
 from .providers import BroydenProvider
-from .report import CaseResult, MemoryResult, MemoryRow, Row, StepRow
+from .recorded_row import StepRow, measured_step
+from .solve_row import Row, measured_row
 
 if TYPE_CHECKING:
     from .providers import Solve
@@ -107,7 +108,7 @@ def run_case(case: Case, run: BroydenRun, say: Say) -> CaseResult:
         rows=tuple(
             Row(provider.name, "absent", absent[provider.name])
             if provider.name in absent
-            else _row(provider, case, work[provider.name], seconds, run, ceiling)
+            else measured_row(provider, case, work[provider.name], seconds, run, ceiling)
             for provider in run.providers
         ),
         steps_recorded=tuple(
@@ -159,77 +160,13 @@ def _solve_calls(case: Case, work: Mapping[str, Work], run: BroydenRun) -> dict[
     return calls
 
 
-def _row(
-    provider: BroydenProvider,
-    case: Case,
-    work: Work,
-    seconds: "Seconds",
-    run: BroydenRun,
-    ceiling: Spread,
-) -> Row:
-    row = Row(
-        provider=provider.name,
-        status="timed" if work.refusal is None else "refused",
-        reason=work.refusal,
-        evaluations=work.evaluations,
-        iterate_difference=_finite_or_none(work.iterate_difference),
-        residual_ratio=_finite_or_none(work.residual_ratio),
-    )
-    if work.refusal is not None:
-        return row
-    samples = seconds[provider.name]
-    ours = seconds.get(OURS)
-    milliseconds = spread([s * 1e3 for s in samples])
-    return replace(
-        row,
-        milliseconds=milliseconds,
-        time_over_ours=(
-            None if ours is None else spread([s / o for s, o in zip(samples, ours, strict=True)])
-        ),
-        **_rates(provider, case, milliseconds.median * 1e-3, run, ceiling),
-    )
-
-
 def _step_row(
     variant: Variant, case: Case, work: Work, seconds: "Seconds", run: BroydenRun, ceiling: Spread
 ) -> StepRow:
     if work.refusal is not None:
         return StepRow(variant.name, "refused", work.refusal)
-    replays = seconds[_RECORDED_STEP + variant.name]
-    maps = seconds[_RECORDED_MAP]
-    steps = spread([replay - only for replay, only in zip(replays, maps, strict=True)])
-    if steps.median <= 0:
-        reason = "the replay with steps was no slower than the one without"
-        return StepRow(variant.name, "refused", reason)
-    return StepRow(
-        variant.name,
-        "timed",
-        None,
-        microseconds=spread([s * 1e6 / case.steps for s in steps.samples]),
-        **_rates(variant.provider, case, steps.median, run, ceiling),
-    )
-
-
-def _rates(
-    provider: BroydenProvider, case: Case, seconds: float, run: BroydenRun, ceiling: Spread
-) -> dict[str, Any]:
-    """The fields that say how a time compares with the least traffic."""
-    itemsize = run.dtype.itemsize
-    floor_bytes = case.floor_bytes(itemsize, provider.history_itemsize)
-    rate = floor_bytes / seconds * 1e-9
-    cache = run.device.cache_bytes()
-    working_set = case.working_set_bytes(itemsize, provider.history_itemsize)
-    return {
-        "floor_bytes": floor_bytes,
-        "gigabytes_per_second": rate,
-        "floor_share": rate / ceiling.median,
-        "fits_cache": None if cache is None else working_set <= cache,
-    }
-
-
-def _finite_or_none(value: float) -> float | None:
-    # JSON has no NaN; the reason of the refusal keeps it.
-    return value if math.isfinite(value) else None
+    replays, maps = seconds[_RECORDED_STEP + variant.name], seconds[_RECORDED_MAP]
+    return measured_step(variant, case, replays, maps, run, ceiling)
 
 
 def measure_memory(case: Case, run: BroydenRun, say: Say) -> MemoryResult:

@@ -7,7 +7,7 @@ from deq_kernels.optional import optional_import
 from deq_zoo.files import save_figure
 
 from ..provider import OURS
-from .report import BroydenReport, Row
+from .broyden_report import BroydenReport, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..run import Run, Say, Settings
 from ..suite import Suite
+from .broyden_report import BroydenReport, CaseResult
 from .cases import CASES, GPU_CASES, GPU_QUICK_CASES, QUICK_CASES, Case, parse_case
 from .providers import PROVIDERS
-from .report import BroydenReport, CaseResult
 
 if TYPE_CHECKING:
     from .harness import BroydenRun
@@ -57,12 +57,12 @@ class BroydenSuite(Suite):
         return replace(report, memory=measure_memory(run.memory_case, run, run.say))
 
     def format_table(self, report: BroydenReport) -> str:
-        from .table import format_table
+        from .broyden_text import format_table
 
         return format_table(report)
 
     def format_markdown(self, report: BroydenReport, source: str) -> str:
-        from .table import format_markdown
+        from .broyden_text import format_markdown
 
         return format_markdown(report, source)
 

@@ -8,7 +8,7 @@ from deq_kernels.optional import optional_import
 from deq_zoo.files import save_figure
 
 from ..provider import OURS
-from .report import CellReport
+from .cell_report import CellReport
 
 
 def save_plot(report: CellReport, path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from ..run import Run, Say, Settings
 from ..suite import Suite
 from .cases import CASES, QUICK_CASES, CellCase, parse_case
+from .cell_report import CaseResult, CellReport
 from .problem import TOLERANCE
 from .providers import PROVIDERS
-from .report import CaseResult, CellReport
 
 
 class CellSuite(Suite):
@@ -38,12 +38,12 @@ class CellSuite(Suite):
         return run_case(case, run, say)
 
     def format_table(self, report: CellReport) -> str:
-        from .table import format_table
+        from .cell_text import format_table
 
         return format_table(report)
 
     def format_markdown(self, report: CellReport, source: str) -> str:
-        from .table import format_markdown
+        from .cell_text import format_markdown
 
         return format_markdown(report, source)
 

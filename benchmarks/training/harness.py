@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 from torch.nn import functional as F
 
@@ -13,11 +11,12 @@ from ..contention import OtherLoad
 from ..device import Device
 from ..provider import OURS, Provider, ProviderAbsentError
 from ..run import Run, Say
-from ..timing import Timed, spread, time_interleaved
+from ..timing import Timed, time_interleaved
 from .cases import StepCase
 from .problem import StepProblem, make_problem
 from .providers import Bind, Step
-from .report import CaseResult, Row
+from .step_row import Row, with_times
+from .training_report import CaseResult
 
 LEAST_COSINE = 0.99
 """Solves to 1e-3 leave this much room between gradients of the same kind."""
@@ -45,7 +44,7 @@ def run_case(case: StepCase, run: Run, say: Say) -> CaseResult:
         parameters=sum(parameter.numel() for parameter in problem.task.model.parameters()),
         other_load_cores=other_load_cores,
         arithmetic_cores=probe.cores(seconds),
-        rows=tuple(_with_times(rows[provider.name], seconds) for provider in providers),
+        rows=tuple(with_times(rows[provider.name], seconds) for provider in providers),
     )
 
 
@@ -122,24 +121,3 @@ def _timed(step: Step, device: Device, *, backward: bool) -> Timed:
             step.backward()
 
     return Timed(once, clock)
-
-
-def _with_times(row: Row, seconds: Mapping[str, tuple[float, ...]]) -> Row:
-    if row.status != "timed":
-        return row
-
-    def halves(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return seconds[f"{name} forward"], seconds[f"{name} backward"]
-
-    forward, backward = halves(row.provider)
-    over: Any = None
-    if f"{OURS} forward" in seconds:
-        sums = [sum(pair) for pair in zip(forward, backward, strict=True)]
-        ours = [sum(pair) for pair in zip(*halves(OURS), strict=True)]
-        over = spread([mine / theirs for mine, theirs in zip(sums, ours, strict=True)])
-    return replace(
-        row,
-        forward_ms=spread([1e3 * second for second in forward]),
-        backward_ms=spread([1e3 * second for second in backward]),
-        step_over_ours=over,
-    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from deq_kernels.optional import optional_import
 from deq_zoo.files import save_figure
 
-from .report import StepReport
+from .training_report import StepReport
 
 
 def save_plot(report: StepReport, path: Path) -> None:

@@ -9,7 +9,7 @@ from ..run import Run, Say
 from ..suite import Suite
 from .cases import CASES, QUICK_CASES, StepCase, parse_case
 from .providers import PROVIDERS
-from .report import CaseResult, StepReport
+from .training_report import CaseResult, StepReport
 
 
 class TrainingStepSuite(Suite):
@@ -33,12 +33,12 @@ class TrainingStepSuite(Suite):
         return run_case(case, run, say)
 
     def format_table(self, report: StepReport) -> str:
-        from .table import format_table
+        from .training_text import format_table
 
         return format_table(report)
 
     def format_markdown(self, report: StepReport, source: str) -> str:
-        from .table import format_markdown
+        from .training_text import format_markdown
 
         return format_markdown(report, source)
 

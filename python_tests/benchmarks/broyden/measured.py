@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.broyden.broyden_report import BroydenReport
 from benchmarks.broyden.cases import Case
 from benchmarks.broyden.providers import BroydenProvider
-from benchmarks.broyden.report import BroydenReport
 from benchmarks.broyden.suite import BroydenSuite
 from benchmarks.run import Settings, measure
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from benchmarks.broyden import plain_pytorch
+from benchmarks.broyden.broyden_report import BroydenReport
+from benchmarks.broyden.broyden_text import format_markdown, format_table
 from benchmarks.broyden.captured import capture_step, variants_of
 from benchmarks.broyden.cases import Case
 from benchmarks.broyden.checks import make_anchor
 from benchmarks.broyden.plot import save_plot
 from benchmarks.broyden.providers import BroydenProvider
-from benchmarks.broyden.report import BroydenReport
-from benchmarks.broyden.table import format_markdown, format_table
 from benchmarks.cpu import Cpu
 from benchmarks.provider import OURS
 from benchmarks.stored import save_report

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks.broyden import plain_pytorch
+from benchmarks.broyden.broyden_report import BroydenReport
+from benchmarks.broyden.broyden_text import format_markdown, format_table
 from benchmarks.broyden.cases import Case
 from benchmarks.broyden.plot import save_plot
 from benchmarks.broyden.providers import BroydenProvider
-from benchmarks.broyden.report import BroydenReport
 from benchmarks.broyden.suite import BroydenSuite
-from benchmarks.broyden.table import format_markdown, format_table
 from benchmarks.provider import OURS, ProviderAbsentError
 from benchmarks.stored import save_report
 from benchmarks.suites import load_report

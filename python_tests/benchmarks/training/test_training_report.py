@@ -18,9 +18,9 @@ from benchmarks.training import providers
 from benchmarks.training.cases import CASES, StepCase, parse_case
 from benchmarks.training.problem import StepProblem
 from benchmarks.training.providers import Bind, Step
-from benchmarks.training.report import StepReport
 from benchmarks.training.suite import TrainingStepSuite
-from benchmarks.training.table import format_markdown, format_table
+from benchmarks.training.training_report import StepReport
+from benchmarks.training.training_text import format_markdown, format_table
 from deq_zoo.data import Splits
 from python_tests.zoo.training.runs import images
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from benchmarks import __main__ as command
 from benchmarks.cells import plain_pytorch
 from benchmarks.cells.cases import CellCase
+from benchmarks.cells.cell_report import CellReport, best_plain
+from benchmarks.cells.cell_text import format_markdown, format_table
 from benchmarks.cells.plot import save_plot
 from benchmarks.cells.problem import CellProblem, Direction
 from benchmarks.cells.providers import Bind
-from benchmarks.cells.report import CellReport, best_plain
 from benchmarks.cells.suite import CellSuite
-from benchmarks.cells.table import format_markdown, format_table
 from benchmarks.device import find_device
 from benchmarks.provider import OURS, Provider, ProviderAbsentError
 from benchmarks.run import Settings, measure
