@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deq_zoo.json_text import read_json
 
+from .anderson.suite import AndersonSuite
 from .broyden.suite import BroydenSuite
 from .cells.suite import CellSuite
 from .suite import Suite
@@ -13,7 +14,8 @@ from .suite_report import Report
 from .training.suite import TrainingStepSuite
 
 SUITES: dict[str, Suite] = {
-    suite.name: suite for suite in (BroydenSuite(), CellSuite(), TrainingStepSuite())
+    suite.name: suite
+    for suite in (BroydenSuite(), AndersonSuite(), CellSuite(), TrainingStepSuite())
 }
 DEFAULT = BroydenSuite.name
 

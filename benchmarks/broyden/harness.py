@@ -12,14 +12,14 @@ from ..device import Bandwidth, Device
 from ..provider import ProviderAbsentError
 from ..run import Run, Say
 from ..timing import Clock, Spread, Timed, spread, time_interleaved
-from .broyden_report import CaseResult, MemoryResult, MemoryRow
 from .captured import Captured, Variant, capture_map, capture_step, variants_of
 from .cases import Case, parse_case
 from .checks import Anchor, Work, check_work, make_anchor
 from .elsewhere import SolverElsewhere
 from .problem import make_problem
-from .providers import BroydenProvider
+from .providers import SolveProvider
 from .recorded_row import StepRow, measured_step
+from .solve_report import CaseResult, MemoryResult, MemoryRow
 from .solve_row import Row, measured_row
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ _RECORDED_STEP = "(recorded) "
 
 
 @dataclass(frozen=True)
-class BroydenRun:
+class SolveRun:
     """What is the same for all cases of a run."""
 
     device: Device
-    providers: Sequence[BroydenProvider]
+    providers: Sequence[SolveProvider]
     solvers: "Mapping[str, Solve]"
     absent: Mapping[str, str]
     variants: Sequence[Variant]
@@ -50,10 +50,10 @@ class BroydenRun:
     say: Say
 
     @classmethod
-    def of(cls, run: Run) -> "BroydenRun":
+    def of(cls, run: Run) -> "SolveRun":
         """Of a run of any suite, with the steps to record and the bandwidth to compare with."""
         settings = run.settings
-        memory_case = None if settings.memory is None else parse_case(settings.memory)
+        memory_case = None if settings.memory is None else parse_case(settings.memory, Case)
         present = [provider for provider in run.providers if provider.name in run.loaded]
         return cls(
             device=settings.device,
@@ -70,7 +70,7 @@ class BroydenRun:
 
 
 @torch.no_grad()
-def run_case(case: Case, run: BroydenRun, say: Say) -> CaseResult:
+def run_case(case: Case, run: SolveRun, say: Say) -> CaseResult:
     """Check everybody's iterates, then time whole solves, the map and the recorded step."""
     say("checking that everybody does the same work")
     dtype = run.dtype
@@ -120,7 +120,7 @@ def run_case(case: Case, run: BroydenRun, say: Say) -> CaseResult:
 
 
 def _record(
-    case: Case, anchor: Anchor, run: BroydenRun
+    case: Case, anchor: Anchor, run: SolveRun
 ) -> tuple[Callable[[], object] | None, dict[str, Captured]]:
     """Record the map and every variant of the step, where the device can."""
     if not run.variants:
@@ -134,7 +134,7 @@ def _record(
     }
 
 
-def _solve_calls(case: Case, work: Mapping[str, Work], run: BroydenRun) -> dict[str, Timed]:
+def _solve_calls(case: Case, work: Mapping[str, Work], run: SolveRun) -> dict[str, Timed]:
     """The timed calls of a case: solves of all that did the work, the map alone, the ceiling."""
     problem = make_problem(case, dtype=run.dtype, device=run.device.torch_device)
 
@@ -161,7 +161,7 @@ def _solve_calls(case: Case, work: Mapping[str, Work], run: BroydenRun) -> dict[
 
 
 def _step_row(
-    variant: Variant, case: Case, work: Work, seconds: "Seconds", run: BroydenRun, ceiling: Spread
+    variant: Variant, case: Case, work: Work, seconds: "Seconds", run: SolveRun, ceiling: Spread
 ) -> StepRow:
     if work.refusal is not None:
         return StepRow(variant.name, "refused", work.refusal)
@@ -169,7 +169,7 @@ def _step_row(
     return measured_step(variant, case, replays, maps, run, ceiling)
 
 
-def measure_memory(case: Case, run: BroydenRun, say: Say) -> MemoryResult:
+def measure_memory(case: Case, run: SolveRun, say: Say) -> MemoryResult:
     """The peak memory of a solve of everybody."""
     rows = []
     for provider in run.providers:

@@ -7,7 +7,7 @@ from deq_kernels.optional import optional_import
 from deq_zoo.files import save_figure
 
 from ..provider import OURS
-from .broyden_report import BroydenReport, Row
+from .solve_report import Row, SolveReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Height = Callable[[Row], float | None]
 
 
-def save_plot(report: BroydenReport, path: Path) -> None:
+def save_plot(report: SolveReport, path: Path) -> None:
     """Draw time over ours (log scale) and the share of the ceiling, per case, into an image.
 
     Raises:
@@ -39,7 +39,7 @@ def save_plot(report: BroydenReport, path: Path) -> None:
     lower.set_ylabel(f"least traffic / time, % of {report.ceiling}")
     lower.set_xticks(range(len(report.cases)), [case.name for case in report.cases], rotation=20)
     lower.set_xlabel("case: batch x dim x steps")
-    title = f"Broyden solves, {report.dtype}, {report.machine_name}"
+    title = f"{report.method} solves, {report.dtype}, {report.machine_name}"
     if report.tests == "failed":
         title += "\nthe tests of this library FAILED on this machine"
     figure.suptitle(title)
@@ -47,7 +47,7 @@ def save_plot(report: BroydenReport, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _bars(axes: "Axes", report: BroydenReport, names: list[str], height: "Height") -> None:
+def _bars(axes: "Axes", report: SolveReport, names: list[str], height: "Height") -> None:
     width = 0.8 / len(names)
     for index, name in enumerate(names):
         points = [

@@ -60,6 +60,10 @@ class AffineMap:
         """How often the map was evaluated; without ``count_on_device``, how often it was called."""
         return self._calls if self._count is None else int(self._count)
 
+    def image(self, z: Tensor) -> Tensor:
+        """f(z), computed apart from the counted calls."""
+        return torch.addcmul(self._c, self._a, z)
+
     def residual_norm(self, z: Tensor) -> Tensor:
         """The norm of f(z) - z per sample, [batch], computed apart from the counted calls."""
         return torch.linalg.vector_norm((self._a - 1) * z + self._c, dim=1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BroydenProvider(Provider["Solve"]):
+class SolveProvider(Provider["Solve"]):
     """A solver to be compared; ``load`` returns ``solve(f, z0, steps) -> z``.
 
     Attributes:
@@ -31,12 +31,14 @@ class BroydenProvider(Provider["Solve"]):
             their own; such a provider follows a trajectory of its own and is held to a bound on
             the residual instead of to equal iterates.
         has_step: whether its step is also recorded and timed alone, as one of this package's ops.
+        returns_image: whether it returns f of the best iterate, where the others return that.
         largest_batch: the most samples that it solves at once; absent on cases with more. None for
             any number.
     """
 
     history_itemsize: int | None = None
     has_step: bool = False
+    returns_image: bool = False
     largest_batch: int | None = None
 
     def why_not(self, batch: int) -> str | None:
@@ -146,10 +148,10 @@ def _broyden_of_this_package(**options: Any) -> "Solve":
 
 
 PROVIDERS = (
-    BroydenProvider(
+    SolveProvider(
         OURS, "deq_kernels, native kernels", _load_native, backend="native", has_step=True
     ),
-    BroydenProvider(
+    SolveProvider(
         "ours-bf16",
         "deq_kernels, native kernels, directions stored in bfloat16",
         _load_bfloat16_history,
@@ -157,7 +159,7 @@ PROVIDERS = (
         backend="native",
         has_step=True,
     ),
-    BroydenProvider(
+    SolveProvider(
         "ours-triton",
         "deq_kernels, Triton kernels",
         _load_triton,
@@ -165,43 +167,43 @@ PROVIDERS = (
         backend="triton",
         has_step=True,
     ),
-    BroydenProvider(
+    SolveProvider(
         "ours-graph",
         "deq_kernels, native kernels, map and step replayed as a CUDA graph",
         _load_graph,
         devices=("cuda",),
         backend="native",
     ),
-    BroydenProvider(
+    SolveProvider(
         "reference",
         "deq_kernels, its PyTorch reference",
         _load_reference,
         devices=("cpu",),
         backend="reference",
     ),
-    BroydenProvider(
+    SolveProvider(
         "plain", "plain PyTorch, best layout: U and V [B, m, d], baddbmm", _load_plain_textbook
     ),
-    BroydenProvider(
+    SolveProvider(
         "plain-4k", "the same, rearranged to two products per step", _load_plain_rearranged
     ),
-    BroydenProvider(
+    SolveProvider(
         "plain-compiled",
         "plain-4k with its update compiled by torch.compile",
         _load_plain_compiled,
         devices=("cuda",),
     ),
-    BroydenProvider("torchdeq", "torchdeq.solver.broyden.broyden_solver", _load_torchdeq),
-    BroydenProvider(
+    SolveProvider("torchdeq", "torchdeq.solver.broyden.broyden_solver", _load_torchdeq),
+    SolveProvider(
         "locuslab", "the update as locuslab's repositories deq and mdeq write it", _load_locuslab
     ),
-    BroydenProvider(
+    SolveProvider(
         "jaxopt",
         "jaxopt.Broyden, jit and vmap, in a process of its own",
         _load_jaxopt,
         devices=("cpu",),
     ),
-    BroydenProvider(
+    SolveProvider(
         "scipy",
         "scipy.optimize.broyden1, one sample",
         _load_scipy,

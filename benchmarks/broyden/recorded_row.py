@@ -15,7 +15,7 @@ from .solve_row import rates, show_share
 if TYPE_CHECKING:
     from .captured import Variant
     from .cases import Case
-    from .harness import BroydenRun
+    from .harness import SolveRun
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def measured_step(
     case: Case,
     replays: Sequence[float],
     maps: Sequence[float],
-    run: BroydenRun,
+    run: SolveRun,
     ceiling: Spread,
 ) -> StepRow:
     """The row of a step that did the same work as the others.

@@ -15,8 +15,8 @@ from ..timing import Spread, finite_or_none, ratio_spread, spread
 if TYPE_CHECKING:
     from .cases import Case
     from .checks import Work
-    from .harness import BroydenRun
-    from .providers import BroydenProvider
+    from .harness import SolveRun
+    from .providers import SolveProvider
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ COLUMNS = (
 
 
 def measured_row(
-    provider: BroydenProvider,
+    provider: SolveProvider,
     case: Case,
     work: Work,
     seconds: Mapping[str, tuple[float, ...]],
-    run: BroydenRun,
+    run: SolveRun,
     ceiling: Spread,
 ) -> Row:
     """The row of a provider that is there.
@@ -99,7 +99,7 @@ def measured_row(
 
 
 def rates(
-    provider: BroydenProvider, case: Case, seconds: float, run: BroydenRun, ceiling: Spread
+    provider: SolveProvider, case: Case, seconds: float, run: SolveRun, ceiling: Spread
 ) -> dict[str, Any]:
     """The fields that say how a time compares with the least traffic."""
     itemsize = run.dtype.itemsize

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..device import Ceiling
 from ..suite_report import MeasuredCase, Report
@@ -54,13 +55,18 @@ class MemoryResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BroydenReport(Report):
+class SolveReport(Report):
     """One run: where, with what, and all its numbers.
 
     Attributes:
         ceiling: the operation whose bandwidth shares refer to: STREAM's triad on a CPU, a copy
             within the device's memory on a GPU.
+        method: what solved, for titles.
+        traffic: the least that a step moves, for the notes below a table.
     """
+
+    method: ClassVar[str] = "Broyden"
+    traffic: ClassVar[str] = "2k + 6 vectors for the step with k directions"
 
     ceiling: Ceiling
     cases: tuple[CaseResult, ...]

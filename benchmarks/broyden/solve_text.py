@@ -11,15 +11,15 @@ from ..text import (
     three_digits,
     warnings,
 )
-from .broyden_report import BroydenReport, CaseResult, MemoryResult
 from .recorded_row import COLUMNS as STEP_COLUMNS
 from .recorded_row import StepRow
+from .solve_report import CaseResult, MemoryResult, SolveReport
 from .solve_row import COLUMNS as SOLVE_COLUMNS
 from .solve_row import Row, show_share
 
 _NOTES = (
     "ms: median time of one solve, the map included. / ours: median over the rounds of the time",
-    "divided by that of ours. GB/s: least traffic (2k + 6 vectors for the step with k directions)",
+    "divided by that of ours. GB/s: least traffic ({traffic})",
     "over that time; of {ceiling}: the same over the measured bandwidth, * where everything fits",
     "the {cache} and the {ceiling} is no bound. difference: largest relative difference to the",
     "float64 iterates. evals: evaluations of the map.",
@@ -30,7 +30,7 @@ _STEP_NOTES = (
 )
 
 
-def format_table(report: BroydenReport) -> str:
+def format_table(report: SolveReport) -> str:
     """Return the report as an aligned plain-text table, one block per case."""
     blocks = [machine_line(report)]
     blocks += [_case_block(case, report) for case in report.cases]
@@ -38,12 +38,16 @@ def format_table(report: BroydenReport) -> str:
         blocks.append(_memory_block(report.memory))
     recorded = any(case.steps_recorded for case in report.cases)
     notes = _NOTES + (_STEP_NOTES if recorded else ())
-    blocks.append("\n".join(notes).format(ceiling=report.ceiling, cache=_cache_name(report)))
+    blocks.append(
+        "\n".join(notes).format(
+            ceiling=report.ceiling, cache=_cache_name(report), traffic=report.traffic
+        )
+    )
     blocks += warnings(report)
     return "\n\n".join(blocks)
 
 
-def format_markdown(report: BroydenReport, source: str) -> str:
+def format_markdown(report: SolveReport, source: str) -> str:
     """Return the report as Markdown: one row per case, one column per provider.
 
     Args:
@@ -76,11 +80,11 @@ def format_markdown(report: BroydenReport, source: str) -> str:
     return "\n\n".join(blocks)
 
 
-def _cache_name(report: BroydenReport) -> str:
+def _cache_name(report: SolveReport) -> str:
     return "L2 cache" if report.on_gpu else "last-level cache"
 
 
-def _case_block(case: CaseResult, report: BroydenReport) -> str:
+def _case_block(case: CaseResult, report: SolveReport) -> str:
     rate = case.ceiling_gigabytes_per_second
     title = (
         f"{case.name} {report.dtype}: relative residual {case.relative_residual:.1e}, "
@@ -117,7 +121,7 @@ def _markdown_memory(memory: MemoryResult) -> str:
     )
 
 
-def _markdown_steps(report: BroydenReport) -> list[str]:
+def _markdown_steps(report: SolveReport) -> list[str]:
     """The table of the recorded steps, and what it shows; nothing where none were recorded."""
     names = list(dict.fromkeys(row.name for case in report.cases for row in case.steps_recorded))
     if not names:
