@@ -246,7 +246,7 @@ def continued(report: Report, out: Path) -> Report:
     """The report with the runs that the file holds already.
 
     Raises:
-        ValueError: the file holds other runs, or nobody knows of what code.
+        ValueError: the file holds other runs, or their commit is unknown or not clean.
     """
     advice = "choose another --out, or replace it with --overwrite"
     try:
@@ -359,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report = continued(report, out)
         elif not is_clean(report.commit):
             print(
-                f"warning: the commit is {report.commit or 'unknown'}; nobody can say later what "
+                f"warning: the commit is {report.commit or 'unknown'}; the file does not say what "
                 "code this was, and a run that is interrupted is not continued",
                 file=sys.stderr,
             )

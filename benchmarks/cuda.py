@@ -101,7 +101,7 @@ class Cuda(Device):
     def peak_solver_bytes(
         self, provider: "SolveProvider", case: Case, *, dtype: torch.dtype
     ) -> int:
-        """Growth of what torch's allocator has handed out.
+        """Growth of the memory that torch's allocator has allocated.
 
         The library of matrix products takes its workspace in the warm-up. The second of two solves
         is measured, against what was in use before the first: what a provider keeps from one solve

@@ -61,7 +61,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    """The value as the option that it is; where it is none, the error of the last one."""
+    """The value as the first option that fits; where none does, the error of the last one."""
     if value is None and types.NoneType in options:
         return None
     *others, last = (option for option in options if option is not types.NoneType)

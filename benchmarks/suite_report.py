@@ -27,8 +27,8 @@ class MeasuredCase:
         name: its name on the command line.
         other_load_cores: cores that other processes used while it was timed, on average; None
             where the system does not say.
-        arithmetic_cores: how many cores' worth of arithmetic the threads got; None where nobody
-            looked.
+        arithmetic_cores: how many cores' worth of arithmetic the threads got; None where it was
+            not measured.
     """
 
     name: str
@@ -59,13 +59,13 @@ class Report(ABC):
         suite: which one.
         schema: the version of the suite's format.
         date: UTC, ISO 8601.
-        commit: the commit that was measured; None where nobody knows.
+        commit: the commit that was measured; None where it is unknown.
         machine: the device as plain values.
         versions: of everything measured; None for what is not installed.
         dtype: of the states.
         rounds: timed samples per provider and case.
         providers: what each provider is, by name.
-        tests: what the tests of this library said on this machine; None if nobody told.
+        tests: what the tests of this library said on this machine; None if it is unknown.
         cases: in the order they were measured.
     """
 

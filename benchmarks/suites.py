@@ -44,4 +44,4 @@ def format_markdown(report: Report, source: str) -> str:
         report: what to show.
         source: path of its JSON as seen from the document, named below the table.
     """
-    return SUITES[report.suite].format_markdown(report, source)
+    return SUITES[report.suite].shown_as.markdown(report, source)

@@ -6,14 +6,15 @@ iterates.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from deq_kernels.optional import optional_import
 
-from ..broyden.providers import SolveProvider
-from ..provider import OURS, ProviderAbsentError, require_backend
+from ..broyden.providers import SolveProvider, solves_of_this_package
+from ..provider import OURS, ProviderAbsentError
 from .cases import HISTORY_LENGTH
+from .plain_pytorch import solve_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,56 +22,10 @@ if TYPE_CHECKING:
     from ..broyden.providers import Map, Solve
 
 
-def _load_native(device: str) -> Solve:
-    require_backend("native", device)
-    return _anderson_of_this_package()
-
-
-def _load_bfloat16_history(device: str) -> Solve:
-    import torch
-
-    require_backend("native", device)
-    return _anderson_of_this_package(history_dtype=torch.bfloat16)
-
-
-def _load_triton(device: str) -> Solve:
-    require_backend("triton", device)
-    return _anderson_of_this_package()
-
-
-def _load_reference(device: str) -> Solve:
-    return _anderson_of_this_package()
-
-
-def _anderson_of_this_package(**options: Any) -> Solve:
-    import torch
-
-    import deq_kernels as dk
-
-    @cache
-    def solver(steps: int) -> dk.Anderson:
-        return dk.Anderson(
-            history_length=HISTORY_LENGTH,
-            regularization=0.0,
-            max_steps=steps + 1,
-            rtol=0.0,
-            atol=0.0,
-            stall_steps=None,
-            **options,
-        )
-
-    def solve(f: Map, z0: Tensor, steps: int) -> Tensor:
-        z = solver(steps)(f, z0, keep_inverse=False).z
-        assert isinstance(z, torch.Tensor)  # as z0 is, not a tuple
-        return z
-
-    return solve
-
-
-def _load_plain(device: str) -> Solve:
-    from .plain_pytorch import solve_plain
-
-    return solve_plain
+def _ours(backend: str, **options: Any) -> Callable[[str], Solve]:
+    return solves_of_this_package(
+        "Anderson", backend, history_length=HISTORY_LENGTH, regularization=0.0, **options
+    )
 
 
 def _load_torchdeq(device: str) -> Solve:
@@ -90,29 +45,31 @@ def _load_torchdeq(device: str) -> Solve:
 
 
 PROVIDERS = (
-    SolveProvider(OURS, "deq_kernels, native kernels", _load_native, backend="native"),
+    SolveProvider(OURS, "deq_kernels, native kernels", _ours("native"), backend="native"),
     SolveProvider(
         "ours-bf16",
         "deq_kernels, native kernels, changes stored in bfloat16",
-        _load_bfloat16_history,
+        _ours("native", history_dtype="bfloat16"),
         history_itemsize=2,
         backend="native",
     ),
     SolveProvider(
         "ours-triton",
         "deq_kernels, Triton kernels",
-        _load_triton,
+        _ours("triton"),
         devices=("cuda",),
         backend="triton",
     ),
     SolveProvider(
         "reference",
         "deq_kernels, its PyTorch reference",
-        _load_reference,
+        _ours("reference"),
         devices=("cpu",),
         backend="reference",
     ),
-    SolveProvider("plain", "plain PyTorch, inner products kept between steps", _load_plain),
+    SolveProvider(
+        "plain", "plain PyTorch, inner products kept between steps", lambda device: solve_plain
+    ),
     SolveProvider(
         "torchdeq",
         "torchdeq.solver.anderson.anderson_solver",

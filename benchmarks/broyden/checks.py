@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..provider import failure
 from .cases import Case
 from .problem import AffineMap, make_problem
 from .providers import SolveProvider
@@ -75,9 +76,7 @@ class Work:
     @classmethod
     def of_failure(cls, error: Exception) -> "Work":
         """That of a provider that raised an error."""
-        first_line = str(error).strip().partition("\n")[0]
-        refusal = f"failed: {type(error).__name__}: {first_line}"
-        return cls(None, math.nan, math.nan, refusal)
+        return cls(None, math.nan, math.nan, failure(error))
 
 
 def make_anchor(case: Case, *, dtype: torch.dtype, device: torch.device | None = None) -> Anchor:

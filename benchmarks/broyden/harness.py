@@ -9,7 +9,7 @@ import torch
 from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad
 from ..device import Bandwidth, Device
-from ..provider import ProviderAbsentError
+from ..provider import ProviderAbsentError, failure
 from ..run import Run, Say
 from ..timing import Clock, Spread, Timed, spread, time_interleaved
 from .captured import Captured, Variant, capture_map, capture_step, variants_of
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Seconds = Mapping[str, tuple[float, ...]]
 
-# Names of the timed calls that are no providers.
+# Names of the timed calls other than the providers' solves.
 _MAP = "(map)"
 _CEILING = "(ceiling)"
 _RECORDED_MAP = "(recorded map)"
@@ -71,8 +71,8 @@ class SolveRun:
 
 @torch.no_grad()
 def run_case(case: Case, run: SolveRun, say: Say) -> CaseResult:
-    """Check everybody's iterates, then time whole solves, the map and the recorded step."""
-    say("checking that everybody does the same work")
+    """Check every provider's iterates, then time whole solves, the map and the recorded step."""
+    say("checking that all do the same work")
     dtype = run.dtype
     anchor = make_anchor(case, dtype=dtype, device=run.device.torch_device)
     too_large = {p.name: reason for p in run.providers if (reason := p.why_not(case.batch))}
@@ -170,7 +170,7 @@ def _step_row(
 
 
 def measure_memory(case: Case, run: SolveRun, say: Say) -> MemoryResult:
-    """The peak memory of a solve of everybody."""
+    """The peak memory of one solve, for every provider."""
     rows = []
     for provider in run.providers:
         say(f"peak memory of {provider.name} on {case.name}")
@@ -182,7 +182,7 @@ def measure_memory(case: Case, run: SolveRun, say: Say) -> MemoryResult:
             except ProviderAbsentError as error:
                 reason = str(error)
             except RuntimeError as error:  # one that fails leaves the others to be measured
-                reason = Work.of_failure(error).refusal
+                reason = failure(error)
         rows.append(MemoryRow(provider.name, peak, reason))
     return MemoryResult(
         case=case.name, state_bytes=case.batch * case.dim * run.dtype.itemsize, rows=tuple(rows)

@@ -1,4 +1,4 @@
-"""The result of a run as data: what the JSON holds."""
+"""The result of a run of whole solves as data: what the JSON holds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

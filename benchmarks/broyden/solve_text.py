@@ -1,4 +1,4 @@
-"""Reports as text: a table for the terminal, Markdown for a README."""
+"""Reports of whole solves as text: a table for the terminal, Markdown for a README."""
 
 from ..columns import table_lines
 from ..provider import OURS

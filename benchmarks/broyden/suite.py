@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..run import Run, Say, Settings
-from ..suite import Suite
+from ..suite import Presentation, Suite
 from .cases import CASES, GPU_CASES, GPU_QUICK_CASES, QUICK_CASES, Case, parse_case
+from .plot import save_plot
 from .providers import PROVIDERS
 from .solve_report import CaseResult, SolveReport
+from .solve_text import format_markdown, format_table
 
 if TYPE_CHECKING:
     from .harness import SolveRun
@@ -22,6 +23,7 @@ class SolveSuite(Suite):
 
     case_format = "BATCHxDIMxSTEPS"
     schema = 3
+    shown_as = Presentation(table=format_table, markdown=format_markdown, save_plot=save_plot)
 
     def facts(self, settings: Settings) -> dict[str, Any]:
         return {"ceiling": settings.device.ceiling}
@@ -42,21 +44,6 @@ class SolveSuite(Suite):
         if run.memory_case is None:
             return report
         return replace(report, memory=measure_memory(run.memory_case, run, run.say))
-
-    def format_table(self, report: SolveReport) -> str:
-        from .solve_text import format_table
-
-        return format_table(report)
-
-    def format_markdown(self, report: SolveReport, source: str) -> str:
-        from .solve_text import format_markdown
-
-        return format_markdown(report, source)
-
-    def save_plot(self, report: SolveReport, path: Path) -> None:
-        from .plot import save_plot
-
-        save_plot(report, path)
 
 
 class BroydenSuite(SolveSuite):

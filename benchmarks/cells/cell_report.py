@@ -1,4 +1,4 @@
-"""The result of a run as data: what the JSON holds."""
+"""The result of a run of structured cells as data: what the JSON holds."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def measured_row(
     Args:
         provider: its name.
         work: what one of its solves did.
-        launches: names of the kernels that it launched; None where nobody can say.
+        launches: names of the kernels that it launched; None where the device does not say.
         samples: seconds of a solve, by round; None of one that was refused.
         ours: those of ``ours``; None where it was not timed.
     """

@@ -21,9 +21,9 @@ from .providers import Solve
 
 @torch.no_grad()
 def run_case(case: CellCase, run: Run, say: Say) -> CaseResult:
-    """Check everybody's answers to both equations, then time whole solves."""
+    """Check every provider's answers to both equations, then time whole solves."""
     settings, providers, binds, absent = run.settings, run.providers, run.loaded, run.absent
-    say("checking that everybody finds the answers of float64")
+    say("checking the answers against those of float64")
     problem, anchors = make_problem(case)
     rounded = problem.to(settings.torch_dtype, settings.device.torch_device)
     work: dict[tuple[str, Direction], Work] = {}

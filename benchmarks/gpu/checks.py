@@ -11,7 +11,7 @@ from .options import Options
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 TESTS_XML = WORK / "tests.xml"
 _SMALL_SHAPES = "python_tests/gpu/test_small_shapes.py"
-# Warnings of a toolchain that is not the pinned one are shown, and are no errors here.
+# Warnings of a toolchain that is not the pinned one are shown, but are not errors here.
 _PYTEST = ("-m", "pytest", "-q", "--tb=short", "-W", "default", "-p", "no:cacheprovider")
 _FINDING_STATUS = 86
 

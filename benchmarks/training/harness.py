@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad
 from ..device import Device
-from ..provider import OURS, Provider, ProviderAbsentError
+from ..provider import OURS, Provider, ProviderAbsentError, failure
 from ..run import Run, Say
 from ..timing import Timed, time_interleaved
 from .cases import StepCase
@@ -23,11 +23,11 @@ LEAST_COSINE = 0.99
 
 
 def run_case(case: StepCase, run: Run, say: Say) -> CaseResult:
-    """Train the model a little, check everybody's gradients, then time both halves of a step."""
+    """Train the model a little, check all gradients, then time both halves of a step."""
     settings, providers, binds, absent = run.settings, run.providers, run.loaded, run.absent
     say("training the model a little")
     problem = make_problem(case, dtype=settings.dtype, device=settings.device.name)
-    say("checking that everybody finds the gradient of ours")
+    say("checking the gradients against that of ours")
     steps, rows = _check(problem, providers, binds, absent)
     calls: dict[str, Timed] = {}
     for provider in providers:
@@ -54,7 +54,7 @@ def _check(
     binds: Mapping[str, Bind],
     absent: Mapping[str, str],
 ) -> tuple[dict[str, Step], dict[str, Row]]:
-    """One step of everybody on the first batch."""
+    """One step of every provider on the first batch."""
     reference = _first_step(binds.get(OURS), problem)
     steps: dict[str, Step] = {}
     rows: dict[str, Row] = {}
@@ -70,8 +70,7 @@ def _check(
             rows[name] = Row(name, "absent", str(error))
             continue
         except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-            first_line = str(error).strip().partition("\n")[0]
-            rows[name] = Row(name, "refused", f"failed: {type(error).__name__}: {first_line}")
+            rows[name] = Row(name, "refused", failure(error))
             continue
         cosine = 1.0
         if reference is not None:

@@ -1,4 +1,4 @@
-"""Reports as text: a table for the terminal, Markdown for a README."""
+"""Reports of training steps as text: a table for the terminal, Markdown for a README."""
 
 from __future__ import annotations
 

@@ -104,10 +104,10 @@ def test_a_run_is_stored_read_and_shown(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     save_report(report, path)
     assert load_report(path) == report
-    table = suite.format_table(report)
+    table = suite.shown_as.table(report)
     assert "2k + 9 vectors" in table
     assert [row.status for row in report.cases[0].rows] == ["timed", "timed"]
-    assert "2 × 300, 8" in suite.format_markdown(report, "x.json")
+    assert "2 × 300, 8" in suite.shown_as.markdown(report, "x.json")
     pytest.importorskip("matplotlib")
-    suite.save_plot(report, tmp_path / "report.png")
+    suite.shown_as.save_plot(report, tmp_path / "report.png")
     assert (tmp_path / "report.png").stat().st_size > 0

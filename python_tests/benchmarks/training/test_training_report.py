@@ -144,7 +144,7 @@ def test_texts(report: StepReport, tmp_path: Path) -> None:
     assert "| mdeq/digits/jfb/fixed | " in markdown
     assert "×) | refused | refused | absent |" in markdown
     if find_spec("matplotlib") is not None:
-        SUITES["training"].save_plot(report, tmp_path / "train.png")
+        SUITES["training"].shown_as.save_plot(report, tmp_path / "train.png")
         assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
 
 

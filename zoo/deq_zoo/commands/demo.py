@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     out: Path = args.out
     try:
         check_folder(out)
-        with claimed_folder(out):  # by nobody else, before anything is said
+        with claimed_folder(out):  # before anything is printed
             pass
         config = run_config("mdeq", settings=SETTINGS)
         print(f"1. This installation\n\n{backend_info()}\n")
