@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from deq_zoo.typed import read_dataclass
+
 from .provider import Provider
 from .run import Run, Say, Settings
-from .stored import build
 from .suite_report import MeasuredCase, Report, check_machine, check_rows
 
 
@@ -106,7 +107,7 @@ class Suite(ABC):
                 f"a report of the suite {self.name} has schema {self.schema}, but {path} has "
                 f"{data.get('schema')!r}; measure again with this version"
             )
-        report = build(self.report_type, data, "the report")
+        report = read_dataclass(self.report_type, data, "the report")
         check_machine(report)
         for label, rows in report.tables():
             check_rows(report, label, [row.provider for row in rows])

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from deq_zoo.typed import damaged
+
 from .arithmetic import SCALES_WELL
 from .contention import DISTURBED_CORES, DISTURBED_HOST_CORES
-from .stored import damaged
 
 Status = Literal["timed", "refused", "absent"]
 # What every table and chart states, by device; a report may hold more.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+MeasureName = Literal["accuracy", "micro_f1", "perplexity"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Measure:
         percent: print it as a percentage.
     """
 
-    name: str
+    name: MeasureName
     of: Callable[[float, float | None], float]
     percent: bool = False
 
@@ -40,4 +43,6 @@ def _perplexity(loss: float, score: float | None) -> float:
 ACCURACY = Measure("accuracy", _score, percent=True)
 MICRO_F1 = Measure("micro_f1", _score, percent=True)
 PERPLEXITY = Measure("perplexity", _perplexity)
-MEASURES = {measure.name: measure for measure in (ACCURACY, MICRO_F1, PERPLEXITY)}
+MEASURES: dict[str, Measure] = {
+    measure.name: measure for measure in (ACCURACY, MICRO_F1, PERPLEXITY)
+}

@@ -8,7 +8,8 @@ from typing import Any
 
 from deq_zoo.files import write_atomically
 from deq_zoo.json_text import parse_json
-from deq_zoo.measure import MEASURES, Measure
+from deq_zoo.measure import MEASURES, MeasureName
+from deq_zoo.typed import read_dataclass
 
 _OPTIONAL = ("jacobian_penalty", "solver_steps", "converged")
 
@@ -28,7 +29,7 @@ class PartMetrics:
     """
 
     loss: float
-    measure: Measure
+    measure: MeasureName
     value: float
     jacobian_penalty: float | None = None
     solver_steps: float | None = None
@@ -38,13 +39,13 @@ class PartMetrics:
         """All numbers by name; the value under the name of its measure."""
         return {
             "loss": self.loss,
-            self.measure.name: self.value,
+            self.measure: self.value,
             **{name: getattr(self, name) for name in _OPTIONAL},
         }
 
     def format_value(self) -> str:
         """The value with the name of its measure."""
-        return self.measure.format(self.value)
+        return MEASURES[self.measure].format(self.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,31 +94,16 @@ def _format(metrics: EpochMetrics) -> str:
 def _parse(line: str, where: str) -> EpochMetrics:
     try:
         values = parse_json(line)
-        train, validation = (_parse_part(values.pop(part)) for part in ("train", "validation"))
-        own = _checked(values, whole=("epoch", "step"), text=("phase",))
-        return EpochMetrics(**own, train=train, validation=validation)
+        parts = {part: _with_measure(values[part]) for part in ("train", "validation")}
+        return read_dataclass(EpochMetrics, {**values, **parts}, where)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{where} does not hold the metrics of an epoch: {line[:200]!r}"
         ) from error
 
 
-def _parse_part(values: dict[str, Any]) -> PartMetrics:
+def _with_measure(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `PartMetrics` from what its `to_json` returned."""
     (name,) = MEASURES.keys() & values.keys()
-    checked = _checked(values, whole=(), text=())
-    return PartMetrics(measure=MEASURES[name], value=checked.pop(name), **checked)
-
-
-def _checked(
-    values: dict[str, Any], *, whole: tuple[str, ...], text: tuple[str, ...]
-) -> dict[str, Any]:
-    """The values, all of them numbers, or None where that is allowed, but for those named."""
-    for name, value in values.items():
-        kinds: tuple[type, ...] = (
-            (str,) if name in text else (int,) if name in whole else (int, float)
-        )
-        absent = value is None and name in _OPTIONAL
-        fits = isinstance(value, kinds) and not isinstance(value, bool)
-        if not absent and not (fits and (name in text or abs(value) < 2**1000)):
-            raise ValueError(f"{name} is {value!r}")
-    return values
+    others = {key: value for key, value in values.items() if key != name}
+    return {**others, "measure": name, "value": values[name]}

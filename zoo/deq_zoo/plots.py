@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from deq_zoo.files import save_figure
+from deq_zoo.measure import MEASURES
 from deq_zoo.metrics import EpochMetrics
 
 
@@ -20,7 +21,7 @@ def plot_training(epochs: Sequence[EpochMetrics], path: Path) -> None:
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     loss, judged, steps = figure.subplots(1, 3)
     numbers = [metrics.epoch for metrics in epochs]
-    measure = epochs[0].train.measure
+    measure = MEASURES[epochs[0].train.measure]
     factor = 100 if measure.percent else 1
     for part in ("train", "validation"):
         averages = [getattr(metrics, part) for metrics in epochs]

@@ -55,7 +55,7 @@ class Tally:
         score = _ratio(above, below) if self._scored else None
         return PartMetrics(
             loss=mean,
-            measure=measure,
+            measure=measure.name,
             value=measure.of(mean, score),
             jacobian_penalty=_ratio(penalty, penalised),
             solver_steps=_ratio(steps, solved),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from deq_zoo.measure import ACCURACY, PERPLEXITY
 from deq_zoo.metrics import EpochMetrics, PartMetrics, read_metrics, write_metrics
 
 PRETRAIN = EpochMetrics(
@@ -17,11 +16,11 @@ PRETRAIN = EpochMetrics(
     phase="pretrain",
     learning_rate=1e-3,
     seconds=0.5,
-    train=PartMetrics(loss=1.0 / 3.0, measure=ACCURACY, value=0.5),
-    validation=PartMetrics(loss=0.1, measure=ACCURACY, value=0.75),
+    train=PartMetrics(loss=1.0 / 3.0, measure="accuracy", value=0.5),
+    validation=PartMetrics(loss=0.1, measure="accuracy", value=0.75),
 )
 SOLVED = PartMetrics(
-    loss=0.01, measure=ACCURACY, value=1.0, jacobian_penalty=0.5, solver_steps=12.5, converged=0.9
+    loss=0.01, measure="accuracy", value=1.0, jacobian_penalty=0.5, solver_steps=12.5, converged=0.9
 )
 EQUILIBRIUM = replace(
     PRETRAIN, epoch=2, step=46, phase="equilibrium", train=SOLVED, validation=SOLVED
@@ -42,7 +41,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_a_value_is_stored_under_the_name_of_its_measure(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    part = PartMetrics(loss=2.0, measure=PERPLEXITY, value=7.5)
+    part = PartMetrics(loss=2.0, measure="perplexity", value=7.5)
     write_metrics(path, [replace(PRETRAIN, train=part, validation=part)])
     stored = json.loads(path.read_text(encoding="utf-8"))
     assert stored["train"]["perplexity"] == 7.5

@@ -9,7 +9,6 @@ from types import ModuleType
 import pytest
 
 from deq_zoo import tensorboard
-from deq_zoo.measure import ACCURACY
 from deq_zoo.metrics import EpochMetrics, PartMetrics
 from deq_zoo.tensorboard import TensorBoard
 
@@ -20,9 +19,9 @@ METRICS = EpochMetrics(
     learning_rate=0.1,
     seconds=1.0,
     train=PartMetrics(
-        loss=0.5, measure=ACCURACY, value=0.75, jacobian_penalty=0.25, solver_steps=9.0
+        loss=0.5, measure="accuracy", value=0.75, jacobian_penalty=0.25, solver_steps=9.0
     ),
-    validation=PartMetrics(loss=1.5, measure=ACCURACY, value=0.5),
+    validation=PartMetrics(loss=1.5, measure="accuracy", value=0.5),
 )
 
 
