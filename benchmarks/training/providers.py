@@ -18,14 +18,14 @@ from .torchdeq_layer import TorchdeqLayer
 
 SEED = 0
 """Of the dropout masks of the first batch. Every batch has its own, as in training, and the same
-ones for everybody whenever its turn comes."""
+ones for every provider."""
 
 
 class Step:
     """A training step in its two halves, on one batch after the other.
 
     Args:
-        task: with a model that nobody else has.
+        task: with a model of its own.
         problem: whose batches are taken in turn.
     """
 

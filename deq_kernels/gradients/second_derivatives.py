@@ -146,7 +146,7 @@ class TwiceDifferentiable:
     ) -> bool:
         """Whether f depends on `leaves`, but for those that every evaluation of f makes anew.
 
-        Leaves that f makes itself, for a gradient within it, are out of reach of any other gradient.
+        Leaves that f makes itself, for a gradient within it, no other gradient can reach.
         """
         lasting = set(now.tensors)
         lasting &= set(Dependencies.of(self._evaluate(inner, z), z, ()).tensors)

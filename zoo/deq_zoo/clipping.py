@@ -1,4 +1,4 @@
-"""Clipping of the gradient's norm."""
+"""Gradient clipping: all parameters together, or each by itself."""
 
 from __future__ import annotations
 

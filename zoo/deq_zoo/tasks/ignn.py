@@ -22,7 +22,7 @@ from deq_zoo.data import (
     load_tu,
     tu_splits,
 )
-from deq_zoo.headline import MICRO_F1
+from deq_zoo.measure import MICRO_F1
 from deq_zoo.presets import RunConfig
 from deq_zoo.processes import ALONE, Processes
 from deq_zoo.recipes.ignn import FOLDS, PRESETS, IGNNTraining
@@ -74,7 +74,7 @@ class IGNNTask(Task):
 
     presets = PRESETS
     datasets = DATASETS
-    headline = MICRO_F1
+    measure = MICRO_F1
 
     def __init__(
         self, model: IGNN, splits: GraphSplits, config: RunConfig, processes: Processes = ALONE

@@ -12,10 +12,10 @@ import pytest
 from benchmarks.broyden import plain_pytorch
 from benchmarks.broyden.cases import Case
 from benchmarks.broyden.plot import save_plot
-from benchmarks.broyden.providers import BroydenProvider
-from benchmarks.broyden.report import BroydenReport
+from benchmarks.broyden.providers import SolveProvider
+from benchmarks.broyden.solve_report import SolveReport
+from benchmarks.broyden.solve_text import format_markdown, format_table
 from benchmarks.broyden.suite import BroydenSuite
-from benchmarks.broyden.table import format_markdown, format_table
 from benchmarks.provider import OURS, ProviderAbsentError
 from benchmarks.stored import save_report
 from benchmarks.suites import load_report
@@ -37,18 +37,18 @@ def _load_wrong(device: str) -> "Solve":
 
 # Stand-ins keep this independent of what is installed: the first plays the part of ours.
 PROVIDERS = (
-    BroydenProvider(OURS, "stand-in", lambda device: plain_pytorch.solve_rearranged),
-    BroydenProvider("wrong", "returns other iterates", _load_wrong),
-    BroydenProvider("missing", "is not there", _load_absent),
+    SolveProvider(OURS, "stand-in", lambda device: plain_pytorch.solve_rearranged),
+    SolveProvider("wrong", "returns other iterates", _load_wrong),
+    SolveProvider("missing", "is not there", _load_absent),
 )
 
 
 @pytest.fixture(scope="module")
-def report() -> BroydenReport:
+def report() -> SolveReport:
     return measured([CASE], PROVIDERS, dtype="float64", rounds=2)
 
 
-def test_rows_say_what_was_done(report: BroydenReport) -> None:
+def test_rows_say_what_was_done(report: SolveReport) -> None:
     timed, refused, absent = report.cases[0].rows
     assert (timed.status, refused.status, absent.status) == ("timed", "refused", "absent")
     assert timed.evaluations == refused.evaluations == 9
@@ -69,7 +69,7 @@ def test_rows_say_what_was_done(report: BroydenReport) -> None:
     assert report.refusals == (f"{CASE.name}: wrong {refused.reason}",)
 
 
-def test_json_has_the_documented_fields(report: BroydenReport, tmp_path: Path) -> None:
+def test_json_has_the_documented_fields(report: SolveReport, tmp_path: Path) -> None:
     path = tmp_path / "new" / "report.json"
     save_report(report, path)
     data = json.loads(path.read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def test_json_of_a_provider_that_returns_nan_is_strict(tmp_path: Path) -> None:
     def load(device: str) -> "Solve":
         return lambda f, z0, steps: plain_pytorch.solve_rearranged(f, z0, steps) * float("nan")
 
-    provider = BroydenProvider("nan", "returns no numbers", load)
+    provider = SolveProvider("nan", "returns no numbers", load)
     report = measured([CASE], [provider], rounds=1)
     row = report.cases[0].rows[0]
     assert (row.status, row.iterate_difference, row.residual_ratio) == ("refused", None, None)
@@ -106,7 +106,7 @@ def test_json_of_another_schema_is_refused(tmp_path: Path) -> None:
         load_report(path)
 
 
-def test_json_with_an_unknown_field_is_refused(report: BroydenReport, tmp_path: Path) -> None:
+def test_json_with_an_unknown_field_is_refused(report: SolveReport, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     save_report(report, path)
     data = json.loads(path.read_text(encoding="utf-8"))
@@ -136,7 +136,7 @@ def test_json_with_an_unknown_field_is_refused(report: BroydenReport, tmp_path: 
     ],
 )
 def test_damaged_json_is_refused(
-    damage: Callable[[dict[str, Any]], object], message: str, report: BroydenReport, tmp_path: Path
+    damage: Callable[[dict[str, Any]], object], message: str, report: SolveReport, tmp_path: Path
 ) -> None:
     path = tmp_path / "report.json"
     save_report(report, path)
@@ -156,7 +156,7 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
         load_report(path)
 
 
-def test_table_shows_every_provider(report: BroydenReport) -> None:
+def test_table_shows_every_provider(report: SolveReport) -> None:
     table = format_table(report)
     assert f"{CASE.name} float64" in table
     assert "missing: absent: not installed: pip install nothing" in table
@@ -168,7 +168,7 @@ def test_table_shows_every_provider(report: BroydenReport) -> None:
     assert len(header) == len(row)
 
 
-def test_markdown_has_a_column_per_provider_and_names_its_source(report: BroydenReport) -> None:
+def test_markdown_has_a_column_per_provider_and_names_its_source(report: SolveReport) -> None:
     text = format_markdown(report, "benchmarks/results/x.json")
     header, rule, row = text.splitlines()[:3]
     assert header.count("|") == rule.count("|") == row.count("|") == len(PROVIDERS) + 3
@@ -190,13 +190,13 @@ def test_bad_settings_are_rejected() -> None:
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="charts need matplotlib")
-def test_chart_is_written(report: BroydenReport, tmp_path: Path) -> None:
+def test_chart_is_written(report: SolveReport, tmp_path: Path) -> None:
     path = tmp_path / "new" / "chart.png"
     save_plot(report, path)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_disturbed_cases_are_pointed_out(report: BroydenReport) -> None:
+def test_disturbed_cases_are_pointed_out(report: SolveReport) -> None:
     quiet, busy = (
         replace(report, cases=(replace(report.cases[0], other_load_cores=cores),))
         for cores in (0.01, 0.9)

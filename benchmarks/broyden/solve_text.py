@@ -1,5 +1,6 @@
-"""Reports as text: a table for the terminal, Markdown for a README."""
+"""Reports of whole solves as text: a table for the terminal, Markdown for a README."""
 
+from ..columns import table_lines
 from ..provider import OURS
 from ..text import (
     align,
@@ -7,15 +8,18 @@ from ..text import (
     markdown_origin,
     markdown_row,
     neighbours,
-    quartiles,
     three_digits,
     warnings,
 )
-from .report import BroydenReport, CaseResult, MemoryResult, Row, StepRow
+from .recorded_row import COLUMNS as STEP_COLUMNS
+from .recorded_row import StepRow
+from .solve_report import CaseResult, MemoryResult, SolveReport
+from .solve_row import COLUMNS as SOLVE_COLUMNS
+from .solve_row import Row, show_share
 
 _NOTES = (
     "ms: median time of one solve, the map included. / ours: median over the rounds of the time",
-    "divided by that of ours. GB/s: least traffic (2k + 6 vectors for the step with k directions)",
+    "divided by that of ours. GB/s: least traffic ({traffic})",
     "over that time; of {ceiling}: the same over the measured bandwidth, * where everything fits",
     "the {cache} and the {ceiling} is no bound. difference: largest relative difference to the",
     "float64 iterates. evals: evaluations of the map.",
@@ -26,7 +30,7 @@ _STEP_NOTES = (
 )
 
 
-def format_table(report: BroydenReport) -> str:
+def format_table(report: SolveReport) -> str:
     """Return the report as an aligned plain-text table, one block per case."""
     blocks = [machine_line(report)]
     blocks += [_case_block(case, report) for case in report.cases]
@@ -34,12 +38,16 @@ def format_table(report: BroydenReport) -> str:
         blocks.append(_memory_block(report.memory))
     recorded = any(case.steps_recorded for case in report.cases)
     notes = _NOTES + (_STEP_NOTES if recorded else ())
-    blocks.append("\n".join(notes).format(ceiling=report.ceiling, cache=_cache_name(report)))
+    blocks.append(
+        "\n".join(notes).format(
+            ceiling=report.ceiling, cache=_cache_name(report), traffic=report.traffic
+        )
+    )
     blocks += warnings(report)
     return "\n\n".join(blocks)
 
 
-def format_markdown(report: BroydenReport, source: str) -> str:
+def format_markdown(report: SolveReport, source: str) -> str:
     """Return the report as Markdown: one row per case, one column per provider.
 
     Args:
@@ -53,7 +61,7 @@ def format_markdown(report: BroydenReport, source: str) -> str:
     ]
     for case in report.cases:
         rows = {row.provider: row for row in case.rows}
-        share = _share(rows[OURS]) if OURS in rows else "–"
+        share = show_share(rows[OURS]) if OURS in rows else "–"
         lines.append(
             markdown_row(
                 [_markdown_case(case), *(_markdown_time(rows[name]) for name in names), share]
@@ -72,11 +80,11 @@ def format_markdown(report: BroydenReport, source: str) -> str:
     return "\n\n".join(blocks)
 
 
-def _cache_name(report: BroydenReport) -> str:
+def _cache_name(report: SolveReport) -> str:
     return "L2 cache" if report.on_gpu else "last-level cache"
 
 
-def _case_block(case: CaseResult, report: BroydenReport) -> str:
+def _case_block(case: CaseResult, report: SolveReport) -> str:
     rate = case.ceiling_gigabytes_per_second
     title = (
         f"{case.name} {report.dtype}: relative residual {case.relative_residual:.1e}, "
@@ -84,50 +92,10 @@ def _case_block(case: CaseResult, report: BroydenReport) -> str:
         f"{rate.median:.1f} GB/s ({rate.lower_quartile:.1f}-{rate.upper_quartile:.1f})"
     )
     title += neighbours(case)
-    of_ceiling = f"of {report.ceiling}"
-    header = ("provider", "ms", "quartiles", "/ ours", "GB/s", of_ceiling, "difference", "evals")
-    lines = [title, *align([header, *(_cells(row) for row in case.rows if row.milliseconds)])]
-    lines += [
-        f"  {row.provider}: {row.status}: {row.reason}"
-        for row in case.rows
-        if row.status != "timed"
-    ]
+    lines = [title, *table_lines(SOLVE_COLUMNS, case.rows, ceiling=report.ceiling)]
     if case.steps_recorded:
-        step_header = ("recorded step", "us", "quartiles", "GB/s", of_ceiling)
-        timed = [_step_cells(row) for row in case.steps_recorded if row.microseconds]
-        lines += align([step_header, *timed])
-        lines += [
-            f"  {row.name}: {row.status}: {row.reason}"
-            for row in case.steps_recorded
-            if row.status != "timed"
-        ]
+        lines += table_lines(STEP_COLUMNS, case.steps_recorded, ceiling=report.ceiling)
     return "\n".join(lines)
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    assert row.milliseconds is not None
-    assert row.gigabytes_per_second is not None
-    return (
-        row.provider,
-        three_digits(row.milliseconds.median),
-        quartiles(row.milliseconds),
-        "-" if row.time_over_ours is None else f"{row.time_over_ours.median:.2f}",
-        f"{row.gigabytes_per_second:.1f}",
-        _share(row),
-        f"{row.iterate_difference:.1e}",
-        str(row.evaluations),
-    )
-
-
-def _step_cells(row: StepRow) -> tuple[str, ...]:
-    assert row.microseconds is not None
-    return (
-        row.name,
-        three_digits(row.microseconds.median),
-        quartiles(row.microseconds),
-        f"{row.gigabytes_per_second:.1f}",
-        _share(row),
-    )
 
 
 def _memory_block(memory: MemoryResult) -> str:
@@ -153,7 +121,7 @@ def _markdown_memory(memory: MemoryResult) -> str:
     )
 
 
-def _markdown_steps(report: BroydenReport) -> list[str]:
+def _markdown_steps(report: SolveReport) -> list[str]:
     """The table of the recorded steps, and what it shows; nothing where none were recorded."""
     names = list(dict.fromkeys(row.name for case in report.cases for row in case.steps_recorded))
     if not names:
@@ -189,13 +157,7 @@ def _markdown_time(row: Row) -> str:
 def _markdown_step(row: StepRow) -> str:
     if row.microseconds is None:
         return row.status
-    return f"{three_digits(row.microseconds.median)} ({_share(row)})"
-
-
-def _share(row: Row | StepRow) -> str:
-    if row.floor_share is None:
-        return "–"
-    return f"{row.floor_share:.0%}" + ("*" if row.fits_cache else "")
+    return f"{three_digits(row.microseconds.median)} ({show_share(row)})"
 
 
 def _mebibytes(count: int) -> str:

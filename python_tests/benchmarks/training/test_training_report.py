@@ -18,9 +18,9 @@ from benchmarks.training import providers
 from benchmarks.training.cases import CASES, StepCase, parse_case
 from benchmarks.training.problem import StepProblem
 from benchmarks.training.providers import Bind, Step
-from benchmarks.training.report import StepReport
 from benchmarks.training.suite import TrainingStepSuite
-from benchmarks.training.table import format_markdown, format_table
+from benchmarks.training.training_report import StepReport
+from benchmarks.training.training_text import format_markdown, format_table
 from deq_zoo.data import Splits
 from python_tests.zoo.training.runs import images
 
@@ -144,7 +144,7 @@ def test_texts(report: StepReport, tmp_path: Path) -> None:
     assert "| mdeq/digits/jfb/fixed | " in markdown
     assert "×) | refused | refused | absent |" in markdown
     if find_spec("matplotlib") is not None:
-        SUITES["training"].save_plot(report, tmp_path / "train.png")
+        SUITES["training"].shown_as.save_plot(report, tmp_path / "train.png")
         assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
+
+from deq_zoo.typed import damaged
 
 from .arithmetic import SCALES_WELL
 from .contention import DISTURBED_CORES, DISTURBED_HOST_CORES
-from .stored import damaged
 
 Status = Literal["timed", "refused", "absent"]
 # What every table and chart states, by device; a report may hold more.
@@ -19,42 +20,36 @@ _MACHINE_KEYS = {
 }
 
 
-class MeasuredCase(Protocol):
-    """What every suite's case has."""
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCase:
+    """What every suite keeps of a case.
 
-    @property
-    def name(self) -> str:
-        """Its name on the command line."""
-        ...
+    Attributes:
+        name: its name on the command line.
+        other_load_cores: cores that other processes used while it was timed, on average; None
+            where the system does not say.
+        arithmetic_cores: how many cores' worth of arithmetic the threads got; None where it was
+            not measured.
+    """
 
-    @property
-    def other_load_cores(self) -> float | None:
-        """Cores that other processes used while it was timed, on average; None if unknown."""
-        ...
-
-    @property
-    def arithmetic_cores(self) -> float | None:
-        """How many cores' worth of arithmetic the threads got; None if unknown."""
-        ...
+    name: str
+    other_load_cores: float | None
+    arithmetic_cores: float | None = None
 
 
-class MeasuredRow(Protocol):
-    """What every suite says of a provider."""
+@dataclass(frozen=True)
+class ProviderRow:
+    """What every suite says of a provider on a case.
 
-    @property
-    def provider(self) -> str:
-        """Its name."""
-        ...
+    Attributes:
+        provider: its name.
+        status: ``timed``; ``refused`` because it did not do the same work; or ``absent``.
+        reason: why it was refused or is absent.
+    """
 
-    @property
-    def status(self) -> Status:
-        """``timed``; ``refused`` because it did not do the same work; or ``absent``."""
-        ...
-
-    @property
-    def reason(self) -> str | None:
-        """Why it was refused or is absent."""
-        ...
+    provider: str
+    status: Status
+    reason: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +60,13 @@ class Report(ABC):
         suite: which one.
         schema: the version of the suite's format.
         date: UTC, ISO 8601.
-        commit: the commit that was measured; None where nobody knows.
+        commit: the commit that was measured; None where it is unknown.
         machine: the device as plain values.
         versions: of everything measured; None for what is not installed.
         dtype: of the states.
         rounds: timed samples per provider and case.
         providers: what each provider is, by name.
-        tests: what the tests of this library said on this machine; None if nobody told.
+        tests: what the tests of this library said on this machine; None if it is unknown.
         cases: in the order they were measured.
     """
 
@@ -88,7 +83,7 @@ class Report(ABC):
     cases: tuple[Any, ...]
 
     @abstractmethod
-    def tables(self) -> Sequence[tuple[str, Sequence[MeasuredRow]]]:
+    def tables(self) -> Sequence[tuple[str, Sequence[ProviderRow]]]:
         """What was solved, in words, and the rows of all providers on it."""
 
     @property

@@ -1,23 +1,23 @@
-"""Reports as text: a table for the terminal, Markdown for a README."""
+"""Reports of structured cells as text: a table for the terminal, Markdown for a README."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..columns import table_lines
 from ..provider import OURS
 from ..text import (
-    align,
     machine_line,
     markdown_origin,
     markdown_row,
     neighbours,
-    quartiles,
     three_digits,
     warnings,
 )
+from .cell_report import CaseResult, CellReport, best_plain
+from .equation_row import COLUMNS, Row
 from .problem import Direction
 from .providers import PLAIN
-from .report import CaseResult, CellReport, Row, best_plain
 
 _NOTES = """\
 ms: median time of one solve from zero until no entry changes by {tolerance:g}. / ours: median over
@@ -78,29 +78,7 @@ def _block(case: CaseResult, direction: Direction, dtype: str) -> str:
     )
     title += neighbours(case)
     rows = case.rows[direction]
-    header = ("provider", "ms", "quartiles", "/ ours", "steps", "difference", "residual")
-    table = [header, *(_cells(row) for row in rows if row.milliseconds)]
-    if any(row.launches is not None for row in rows):
-        launches = [str(row.launches) for row in rows if row.milliseconds]
-        table = [(*cells, last) for cells, last in zip(table, ["launches", *launches], strict=True)]
-    lines = [title, *align(table)]
-    lines += [
-        f"  {row.provider}: {row.status}: {row.reason}" for row in rows if row.status != "timed"
-    ]
-    return "\n".join(lines)
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    assert row.milliseconds is not None
-    return (
-        row.provider,
-        three_digits(row.milliseconds.median),
-        quartiles(row.milliseconds),
-        "-" if row.time_over_ours is None else f"{row.time_over_ours.median:.2f}",
-        str(row.steps),
-        f"{row.difference:.1e}",
-        f"{row.residual:.1e}",
-    )
+    return "\n".join([title, *table_lines(COLUMNS, rows)])
 
 
 def _markdown_case(case: CaseResult) -> str:

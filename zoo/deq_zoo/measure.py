@@ -1,26 +1,27 @@
-"""The number that a training run is judged by."""
+"""What a task is judged by: accuracy, micro-F1 or perplexity."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+MeasureName = Literal["accuracy", "micro_f1", "perplexity"]
 
 
 @dataclass(frozen=True)
-class Headline:
+class Measure:
     """A number made of the averages over a split.
 
     Attributes:
         name: as printed and written to the metrics.
         of: from the mean loss and the score (None where the task scores nothing) to the number.
-        higher_is_better: whether it is.
         percent: print it as a percentage.
     """
 
-    name: str
+    name: MeasureName
     of: Callable[[float, float | None], float]
-    higher_is_better: bool
     percent: bool = False
 
     def format(self, value: float) -> str:
@@ -30,7 +31,7 @@ class Headline:
 
 def _score(loss: float, score: float | None) -> float:
     if score is None:
-        raise ValueError("the headline is a score, but the task scored nothing.")
+        raise ValueError("the task is judged by a score, but it scored nothing.")
     return score
 
 
@@ -39,6 +40,9 @@ def _perplexity(loss: float, score: float | None) -> float:
     return math.exp(min(loss, 700.0))
 
 
-ACCURACY = Headline("accuracy", _score, higher_is_better=True, percent=True)
-MICRO_F1 = Headline("micro-F1", _score, higher_is_better=True, percent=True)
-PERPLEXITY = Headline("perplexity", _perplexity, higher_is_better=False)
+ACCURACY = Measure("accuracy", _score, percent=True)
+MICRO_F1 = Measure("micro_f1", _score, percent=True)
+PERPLEXITY = Measure("perplexity", _perplexity)
+MEASURES: dict[str, Measure] = {
+    measure.name: measure for measure in (ACCURACY, MICRO_F1, PERPLEXITY)
+}

@@ -1,4 +1,4 @@
-"""gpu.sh: refusals, every way a stage can end, and a rehearsal on the CPU."""
+"""`python -m benchmarks.gpu`: refusals, every way a stage can end, and a rehearsal on the CPU."""
 
 from __future__ import annotations
 
@@ -7,38 +7,42 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.gpu.interpreter import make_overlay
+from benchmarks.gpu.job import Job, Stages
+from benchmarks.gpu.measurements import MEASUREMENTS, command_options, training_cases
+from benchmarks.gpu.options import Options
 from benchmarks.training.cases import parse_case
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 BASH = shutil.which("bash")
-pytestmark = pytest.mark.skipif(BASH is None, reason="the script needs bash")
+pytestmark = pytest.mark.skipif(BASH is None, reason="the stand-ins need bash")
 
 # Stands in for Python: does what STAND_IN says for a stage, and writes what the stage would.
 STAND_IN = f"""\
 #!{BASH}
 name=
 case "$*" in
-  *backend_info*) stage=installed ;;
+  *" library "*) stage=installed ;;
   *pytest*small_shapes*) stage=tests
     echo '<testsuites><testsuite tests="5" failures="1" errors="0" skipped="2"/></testsuites>' \\
       >"$WORK/tests.xml"
     echo "FAILED test_x" ;;
-  *"-m benchmarks"*--render*) echo "rendered"; exit ;;
-  *"-m benchmarks"*)
+  *"-m benchmarks "*--render*) echo "rendered"; exit ;;
+  *"-m benchmarks "*)
     stage=$3 name=$3
     [ "$3" = broyden ] && stage=benchmark name=bench
     [ "$3" = training ] && stage=train name=train
     echo "$*" >"$WORK/asked-$name"
     cp "$REPORT" "$OUT/$name.json"
     touch "$OUT/$name.json.tmp" ;;
-  *gpu_summary.py*) exec {sys.executable} "$@" ;;
   *) exit 0 ;;
 esac
 eval "$(grep "^$stage " "$STAND_IN" | cut -d " " -f 2-)"
@@ -59,9 +63,9 @@ SILENT_SANITIZER = "\n".join(
 
 def _run(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(SCRIPT), *arguments],
+        [sys.executable, "-m", "benchmarks.gpu", *arguments],
         cwd=cwd,
-        env={**os.environ, **environ},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
         check=False,
         capture_output=True,
         text=True,
@@ -70,11 +74,10 @@ def _run(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProc
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with the script alone, whose folder build/ is not that of this one."""
+    """A checkout with the command alone, whose folder build/ is not that of this one."""
     copy = tmp_path / "checkout"
-    (copy / "benchmarks").mkdir(parents=True)
-    for name in ("gpu.sh", "gpu_summary.py"):
-        shutil.copy(ROOT / "benchmarks" / name, copy / "benchmarks")
+    shutil.copytree(ROOT / "benchmarks" / "gpu", copy / "benchmarks" / "gpu")
+    shutil.copy(ROOT / "benchmarks" / "__init__.py", copy / "benchmarks")
     return copy
 
 
@@ -116,12 +119,16 @@ def _staged(
     source.write_text(json.dumps(report or {"cases": []}), encoding="utf-8")
     done = subprocess.run(
         [
-            str(checkout / "benchmarks" / "gpu.sh"),
+            # Without the packages of this interpreter: nothing but Python is needed.
+            *(sys.executable, "-S", "-m", "benchmarks.gpu"),
             *("--rehearse", "--no-build", "--python", "programs/python-stand-in", "out"),
         ],
         cwd=folder,
         env={
             **os.environ,
+            "PYTHONPATH": str(checkout),
+            "OUT": str(folder / "out"),
+            "WORK": str(checkout / "build" / "gpu"),
             "PATH": f"{programs}:{os.environ['PATH']}",
             "STAND_IN": str(stand_in),
             "REPORT": str(source),
@@ -140,12 +147,6 @@ def _statuses(summary: dict[str, Any]) -> dict[str, str]:
     return {stage["name"]: stage["status"] for stage in summary["stages"]}
 
 
-def test_the_script_is_well_formed() -> None:
-    assert BASH is not None
-    subprocess.run([BASH, "-n", str(SCRIPT)], check=True)
-    assert os.access(SCRIPT, os.X_OK)
-
-
 def test_help_names_every_option_stage_and_file(tmp_path: Path) -> None:
     done = _run("--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -161,11 +162,11 @@ def test_help_names_every_option_stage_and_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a folder for the results"),
-        (["--fast", "out"], "unknown option --fast"),
-        (["one", "two"], "one folder for the results is wanted, but got one and two"),
+        ([], "the following arguments are required: OUT"),
+        (["--fast", "out"], "unrecognized arguments: --fast"),
+        (["one", "two"], "unrecognized arguments: two"),
         (["--seconds", "soon", "out"], "--seconds takes a whole number, but got soon"),
-        (["--python"], "--python takes a value"),
+        (["--python"], "--python: expected one argument"),
         (["--python", "no-such-python", "out"], "no-such-python is not there"),
         (["--wheels", "nowhere", "out"], "there is no wheel in nowhere"),
         (["--wheels", "x", "--no-build", "out"], "leave out --no-build"),
@@ -284,45 +285,55 @@ def test_a_refused_provider_of_ours_is_an_error_and_of_others_is_not(checkout: P
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_what_is_measured_on_a_gpu(checkout: Path, *, quick: bool) -> None:
+def test_what_is_measured_on_a_gpu(quick: bool, tmp_path: Path) -> None:
     """As the stages ask for it, which no rehearsal does."""
-    folder = checkout.parent
-    (folder / "report.json").write_text('{"cases": []}', encoding="utf-8")
-    (folder / "stand-in").touch()
-    environ = {
-        "DEVICE": "cuda",
-        "QUICK": str(int(quick)),
-        "TESTS": "passed",
-        "COMMIT": "abc",
-        "RUN_PYTHON": str(_stand_in(folder)),
-        "STAND_IN": str(folder / "stand-in"),
-        "OUT": str(folder),
-        "WORK": str(folder),
-        "REPORT": str(folder / "report.json"),
+    options = Options(out=tmp_path, python=sys.executable, commit="abc", quick=quick)
+    asked = {
+        measurement.files: list(command_options(options, measurement))
+        for measurement in MEASUREMENTS
     }
-    asked = {}
-    for suite, name in (("broyden", "bench"), ("cells", "cells"), ("training", "train")):
-        script = str(checkout / "benchmarks" / "gpu.sh")
-        subprocess.run(
-            [script, "--stage", "benchmark", suite, name],
-            env={**os.environ, **environ},
-            check=True,
-            capture_output=True,
-        )
-        asked[name] = (folder / f"asked-{name}").read_text(encoding="utf-8").split()
+    assert list(asked) == ["bench", "cells", "train"]
     for name, words in asked.items():
-        assert [words[words.index(option) + 1] for option in ("--device", "--json")] == [
-            *("cuda", str(folder / f"{name}.json")),
-        ]
-        assert "--plot" in words
+        values = {option: words[words.index(option) + 1] for option in ("--device", "--json")}
+        assert values == {"--device": "cuda", "--json": str(tmp_path / f"{name}.json")}
+        assert words[-2:] == ["--commit", "abc"]
+        assert ("--plot" in words) == (find_spec("matplotlib") is not None)
     assert {"--memory", "--regimes"} <= set(asked["bench"])
     assert ("--quick" in asked["bench"], "--quick" in asked["cells"]) == (quick, quick)
-    words = asked["train"]
-    cases = [parse_case(text) for text in words[words.index("--cases") + 1].split(",")]
-    assert [(case.model, case.gradient) for case in cases[:3]] == [
-        (model, "implicit") for model in ("mdeq", "transformer", "ignn")
-    ]
-    assert len(set(cases)) == (3 if quick else 9)
+    for digits in (False, True):
+        cases = [parse_case(text) for text in training_cases(quick=quick, digits=digits)]
+        models = (*(("mdeq",) if digits else ()), "transformer", "ignn")
+        assert [(case.model, case.gradient) for case in cases[: len(models)]] == [
+            (model, "implicit") for model in models
+        ]
+        assert len(set(cases)) == len(models) * (1 if quick else 3)
+    assert "--cases" in asked["train"]
+
+
+def test_an_environment_on_top_of_this_one_sees_its_packages(tmp_path: Path) -> None:
+    make_overlay(str(tmp_path / "venv"))
+    command = [str(tmp_path / "venv" / "bin" / "python"), "-c", "import pytest; print(pytest)"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert str(Path(pytest.__file__).parent) in done.stdout
+
+
+def test_what_a_stage_started_ends_with_it(tmp_path: Path) -> None:
+    """Also what its program started in turn."""
+    assert BASH is not None
+    bash, marker = BASH, tmp_path / "marker"
+    stages = Stages(100, most=2)
+
+    def work(job: Job) -> None:
+        job.run([bash, "-c", f"(sleep 4; touch {marker}) & wait"])
+
+    passed = stages.run(
+        "x", work, limit=50, share=100, log=tmp_path / "log", environ=dict(os.environ)
+    )
+    assert not passed
+    (result,) = stages.results
+    assert (result.status, result.detail) == ("timed out", "after 2 s")
+    time.sleep(4)
+    assert not marker.exists()
 
 
 def test_what_the_sanitizer_found_is_an_error(checkout: Path) -> None:

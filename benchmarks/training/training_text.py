@@ -1,10 +1,10 @@
-"""Reports as text: a table for the terminal, Markdown for a README."""
+"""Reports of training steps as text: a table for the terminal, Markdown for a README."""
 
 from __future__ import annotations
 
+from ..columns import table_lines
 from ..provider import OURS
 from ..text import (
-    align,
     machine_line,
     markdown_origin,
     markdown_row,
@@ -12,7 +12,8 @@ from ..text import (
     three_digits,
     warnings,
 )
-from .report import CaseResult, Row, StepReport
+from .step_row import COLUMNS, Row
+from .training_report import CaseResult, StepReport
 
 _NOTES = """\
 ms: medians of the two halves of a training step. / ours: median over the rounds of both together,
@@ -54,27 +55,7 @@ def format_markdown(report: StepReport, source: str) -> str:
 def _block(case: CaseResult, dtype: str) -> str:
     title = f"{case.name} {dtype}, {case.parameters:,} parameters"
     title += neighbours(case)
-    header = ("provider", "forward ms", "backward ms", "/ ours", "steps", "cosine")
-    lines = [title, *align([header, *(_cells(row) for row in case.rows if row.forward_ms)])]
-    lines += [
-        f"  {row.provider}: {row.status}: {row.reason}"
-        for row in case.rows
-        if row.status != "timed"
-    ]
-    return "\n".join(lines)
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    assert row.forward_ms is not None
-    assert row.backward_ms is not None
-    return (
-        row.provider,
-        three_digits(row.forward_ms.median),
-        three_digits(row.backward_ms.median),
-        "-" if row.step_over_ours is None else f"{row.step_over_ours.median:.2f}",
-        "-" if row.steps is None else str(row.steps),
-        f"{row.cosine:.4f}",
-    )
+    return "\n".join([title, *table_lines(COLUMNS, case.rows)])
 
 
 def _markdown_cell(row: Row) -> str:

@@ -1,72 +1,35 @@
-"""The result of a run as data: what the JSON holds."""
+"""The result of a run of structured cells as data: what the JSON holds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..report import Report, Status
-from ..timing import Spread
+from ..suite_report import MeasuredCase, Report
+from .equation_row import Row
 from .problem import Direction
 from .providers import PLAIN
 
 
-@dataclass(frozen=True)
-class Row:
-    """One provider on one equation. What was not measured is None.
-
-    Attributes:
-        provider: its name.
-        status: ``timed``; ``refused`` because its answer is another; or ``absent``.
-        reason: why it was refused or is absent.
-        steps: of the graph that took most.
-        difference: largest difference of an entry to the answer in float64.
-        residual: largest entry of f(x) - x, in float64.
-        milliseconds: time of one solve.
-        time_over_ours: time divided by that of ``ours`` in the same round.
-        launches: kernels that one solve launches on a GPU.
-        own_launches: those of this package's library among them: the iteration itself.
-    """
-
-    provider: str
-    status: Status
-    reason: str | None
-    steps: int | None = None
-    difference: float | None = None
-    residual: float | None = None
-    milliseconds: Spread | None = None
-    time_over_ours: Spread | None = None
-    launches: int | None = None
-    own_launches: int | None = None
-
-
-@dataclass(frozen=True)
-class CaseResult:
+@dataclass(frozen=True, kw_only=True)
+class CaseResult(MeasuredCase):
     """One case with the rows of both equations.
 
     Attributes:
-        name: of the case.
         graphs: how many.
         nodes: of all graphs.
         features: of a node.
         entries: of A.
-        other_load_cores: cores that other processes used during the rounds, on average; None
-            where the system does not say.
         solve: rows of X = φ(W X A + B).
         adjoint: rows of its adjoint.
-        arithmetic_cores: how many cores' worth of arithmetic the threads got; None where nobody
-            looked.
     """
 
-    name: str
     graphs: int
     nodes: int
     features: int
     entries: int
-    other_load_cores: float | None
     solve: tuple[Row, ...]
     adjoint: tuple[Row, ...]
-    arithmetic_cores: float | None = None
 
     @property
     def rows(self) -> dict[Direction, tuple[Row, ...]]:
