@@ -92,5 +92,6 @@ def _twice(kind: str) -> dict[str, str]:
     z, _ = _solve(leaves, adjacency, {})
     cotangent = pattern(*z.shape, dtype=torch.float64, seed=6)
     first = torch.autograd.grad(z, leaves, cotangent, create_graph=True)
-    second = torch.autograd.grad(sum((g * g).sum() for g in first), leaves)
+    zero = torch.zeros((), dtype=torch.float64)
+    second = torch.autograd.grad(sum(((g * g).sum() for g in first), zero), leaves)
     return {f"leaf_{number}": digest(g) for number, g in enumerate(second)}

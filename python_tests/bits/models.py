@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -39,7 +40,7 @@ def model_cases() -> Iterator[Case]:
         )
         config = mdeq.config
         images = pattern(4, config.image_channels, *config.image_size, dtype=torch.float32)
-        yield f"models/mdeq/{name}", _trained(mdeq, lambda m=mdeq, x=images: _of_classes(m(x)))
+        yield f"models/mdeq/{name}", _trained(mdeq, partial(_loss_of_images, mdeq, images))
     torch.manual_seed(0)
     transformer = DEQTransformer(TRANSFORMER)
     tokens = torch.arange(15).reshape(3, 5) * 7 % 20
@@ -59,6 +60,10 @@ def _chains() -> SimpleNamespace:
     x[nodes[:, 0], torch.arange(8) % 2] = 1.0
     edges = torch.stack([nodes[:, :-1].reshape(-1), nodes[:, 1:].reshape(-1)])
     return SimpleNamespace(edge_index=edges, x=x, num_nodes=80, ptr=torch.arange(0, 81, 10))
+
+
+def _loss_of_images(mdeq: MDEQ, images: Tensor) -> Tensor:
+    return _of_classes(mdeq(images))
 
 
 def _of_classes(scores: Tensor) -> Tensor:
