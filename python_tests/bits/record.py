@@ -4,7 +4,7 @@
     python -m python_tests.bits.record --print        # those in force only, to stdout
 
 Record anew only where a change of bits is meant, and say in the commit why they changed. What was
-recorded elsewhere is kept: a recording belongs to the kernels' instruction set, to torch's release,
+recorded elsewhere is kept: a recording belongs to the kernels' instruction set, to torch's build,
 and to the instruction set and processor that torch's own kernels run on.
 """
 
@@ -42,8 +42,7 @@ def kernels_in_force() -> str:
 def key_of(kernels: str) -> str:
     """What a recording belongs to."""
     capability = torch.backends.cpu.get_cpu_capability()
-    release = torch.__version__.split("+")[0]
-    return f"{kernels}, torch {release}, {capability}, {_processor()}"
+    return f"{kernels}, torch {torch.__version__}, {capability}, {_processor()}"
 
 
 def _processor() -> str:
