@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.cells import Adjacency, solve_dense, solve_graph
+from deq_kernels.cells import Adjacency
+from python_tests.cells.solves import solve_dense, solve_graph
 
 Heard = Callable[[dk.Solution], object]
 
