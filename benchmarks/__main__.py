@@ -18,8 +18,8 @@ from benchmarks.provider import (
 from benchmarks.run import Settings, measure
 from benchmarks.suite import Suite
 from benchmarks.suites import DEFAULT, SUITES
-from deq_kernels.cli import EXPECTED, fail, fail_with, run_program
 from deq_kernels.optional import require_packages
+from deq_kernels.program import EXPECTED, fail, fail_with, run_program
 from deq_zoo.commands.numbers import positive_int
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from benchmarks.machine import commit as commit_of_checkout
 from benchmarks.machine import is_clean
 from benchmarks.stored import save_report
 from benchmarks.text import align
-from deq_kernels.cli import fail
+from deq_kernels.program import fail
 from deq_zoo.commands.numbers import non_negative_int
 from deq_zoo.evaluate import evaluate_checkpoint
 from deq_zoo.folder import CHECKPOINT

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping
 
-from deq_kernels.cli import FAILED, fail
+from deq_kernels.program import FAILED, fail
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

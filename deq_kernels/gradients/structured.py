@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,9 +15,7 @@ from deq_kernels.gradients.second_derivatives import refuse_derivative
 from deq_kernels.gradients.transforms import refuse_batched
 from deq_kernels.gradients.watch import Watch
 from deq_kernels.ops.cells import NormKind
-
-if TYPE_CHECKING:
-    from deq_kernels.solvers import FixedPoint
+from deq_kernels.solvers import FixedPoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deq_kernels.cli import EXPECTED, FAILED, fail, fail_with
+from deq_kernels.program import EXPECTED, FAILED, fail, fail_with
 
 if TYPE_CHECKING:
     from deq_zoo.compare import GradientTiming

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deq_kernels.cli import EXPECTED, fail_with
+from deq_kernels.program import EXPECTED, fail_with
 
 SPLITS = ("test", "validation")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deq_kernels.cli import EXPECTED, fail, fail_with
+from deq_kernels.program import EXPECTED, fail, fail_with
 from deq_zoo.commands.lazy_parser import LazyParser
 from deq_zoo.commands.numbers import positive_int
 from deq_zoo.equilibrium import GRADIENTS, SOLVERS
