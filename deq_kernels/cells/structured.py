@@ -25,7 +25,7 @@ class StructuredCell(nn.Module, ABC):
     Args:
         weight: W, [n, n]: a parameter, which the module then owns, or a tensor; None where every
             call gives one.
-        activation: φ, one of identity, relu, tanh, sigmoid, elu, softplus and gelu.
+        activation: φ, the name of an `deq_kernels.ops.cells.Activation` in small letters.
         norm: what tolerances are of, where the solve is one op: "l2" or "max" (the largest
             magnitude) of all elements of a sample, or "rows", of each row for itself.
         accelerate: let each step of `FixedPoint` look back on the two before, by conjugate
