@@ -60,7 +60,7 @@ class Solution:
     @property
     def status(self) -> Tensor:
         """[B] int64, values of `Status`."""
-        return self.tables.counters[:, Counter.STATUS]
+        return self.tables.status
 
     @property
     def steps(self) -> Tensor:
