@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from deq_kernels.nn.rows import TILE, row_dot
+from deq_kernels.nn.flat_states import TILE, row_dot
 
 SIZES = (0, 1, 7, TILE, TILE + 1, 9 * TILE + 5, 40_000)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from deq_kernels.optional import optional_import
 
 if TYPE_CHECKING:
-    from deq_kernels.diagnostics.report import Diagnosis
+    from deq_kernels.diagnostics.diagnosis import Diagnosis
 
 
 def plot_diagnosis(diagnosis: Diagnosis, path: Path) -> None:

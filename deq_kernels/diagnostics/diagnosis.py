@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deq_kernels.diagnostics.plot import plot_diagnosis
-from deq_kernels.diagnostics.table import format_diagnosis
+from deq_kernels.diagnostics.diagnosis_plot import plot_diagnosis
+from deq_kernels.diagnostics.diagnosis_text import format_diagnosis
 
 
 @dataclass(frozen=True, kw_only=True)

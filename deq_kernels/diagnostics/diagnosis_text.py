@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deq_kernels.diagnostics.report import Diagnosis, EstimatorReport
+    from deq_kernels.diagnostics.diagnosis import Diagnosis, EstimatorReport
 
 TOLERANCE = 1e-3
 """Adjoint residual up to which the reference counts as exact in the table."""
