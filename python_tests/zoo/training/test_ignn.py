@@ -235,10 +235,10 @@ def test_a_process_without_a_node_gets_no_batch() -> None:
 @pytest.mark.parametrize(
     ("equilibrium", "gradient", "path"),
     [
-        ({"gradient": "unrolled", "damping": 0.8}, dk.Unrolled(steps=5, damping=0.8), "cell"),
-        ({"gradient": "neumann"}, dk.Neumann(steps=5, damping=0.5), "cell"),
-        ({"gradient": "jfb"}, dk.JacobianFree(), "cell"),
-        ({"solver": "broyden", "gradient": "shine"}, dk.Shine(fallback=1.3), "DEQ layers"),
+        ({"gradient": "unrolled", "damping": 0.8}, dk.Unrolled(steps=5, damping=0.8), "in one op"),
+        ({"gradient": "neumann"}, dk.Neumann(steps=5, damping=0.5), "in one op"),
+        ({"gradient": "jfb"}, dk.JacobianFree(), "in one op"),
+        ({"solver": "broyden", "gradient": "shine"}, dk.Shine(fallback=1.3), "step by step"),
     ],
 )
 def test_any_gradient_and_solver(
