@@ -259,10 +259,12 @@ class DEQ(nn.Module):
 
     def _structured_start(self, z0: Tensor, f: StructuredMap) -> Tensor:
         """z0, or with warm start the last solution where it is of the same graphs."""
+        if not self.warm_start:
+            return z0
         last, graphs = self.last_solution, f.graphs
         same = self._last_graphs is graphs
         self._last_graphs = graphs
-        if not self.warm_start or last is None or not same:
+        if last is None or not same:
             return z0
         z = last.z
         assert isinstance(z, Tensor)

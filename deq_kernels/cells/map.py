@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from deq_kernels.cells.products import affine
 from deq_kernels.ops.cells import Activation, NormKind, slope, value
 from deq_kernels.ops.limits import Limits
 from deq_kernels.ops.termination import Tables
+
+Form: TypeAlias = tuple[Pattern | None, Activation, NormKind, bool]
+"""The places of S, φ, the norm of tolerances and whether steps look back: see `StructuredMap`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +59,21 @@ class StructuredMap:
         some = (self.bias, self.weight, self.values)
         return tuple(tensor for tensor in some if tensor is not None)
 
-    def with_tensors(
-        self, bias: Tensor, weight: Tensor, values: Tensor | None = None
+    @property
+    def form(self) -> Form:
+        """What of it is no tensor that a gradient goes to."""
+        return self.pattern, self.activation, self.norm, self.accelerate
+
+    @classmethod
+    def of(
+        cls, form: Form, bias: Tensor, weight: Tensor, values: Tensor | None = None
     ) -> StructuredMap:
-        """The same map with other numbers."""
-        return replace(self, bias=bias, weight=weight, values=values)
+        """A map of that form, with these tensors."""
+        return cls(bias, weight, values, *form)
 
     def evaluate(self, z: Tensor, *tensors: Tensor) -> Tensor:
         """f(z) with other numbers, `tensors` in the order of the property."""
-        return self.with_tensors(*tensors)(z)
-
-    def without_tensors(self) -> StructuredMap:
-        """What of it may be kept beside saved tensors: the form, in tensors without elements."""
-        nothing = self.bias.new_empty(0)
-        return self.with_tensors(nothing, nothing)
+        return StructuredMap.of(self.form, *tensors)(z)
 
     @property
     def _linear(self) -> LinearMap:

@@ -113,7 +113,7 @@ class Implicit(AdjointGradient):
             if self.on_solve is not None:
                 assert isinstance(solution.z, Tensor)
                 # A copy, as the solution's own z goes on into autograd.
-                self.on_solve(replace(solution, z=solution.z.clone(), rows=solution.steps.sum()))
+                self.on_solve(replace(solution, z=solution.z.clone()))
             jacobian.watch.solved(solution, "adjoint")
 
         linear = jacobian.transposed

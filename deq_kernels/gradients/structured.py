@@ -85,9 +85,8 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, f, z_star, ctx.found = arguments
-        f = f.with_tensors(*tensors)
         y: Tensor = f.step(z_star)
-        ctx.f = f.without_tensors()
+        ctx.form = f.form
         ctx.save_for_backward(y, *tensors)
         return y
 
@@ -95,7 +94,7 @@ class _Attached(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         refuse_batched(cotangent)
         y, *tensors = ctx.saved_tensors
-        f: StructuredMap = ctx.f.with_tensors(*tensors)
+        f = StructuredMap.of(ctx.form, *tensors)
         estimator, solver, watch = ctx.found
         with without_autocast(y):
             jacobian = KnownJacobian(f.transposed_jacobian(y), solver, f.norm, f.accelerate, watch)

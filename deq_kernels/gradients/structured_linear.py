@@ -16,7 +16,6 @@ from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.gradients.transforms import refuse_batched
 from deq_kernels.ops.cells import NormKind
 from deq_kernels.solvers import FixedPoint, Solution
-from deq_kernels.solvers.machinery.precision import visible_rtol
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +59,17 @@ class LinearSystem:
     def iterate(self, linear: LinearMap, bias: Tensor) -> Tensor:
         """Solve the scaled equation, and tell of it; not differentiable."""
         solver = self.solver
-        rtol = visible_rtol(solver.rtol, bias.dtype, bias.device.type)
+        limits = solver.visible_limits(bias)
         x, tables = iterate(
             linear,
             bias,
             bias,
-            limits=replace(solver.limits, rtol=rtol),
+            limits=limits,
             damping=solver.damping,
             norm=self.norm,
             accelerate=self.accelerate,
         )
-        self.report(Solution(x, tables, 0, rtol=rtol, atol=solver.atol))
+        self.report(Solution(x, tables, None, rtol=limits.rtol, atol=limits.atol))
         return x
 
     def scales(self, bias: Tensor) -> Tensor:

@@ -154,11 +154,11 @@ class Solver(Options):
                 "Broyden, or leave the options out."
             )
 
-    @property
-    def limits(self) -> Limits:
-        """When a sample stops, as ops take it."""
+    def visible_limits(self, z: Tensor) -> Limits:
+        """When a sample of a state like z stops, as ops take it; rtol is as `Solution.rtol`."""
+        rtol = visible_rtol(self.rtol, z.dtype, z.device.type)
         return Limits(
-            self.max_steps, self.rtol, self.atol, self.stall_steps or 0, self.divergence_factor
+            self.max_steps, rtol, self.atol, self.stall_steps or 0, self.divergence_factor
         )
 
     def __call__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from deq_kernels.cells.map import StructuredMap
 from deq_kernels.ops import damped
 from deq_kernels.options import check_damping
 from deq_kernels.solvers.base import Iteration, Prepared, Solver
-from deq_kernels.solvers.machinery.precision import visible_rtol
 from deq_kernels.solvers.machinery.unsupported import refuse_meta, refuse_trace
 from deq_kernels.solvers.solution import Solution
 
@@ -64,8 +63,6 @@ class FixedPoint(Solver):
         refuse_meta(z0.device)
         refuse_trace()
         with torch.no_grad(), without_autocast(z0):
-            rtol = visible_rtol(self.rtol, z0.dtype, z0.device.type)
-            z, tables = f.iterate(z0, replace(self.limits, rtol=rtol), self.damping)
-            # The sum stays on the device: the host does not wait for the solve.
-            steps = Solution(z, tables, 0).steps.sum()
-        return Solution(z, tables, steps, rtol=rtol, atol=self.atol)
+            limits = self.visible_limits(z0)
+            z, tables = f.iterate(z0, limits, self.damping)
+        return Solution(z, tables, None, rtol=limits.rtol, atol=limits.atol)
