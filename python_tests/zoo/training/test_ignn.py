@@ -249,7 +249,7 @@ def test_any_gradient_and_solver(
     config = run_config("ignn", preset="karate", settings=settings)
     task = task_of(config)
     assert path in task.describe()
-    assert task.model.layers[0].gradient == gradient
+    assert task.model.layers[0].deq.gradient == gradient
     (batch, *_) = task.batches(torch.Generator())
     outcome = task.run(batch, depth=None)
     outcome.loss.backward()
