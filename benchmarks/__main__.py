@@ -18,13 +18,13 @@ from benchmarks.provider import (
 from benchmarks.run import Settings, measure
 from benchmarks.suite import Suite
 from benchmarks.suites import DEFAULT, SUITES
-from deq_kernels.cli import EXPECTED, fail, fail_with, run_program
 from deq_kernels.optional import require_packages
+from deq_kernels.program import EXPECTED, fail, fail_with, run_program
 from deq_zoo.commands.numbers import positive_int
 
 if TYPE_CHECKING:
-    from benchmarks.report import Report
     from benchmarks.run import ForceRegime
+    from benchmarks.suite_report import Report
 
 _ROUNDS = 9
 _QUICK_ROUNDS = 3
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
             force_regime=_force_regime(device_name) if args.regimes else None,
         )
         report = measure(suite, cases, providers, settings)
-        print(suite.format_table(report))
+        print(suite.shown_as.table(report))
         _save(suite, report, json_path=args.json, plot_path=args.plot)
     except EXPECTED as error:
         return fail_with(error)
@@ -185,7 +185,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         const=MEMORY_CASE.name,
         metavar="CASE",
         help=f"of {_with_option('memory')}: also measure the peak memory of a solve: on the CPU "
-        "(Linux only) each provider in a process of its own, on a GPU what torch hands out (case: "
+        "(Linux only) each provider in a process of its own, on a GPU what torch allocates (case: "
         f"{MEMORY_CASE.name} if none is given)",
     )
     parser.add_argument(
@@ -293,7 +293,7 @@ def _force_regime(device: str) -> "ForceRegime":
     Raises:
         ValueError: the device is no GPU.
     """
-    from deq_kernels._native import force_regime
+    from deq_kernels._launches import force_regime
 
     if device != "cuda":
         raise ValueError("--regimes is about kernels on a GPU; add --device cuda or leave it out")
@@ -362,7 +362,7 @@ def _save(
         _save_json(report, json_path)
         _say(f"wrote {json_path}")
     if plot_path is not None:
-        suite.save_plot(report, plot_path)
+        suite.shown_as.save_plot(report, plot_path)
         _say(f"wrote {plot_path}")
 
 

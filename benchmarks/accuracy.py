@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,11 @@ from tqdm import tqdm
 from benchmarks.device import find_device
 from benchmarks.machine import commit as commit_of_checkout
 from benchmarks.machine import is_clean
-from benchmarks.stored import build
+from benchmarks.stored import save_report
 from benchmarks.text import align
-from deq_kernels.cli import fail
+from deq_kernels.program import fail
 from deq_zoo.commands.numbers import non_negative_int
 from deq_zoo.evaluate import evaluate_checkpoint
-from deq_zoo.files import write_atomically
 from deq_zoo.folder import CHECKPOINT
 from deq_zoo.json_text import read_json
 from deq_zoo.loop import Trainer
@@ -34,6 +32,7 @@ from deq_zoo.registry import find_task, run_config
 from deq_zoo.run import run_training
 from deq_zoo.settings import parse_settings
 from deq_zoo.threads import use_threads
+from deq_zoo.typed import read_dataclass
 
 SCHEMA = 2
 """The first one held other names, and was written by hand."""
@@ -223,7 +222,7 @@ def begin(config: RunConfig, out: Path, command: str) -> Report:
             commands=(command,),
             machine=device.describe(),
             versions=device.versions(),
-            score=find_task(config.task).headline.name,
+            score=find_task(config.task).measure.name,
             config=config.to_json(),
             runs=(),
         )
@@ -239,14 +238,14 @@ def load(path: Path) -> Report:
     data = read_json(path)
     if isinstance(data, dict) and data.get("schema") != SCHEMA:
         raise ValueError(f"{path} has the schema {data.get('schema')!r}, not {SCHEMA}")
-    return build(Report, data, str(path))
+    return read_dataclass(Report, data, str(path))
 
 
 def continued(report: Report, out: Path) -> Report:
     """The report with the runs that the file holds already.
 
     Raises:
-        ValueError: the file holds other runs, or nobody knows of what code.
+        ValueError: the file holds other runs, or their commit is unknown or not clean.
     """
     advice = "choose another --out, or replace it with --overwrite"
     try:
@@ -265,12 +264,6 @@ def continued(report: Report, out: Path) -> Report:
         )
     commands = tuple(dict.fromkeys((*before.commands, *report.commands)))
     return replace(before, commands=commands)
-
-
-def save(report: Report, path: Path) -> None:
-    """Write it; a crash leaves either the old file or the new one."""
-    text = json.dumps(asdict(report), indent=1, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
 
 
 def train_and_evaluate(
@@ -298,8 +291,8 @@ def train_and_evaluate(
         gradient=config.equilibrium.gradient,
         settings=dict(settings),
         seed=config.training.seed,
-        test_score=test.headline,
-        validation_score=trainer.history[-1].validation.headline,
+        test_score=test.value,
+        validation_score=trainer.history[-1].validation.value,
         test_loss=test.loss,
         solver_steps=test.solver_steps,
         training_seconds=round(sum(metrics.seconds for metrics in trainer.history), 1),
@@ -359,11 +352,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             report = continued(report, out)
         elif not is_clean(report.commit):
             print(
-                f"warning: the commit is {report.commit or 'unknown'}; nobody can say later what "
+                f"warning: the commit is {report.commit or 'unknown'}; the file does not say what "
                 "code this was, and a run that is interrupted is not continued",
                 file=sys.stderr,
             )
-        headline, shared = find_task(config.task).headline, parse_settings(args.settings)
+        measure, shared = find_task(config.task).measure, parse_settings(args.settings)
         planned = list(missing(report, variants, args.seeds))
         if report.runs:
             print(f"runs in {out}: {len(report.runs)}; to be made: {len(planned)}")
@@ -376,9 +369,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 title=title,
             )
             report = replace(report, runs=(*report.runs, run))
-            save(report, out)
+            save_report(report, out)
             print(
-                f"{title}: test {headline.format(run.test_score)}, {run.training_seconds:.1f} s",
+                f"{title}: test {measure.format(run.test_score)}, {run.training_seconds:.1f} s",
                 flush=True,
             )
     except (FloatingPointError, ImportError, OSError, ValueError) as error:

@@ -16,7 +16,7 @@ from deq_zoo.threads import use_threads
 from .timing import Timed
 
 SCALES_WELL = 0.75
-"""Threads that get less than this share of a core each are no cores of their own."""
+"""Below this share of a core per thread, threads share cores."""
 _SIZE = 512
 _ONE = "arithmetic of one thread"
 _ALL = "arithmetic of all threads"

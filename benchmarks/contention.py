@@ -30,7 +30,7 @@ class OtherLoad:
     because all threads wait at every barrier for the one that was put aside.
 
     Args:
-        helpers: processes that work for this one, by their numbers, and are no others.
+        helpers: process ids of those that work for this one, whose load is not counted.
     """
 
     def __init__(self, helpers: Sequence[int] = ()) -> None:

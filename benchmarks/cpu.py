@@ -13,7 +13,7 @@ from .triad import Triad
 
 if TYPE_CHECKING:
     from .broyden.cases import Case
-    from .broyden.providers import BroydenProvider
+    from .broyden.providers import SolveProvider
 
 
 class Cpu(Device):
@@ -45,7 +45,7 @@ class Cpu(Device):
         return None if memory.can_measure_memory() else "peak memory is read from Linux's /proc"
 
     def peak_solver_bytes(
-        self, provider: "BroydenProvider", case: "Case", *, dtype: torch.dtype
+        self, provider: "SolveProvider", case: "Case", *, dtype: torch.dtype
     ) -> int:
         return memory.peak_solver_bytes(
             provider, case, dtype=dtype, threads=torch.get_num_threads()

@@ -15,7 +15,7 @@ from .device_copy import DeviceCopy
 from .gpu_machine import describe_gpu_machine, describe_gpu_versions
 
 if TYPE_CHECKING:
-    from .broyden.providers import BroydenProvider
+    from .broyden.providers import SolveProvider
 
 # Long enough for the host to queue what is timed, short against it.
 _HEAD_START_CYCLES = 200_000
@@ -99,9 +99,9 @@ class Cuda(Device):
         return None
 
     def peak_solver_bytes(
-        self, provider: "BroydenProvider", case: Case, *, dtype: torch.dtype
+        self, provider: "SolveProvider", case: Case, *, dtype: torch.dtype
     ) -> int:
-        """Growth of what torch's allocator has handed out.
+        """Growth of the memory that torch's allocator has allocated.
 
         The library of matrix products takes its workspace in the warm-up. The second of two solves
         is measured, against what was in use before the first: what a provider keeps from one solve

@@ -8,7 +8,7 @@ import torch
 
 if TYPE_CHECKING:
     from .broyden.cases import Case
-    from .broyden.providers import BroydenProvider
+    from .broyden.providers import SolveProvider
 
 DEVICES = ("cpu", "cuda")
 Ceiling = Literal["triad", "copy"]
@@ -71,7 +71,7 @@ class Device(ABC):
 
     @abstractmethod
     def peak_solver_bytes(
-        self, provider: "BroydenProvider", case: "Case", *, dtype: torch.dtype
+        self, provider: "SolveProvider", case: "Case", *, dtype: torch.dtype
     ) -> int:
         """Growth of the memory in use from just before a solve to its peak, in bytes.
 

@@ -11,7 +11,7 @@ import torch
 import deq_kernels as dk
 from deq_kernels._version import __version__
 
-# How memory is handed out decides what a fresh history costs, which is part of every solve.
+# How memory is allocated decides what a fresh history costs, which is part of every solve.
 _ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _DIRTY = "-dirty"

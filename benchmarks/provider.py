@@ -18,6 +18,12 @@ class ProviderAbsentError(RuntimeError):
     """A provider cannot run here; the message is the reason shown in the reports."""
 
 
+def failure(error: Exception) -> str:
+    """Why a provider that raised an error is refused."""
+    first_line = str(error).strip().partition("\n")[0]
+    return f"failed: {type(error).__name__}: {first_line}"
+
+
 @dataclass(frozen=True)
 class Provider(Generic[SolverT]):
     """One that is compared.
@@ -82,7 +88,7 @@ def require_backend(backend: str, device: str) -> None:
     """Make sure that a backend of this package has kernels of its own for a device.
 
     Raises:
-        ProviderAbsentError: it has none; the message says why.
+        ProviderAbsentError: it has no such kernels; the message says why.
     """
     import deq_kernels as dk
     from deq_kernels.ops.backends import usable_triton_kernels
@@ -106,7 +112,7 @@ def require_gpu(device: str, what: str) -> None:
     """Make sure that the device is a GPU.
 
     Raises:
-        ProviderAbsentError: it is none; the message says what needs one.
+        ProviderAbsentError: it is not; the message says what needs a GPU.
     """
     if device != "cuda":
         raise ProviderAbsentError(f"{what} run on a GPU only: measure with --device cuda")

@@ -15,7 +15,7 @@ from deq_zoo.threads import use_threads
 from .device import Device, find_device
 from .machine import commit as commit_of_checkout
 from .provider import Provider, load_all
-from .report import Report
+from .suite_report import Report
 
 if TYPE_CHECKING:
     from .suite import Suite

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from deq_zoo.typed import read_dataclass
+
 from .provider import Provider
-from .report import MeasuredCase, Report, check_machine, check_rows
 from .run import Run, Say, Settings
-from .stored import build
+from .suite_report import MeasuredCase, Report, check_machine, check_rows
 
 
 class NamedCase(Protocol):
@@ -20,6 +22,21 @@ class NamedCase(Protocol):
     def name(self) -> str:
         """Its name on the command line and in every report."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presentation:
+    """How the reports of a suite are shown.
+
+    Attributes:
+        table: as an aligned plain-text table.
+        markdown: as Markdown, with the path of the report's JSON as seen from the document.
+        save_plot: drawn into an image; ImportError where matplotlib is not installed.
+    """
+
+    table: Callable[[Any], str]
+    markdown: Callable[[Any, str], str]
+    save_plot: Callable[[Any, Path], None]
 
 
 class Suite(ABC):
@@ -33,6 +50,7 @@ class Suite(ABC):
         providers: who can be compared.
         report_type: what a run is put together as.
         schema: the version of its format; a result of another one is measured again.
+        shown_as: how its reports are shown.
     """
 
     name: ClassVar[str]
@@ -42,6 +60,7 @@ class Suite(ABC):
     providers: ClassVar[Sequence[Provider[Any]]]
     report_type: ClassVar[type[Report]]
     schema: ClassVar[int] = 1
+    shown_as: ClassVar[Presentation]
 
     @abstractmethod
     def cases(self, device: str, *, quick: bool = False) -> Sequence[NamedCase]:
@@ -80,32 +99,16 @@ class Suite(ABC):
             path: where it lies, for messages.
 
         Raises:
-            ValueError: they are no report of this suite, in this schema; the message names what is
-                missing or strange.
+            ValueError: they are not a report of this suite and schema; the message names what is
+                missing or of the wrong type.
         """
         if data.get("schema") != self.schema:
             raise ValueError(
                 f"a report of the suite {self.name} has schema {self.schema}, but {path} has "
                 f"{data.get('schema')!r}; measure again with this version"
             )
-        report = build(self.report_type, data, "the report")
+        report = read_dataclass(self.report_type, data, "the report")
         check_machine(report)
         for label, rows in report.tables():
             check_rows(report, label, [row.provider for row in rows])
         return report
-
-    @abstractmethod
-    def format_table(self, report: Any) -> str:
-        """The report as an aligned plain-text table."""
-
-    @abstractmethod
-    def format_markdown(self, report: Any, source: str) -> str:
-        """The report as Markdown, with the path of its JSON as seen from the document."""
-
-    @abstractmethod
-    def save_plot(self, report: Any, path: Path) -> None:
-        """Draw the report into an image.
-
-        Raises:
-            ImportError: matplotlib is not installed.
-        """

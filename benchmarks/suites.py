@@ -6,14 +6,16 @@ from pathlib import Path
 
 from deq_zoo.json_text import read_json
 
+from .anderson.suite import AndersonSuite
 from .broyden.suite import BroydenSuite
 from .cells.suite import CellSuite
-from .report import Report
 from .suite import Suite
+from .suite_report import Report
 from .training.suite import TrainingStepSuite
 
 SUITES: dict[str, Suite] = {
-    suite.name: suite for suite in (BroydenSuite(), CellSuite(), TrainingStepSuite())
+    suite.name: suite
+    for suite in (BroydenSuite(), AndersonSuite(), CellSuite(), TrainingStepSuite())
 }
 DEFAULT = BroydenSuite.name
 
@@ -42,4 +44,4 @@ def format_markdown(report: Report, source: str) -> str:
         report: what to show.
         source: path of its JSON as seen from the document, named below the table.
     """
-    return SUITES[report.suite].format_markdown(report, source)
+    return SUITES[report.suite].shown_as.markdown(report, source)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .report import MeasuredCase, Report
+from .suite_report import MeasuredCase, Report
 from .timing import Spread
 
 FAILED_TESTS = "the tests of this library FAILED on this machine: these times mean nothing"

@@ -33,6 +33,18 @@ def spread(samples: Sequence[float]) -> Spread:
     return Spread(median, lower, upper, tuple(samples))
 
 
+def ratio_spread(samples: Sequence[float], base: Sequence[float] | None) -> Spread | None:
+    """Of samples over those of the same rounds of another call; None where that was not timed."""
+    if base is None:
+        return None
+    return spread([sample / other for sample, other in zip(samples, base, strict=True)])
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value as JSON can hold it, which has no NaN; the reason of a refusal keeps that."""
+    return value if math.isfinite(value) else None
+
+
 def wall_clock(call: Callable[[], object], repeats: int) -> float:
     """The clock on the wall, for calls that return when their work is done."""
     start = time.perf_counter_ns()

@@ -12,8 +12,8 @@ def call_as_written(owner: type, method: str) -> None:
     """Let compiled code call a method of a class as it is, in place of tracing its Python.
 
     Replaces the method, once. Not a decorator, because torch.compiler imports the compiler, which
-    takes as long as importing torch: it is for whoever makes the first object of the class, not for
-    everyone who imports this package.
+    takes as long as importing torch: the first object of the class pays for that, not every import
+    of this package.
     """
     reason = f"{owner.__name__} takes as many steps as the values of its tensors need"
     disabled = torch.compiler.disable(getattr(owner, method), reason=reason)

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping
 
-from deq_kernels.cli import FAILED, fail
+from deq_kernels.program import FAILED, fail
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,16 +41,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return the exit status."""
-    from deq_kernels import _native, backend_info
+    from deq_kernels import _launches, backend_info
 
     info = backend_info()
     report, lines = info.as_dict(), [str(info)]
-    gpu = _native.present_gpu() or _native.Gpu()
+    gpu = _launches.present_gpu() or _launches.Gpu()
     try:
         if args.plan is not None:
             batch, dim, rank = args.plan
-            plan = _native.plan_stream(batch=batch, dim=dim, rank=rank)
-            launch = _native.plan_launch(batch=batch, dim=dim, rank=rank, gpu=gpu)
+            plan = _launches.plan_stream(batch=batch, dim=dim, rank=rank)
+            launch = _launches.plan_launch(batch=batch, dim=dim, rank=rank, gpu=gpu)
             report["plan"] = plan
             report["launch"] = {"device": gpu.name, **launch}
             step = f"one step at batch {batch}, dim {dim}, rank {rank}, float32"
@@ -58,13 +58,13 @@ def run(args: argparse.Namespace) -> int:
             lines += _table(f"{step}, on {gpu.name}:", launch)
         if args.plan_graphs is not None:
             graphs, nodes, features = args.plan_graphs
-            cell = _native.plan_cells(samples=graphs, nodes=nodes, dim=features, gpu=gpu)
+            cell = _launches.plan_cells(samples=graphs, nodes=nodes, dim=features, gpu=gpu)
             report["graph_cell"] = {"device": gpu.name, **cell}
             solve = f"a graph cell over {graphs} graph(s) of {nodes} nodes, {features} features"
             lines += _table(f"{solve}, float32, on {gpu.name}:", cell)
         if args.plan_dense is not None:
             batch, dim = args.plan_dense
-            cell = _native.plan_cells(samples=batch, nodes=None, dim=dim, gpu=gpu)
+            cell = _launches.plan_cells(samples=batch, nodes=None, dim=dim, gpu=gpu)
             report["dense_cell"] = {"device": gpu.name, **cell}
             solve = f"a dense cell at batch {batch}, dim {dim}"
             lines += _table(f"{solve}, float32, on {gpu.name}:", cell)

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from deq_kernels.cells.map import StructuredMap
+from deq_kernels.cells.pattern import Graphs
+from deq_kernels.cells.slots import Slots
+from deq_kernels.cells.structured import StructuredCell, check_start
 from deq_kernels.compilers import call_as_written
 from deq_kernels.gradients import (
     Gradient,
@@ -24,6 +28,7 @@ from deq_kernels.layer_arguments import check_arguments
 from deq_kernels.ops import Status
 from deq_kernels.solvers import (
     Broyden,
+    FixedPoint,
     PerSample,
     Solution,
     Solver,
@@ -96,6 +101,7 @@ class DEQ(nn.Module):
         self.per_sample = per_sample
         self.on_solve = on_solve
         self._told: set[str] = set()
+        self._last_graphs: Graphs | None = None
         self.last_solution: Solution | None = None
         """The last solve, for logging; without its inverse, so that no history is kept alive."""
         for role, chosen in (("solver", self.solver), ("eval_solver", self.eval_solver)):
@@ -132,9 +138,41 @@ class DEQ(nn.Module):
                 (torch.jit.trace, torch.export, make_fx), or z0 has no values.
         """
         refuse_transforms()
-        structure = Structure.of(z0, "z0")
+        if isinstance(self.cell, StructuredCell):
+            return self._solve_structured(z0, self.cell.bind(*args, **kwargs))
+        per_sample = () if self.per_sample is None else self.per_sample
+        return self._solve(self._evaluate, self._start(z0), args, kwargs, per_sample)
 
-        f = PerSample.of_call(self._evaluate, args, kwargs, self.per_sample or ())
+    @property
+    def _solver(self) -> Solver:
+        return self.solver if self.training else self.eval_solver
+
+    def solves_in_one_op(self, solver: Solver | None = None) -> bool:
+        """Whether the cell is a structured one that is solved in one op.
+
+        Args:
+            solver: by which solver; None for that of the present mode.
+        """
+        solver = self._solver if solver is None else solver
+        return (
+            isinstance(self.cell, StructuredCell)
+            and self.cell.one_op
+            and self.gradient.takes_structured
+            and isinstance(solver, FixedPoint)
+            and solver.takes_structured
+        )
+
+    def _solve(
+        self,
+        cell: Callable[..., State],
+        start: State,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        per_sample: Sequence[int | str],
+    ) -> State:
+        """Step by step, with every solver and gradient."""
+        structure = Structure.of(start, "z0")
+        f = PerSample.of_call(cell, args, kwargs, per_sample)
 
         def flat(f: Callable[..., State]) -> Callable[[Tensor], Tensor]:
             def flat_f(z: Tensor) -> Tensor:
@@ -148,15 +186,15 @@ class DEQ(nn.Module):
             other_args, other_kwargs = tree_map_only(
                 Tensor, lambda tensor: others.get(tensor, tensor), (args, kwargs)
             )
-            return flat(lambda z: self._evaluate(z, *other_args, **other_kwargs))
+            return flat(lambda z: cell(z, *other_args, **other_kwargs))
 
-        solver = self.solver if self.training else self.eval_solver
+        solver = self._solver
         keep_inverse = self.gradient.needs_inverse and torch.is_grad_enabled()
         if torch.is_grad_enabled():
             record_first(f)
         watch = Watch(self.on_solve, self._told)
         with watch.during("forward"):
-            solution = solver(f, self._start(z0, structure), keep_inverse=keep_inverse)
+            solution = solver(f, start, keep_inverse=keep_inverse)
         self.last_solution = replace(solution, inverse_jacobian=None)
         watch.solved(self.last_solution, "forward")
         z_star = structure.flatten(solution.z)
@@ -172,10 +210,78 @@ class DEQ(nn.Module):
         refuse_tangents(f_z)
         return f_z
 
-    def _start(self, z0: State, structure: Structure) -> State:
+    def _solve_structured(self, z0: State, f: StructuredMap) -> Tensor:
+        """In one op where solver and gradient know its form; else step by step.
+
+        f of the best iterate is returned either way, the place at which φ' is taken.
+        """
+        z0 = check_start(z0, f)
+        refuse_tangents((z0, *f.tensors))
+        start = self._structured_start(z0, f)
+        solver = self._solver
+        if not self.solves_in_one_op():
+            return self._solve_by_sample(start, f)
+        assert isinstance(solver, FixedPoint)
+        watch = Watch(self.on_solve, self._told)
+        solution = solver.solve_structured(f, start)
+        assert isinstance(solution.z, Tensor)
+        z = self.gradient.attach_structured(f, solution.z, solver, watch)
+        self.last_solution = solution
+        watch.solved(solution, "forward")
+        # A copy, so that the caller may change the output in place.
+        return z.clone() if z.requires_grad else z
+
+    def _solve_by_sample(self, start: Tensor, f: StructuredMap) -> Tensor:
+        if f.graphs is None:
+            z = self._solve(f.evaluate, start, f.tensors, {}, (0,))
+        else:
+            if self._solver.compact:
+                raise ValueError(
+                    "A GraphCell must be solved with compact=False, as its product with A is of "
+                    "all graphs of a batch; got compact=True. Leave it out."
+                )
+            slots = Slots.of(f.graphs)
+
+            def by_graph(z: Tensor, *tensors: Tensor) -> Tensor:
+                return slots.spread(f.evaluate(slots.gather(z), *tensors))
+
+            state = self._solve(by_graph, slots.spread(start), f.tensors, {}, ())
+            assert isinstance(state, Tensor)
+            z = slots.gather(state)
+            assert self.last_solution is not None
+            assert isinstance(self.last_solution.z, Tensor)
+            self.last_solution = replace(self.last_solution, z=slots.gather(self.last_solution.z))
+        assert isinstance(z, Tensor)
+        if self.gradient.unrolls:
+            return z
+        y: Tensor = _StepFrom.apply(z, f)
+        return y
+
+    def _structured_start(self, z0: Tensor, f: StructuredMap) -> Tensor:
+        """z0, or with warm start the last solution where it is of the same graphs."""
+        if not self.warm_start:
+            return z0
+        last, graphs = self.last_solution, f.graphs
+        same = self._last_graphs is graphs
+        self._last_graphs = graphs
+        if last is None or not same:
+            return z0
+        z = last.z
+        assert isinstance(z, Tensor)
+        if (z.shape, z.dtype, z.device) != (z0.shape, z0.dtype, z0.device):
+            return z0
+        usable = last.status != Status.DIVERGED
+        if graphs is not None:
+            usable = usable.index_select(0, graphs.of_row)
+        return torch.where(usable[:, None], z, z0)
+
+    def _start(self, z0: State) -> State:
         """z0, or with warm start the last solution where it fits."""
         last = self.last_solution
-        if not self.warm_start or last is None or Structure.of(last.z, "z") != structure:
+        if not self.warm_start or last is None:
+            return z0
+        structure = Structure.of(z0, "z0")
+        if Structure.of(last.z, "z") != structure:
             return z0
         usable = (last.status != Status.DIVERGED)[:, None]
         start = torch.where(usable, structure.flatten(last.z), structure.flatten(z0))
@@ -196,3 +302,15 @@ class DEQ(nn.Module):
     def extra_repr(self) -> str:
         """Solver and gradient, for print(module)."""
         return f"solver={self.solver}, gradient={self.gradient}"
+
+
+class _StepFrom(torch.autograd.Function):
+    """f(z) in the place of z, whose gradient it gets."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, f: StructuredMap) -> Tensor:
+        return f.step(z)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        return cotangent, None

@@ -1,4 +1,4 @@
-"""What a user is told where an answer is not what it seems, and who hears of it."""
+"""Warnings and errors of solves, and which listener receives the warnings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SolveError(RuntimeError):
 
 
 Listener: TypeAlias = Callable[[type[Warning], str], None]
-"""Hears a category and a message."""
+"""Receives a category and a message."""
 
 
 def warn_user(category: type[Warning], message: str) -> None:
@@ -39,13 +39,13 @@ _listener: ContextVar[Listener] = ContextVar("listener", default=warn_user)
 
 
 def listener() -> Listener:
-    """Who is to hear what a solve under way finds; `warn_user` where nobody listens."""
+    """What receives the warnings of the solve under way; `warn_user` outside of `heard_by`."""
     return _listener.get()
 
 
 @contextmanager
 def heard_by(hears: Listener) -> Iterator[None]:
-    """Let `hears` hear what solves inside of the block find, in this thread."""
+    """Send the warnings of solves inside the block to `hears`, in this thread."""
     token = _listener.set(hears)
     try:
         yield

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from deq_kernels.gradients import watch
 from deq_kernels.solvers.machinery import coupling, loop
 from deq_kernels.solvers.machinery.ranks import Ranks
-from deq_kernels.solvers.machinery.running import LateCount
+from deq_kernels.solvers.machinery.running import DelayedCount
 
 READS = {
     *(
@@ -76,13 +76,13 @@ class HostReads:
         patch.setattr(watch, "_may_fail", lambda _: True)
 
         @contextmanager
-        def late(active: Tensor, synchronized: Ranks = False) -> Iterator[LateCount]:
-            yield LateCount(active, _Mailbox(self))
+        def late(active: Tensor, synchronized: Ranks = False) -> Iterator[DelayedCount]:
+            yield DelayedCount(active, _Slots(self))
 
         patch.setattr(loop, "running_count", late)
 
 
-class _Mailbox:
+class _Slots:
     def __init__(self, reads: HostReads) -> None:
         self._reads = reads
         self._slots: dict[int, Tensor] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deq_kernels.cli import FAILED, INTERRUPTED, READER_GONE
+from deq_kernels.program import FAILED, INTERRUPTED, READER_GONE
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY, ZOO, BENCHMARKS = "deq_kernels.cli", "deq_zoo.cli", "benchmarks"

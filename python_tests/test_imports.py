@@ -6,7 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -23,22 +23,23 @@ BENCHMARKS_DIR = ROOT / "benchmarks"
 ROOMS = [
     {"_version", "_build", "compilers", "notices", "optional", "options"},
     {"_native"},
+    {"_launches"},
     {"ops"},
-    {"_report"},
+    {"_report", "cells"},
     {"inverse"},
     {"solvers"},
     {"gradients"},
     {"layer_arguments"},
-    {"layer", "cells"},
+    {"layer"},
     {""},
     {"nn"},
     {"models", "diagnostics"},
     {"integrations"},
-    {"info", "cli"},
+    {"program", "info", "cli"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
 # Those that may ask whether a binary exists; solvers and gradients never name a backend.
-ASK_FOR_BINARIES = {"_native", "ops", "_report", "", "info"}
+ASK_FOR_BINARIES = {"_native", "_launches", "ops", "_report", "", "info"}
 
 
 def _room(module: str) -> str:
@@ -177,23 +178,44 @@ def test_methods_stand_on_their_machinery() -> None:
     assert found == []
 
 
+def _without_annotations(tree: ast.Module) -> ast.Module:
+    """Without the blocks that only a type checker reads."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    return tree
+
+
+def _imported(tree: ast.Module, modules: Collection[str]) -> set[str]:
+    """The modules that run when the imports of a file do, wherever in the file they stand."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module in modules:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in modules else node.module)
+    return found & set(modules)
+
+
 def test_no_circle_of_imports() -> None:
-    """Modules of the library import each other at the top of their files without circles."""
+    """Modules of the library import each other without circles, within functions too."""
     modules = {_module_name(path): path for path in PACKAGE_DIR.rglob("*.py")}
-    graph: dict[str, set[str]] = {}
+    graph = {}
     for module, path in modules.items():
-        graph[module] = set()
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ImportFrom) and node.module in modules:
-                graph[module] |= {
-                    inner if (inner := f"{node.module}.{alias.name}") in modules else node.module
-                    for alias in node.names
-                }
-        graph[module].discard(module)
+        tree = _without_annotations(ast.parse(path.read_text(encoding="utf-8")))
+        graph[module] = _imported(tree, modules) - {module}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_a_late_import_counts() -> None:
+    source = "def f():\n    import a.b\n    from a import c, d\nif TYPE_CHECKING:\n    import e"
+    tree = _without_annotations(ast.parse(source))
+    assert _imported(tree, {"a", "a.b", "a.c", "e"}) == {"a", "a.b", "a.c"}
 
 
 def test_import_is_light_and_offline() -> None:

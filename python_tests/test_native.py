@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import deq_kernels
-from deq_kernels import _native, info
+from deq_kernels import _launches, _native, info
 from deq_kernels.ops import OPS, backends
 from deq_kernels.ops.tiles import TILES, tile_count
 
@@ -244,15 +244,15 @@ def test_a_regime_is_forced_in_the_cuda_library_and_given_back(
 
     monkeypatch.setattr(_native, "load_cuda", lambda: _native.Library(Path("cuda.so"), None))
     monkeypatch.setattr(ctypes, "CDLL", FakeLibrary)
-    with _native.force_regime("block"):
-        with pytest.raises(KeyError), _native.force_regime("cluster"):
+    with _launches.force_regime("block"):
+        with pytest.raises(KeyError), _launches.force_regime("cluster"):
             raise KeyError
         assert asked == ["block", "cluster", "block"]
     assert asked[-1] == ""
     with pytest.raises(ValueError, match="one of block, cluster, grid; got 'warp'"):
-        _native.force_regime("warp").__enter__()
+        _launches.force_regime("warp").__enter__()
     with pytest.raises(RuntimeError, match="does not know the regime 'grid'"):
-        _native.force_regime("grid").__enter__()
+        _launches.force_regime("grid").__enter__()
 
 
 def test_a_regime_cannot_be_forced_without_a_cuda_library(
@@ -260,7 +260,7 @@ def test_a_regime_cannot_be_forced_without_a_cuda_library(
 ) -> None:
     monkeypatch.setattr(_native, "load_cuda", lambda: _native.Library(None, "no nvcc"))
     with pytest.raises(RuntimeError, match=r"needs the native CUDA library, .* but no nvcc"):
-        _native.force_regime("block").__enter__()
+        _launches.force_regime("block").__enter__()
 
 
 def test_source_tree_that_was_never_built_says_so(empty_package: Path) -> None:
@@ -276,13 +276,13 @@ def test_module_for_another_python_is_named(
     (empty_package / "_build.cpython-39-x86_64-linux-gnu.so").touch()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"another Python \(_build\.cpython-39"):
-        _native.plan_stream(batch=1, dim=1, rank=0)
+        _launches.plan_stream(batch=1, dim=1, rank=0)
 
 
 @needs_module
 def test_plan_counts_tiles_and_bytes() -> None:
     batch, dim, rank = 3, 5000, 7
-    plan = _native.plan_stream(batch=batch, dim=dim, rank=rank, element_bytes=4)
+    plan = _launches.plan_stream(batch=batch, dim=dim, rank=rank, element_bytes=4)
     assert (plan["tile"], plan["tiles"]) == (TILES["cpu"], tile_count(dim, "cpu"))
     assert plan["bytes_moved"] == 4 * batch * (2 * rank + 6) * dim
 
@@ -290,19 +290,19 @@ def test_plan_counts_tiles_and_bytes() -> None:
 @needs_module
 def test_plan_follows_the_number_of_threads(set_threads) -> None:
     set_threads(1)
-    assert _native.plan_stream(batch=64, dim=100_000, rank=10)["regime"] == "serial"
+    assert _launches.plan_stream(batch=64, dim=100_000, rank=10)["regime"] == "serial"
     set_threads(2)
-    assert _native.plan_stream(batch=64, dim=100_000, rank=10)["regime"] != "serial"
+    assert _launches.plan_stream(batch=64, dim=100_000, rank=10)["regime"] != "serial"
 
 
 @needs_launch_planner
 def test_launch_plan_of_an_h200() -> None:
     batch, dim, rank = 32, 61_440, 18
-    plan = _native.plan_launch(batch=batch, dim=dim, rank=rank, gpu=_native.Gpu())
-    assert plan["regime"] in _native.REGIMES
+    plan = _launches.plan_launch(batch=batch, dim=dim, rank=rank, gpu=_launches.Gpu())
+    assert plan["regime"] in _launches.REGIMES
     assert (plan["tile"], plan["tiles"]) == (TILES["cuda"], tile_count(dim, "cuda"))
-    assert plan["shared_bytes"] <= _native.Gpu().shared_bytes
-    small = _native.plan_launch(batch=32, dim=1000, rank=rank, gpu=_native.Gpu())
+    assert plan["shared_bytes"] <= _launches.Gpu().shared_bytes
+    small = _launches.plan_launch(batch=32, dim=1000, rank=rank, gpu=_launches.Gpu())
     assert small["regime"] == "block"
     assert small["launches"] == 1
 
@@ -311,10 +311,10 @@ def test_launch_plan_of_an_h200() -> None:
 def test_launch_plan_follows_the_device() -> None:
     """Without clusters nothing is launched as one."""
     sizes = {"batch": 4, "dim": 30_000, "rank": 20}
-    plan = _native.plan_launch(**sizes, gpu=_native.Gpu("any", 100, 100_000, max_cluster=1))
+    plan = _launches.plan_launch(**sizes, gpu=_launches.Gpu("any", 100, 100_000, max_cluster=1))
     assert plan["cluster"] == 1
-    if _native.present_gpu() is None:
-        assert _native.plan_launch(**sizes) == _native.plan_launch(**sizes, gpu=_native.Gpu())
+    if _launches.present_gpu() is None:
+        assert _launches.plan_launch(**sizes) == _launches.plan_launch(**sizes, gpu=_launches.Gpu())
 
 
 @needs_module
@@ -322,7 +322,7 @@ def test_launch_plan_follows_the_device() -> None:
 def test_plan_refuses_impossible_sizes(bad: dict[str, int]) -> None:
     sizes = {"batch": 2, "dim": 3, "rank": 1, **bad}
     with pytest.raises(ValueError, match="must be at least"):
-        _native.plan_stream(**sizes)
+        _launches.plan_stream(**sizes)
 
 
 @needs_launch_planner
@@ -339,32 +339,32 @@ def test_info_command_prints_the_report_and_the_plan(capsys: pytest.CaptureFixtu
     args = parser.parse_args(["info", "--json", "--plan", "2", "4096", "5"])
     assert info.run(args) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["plan"] == _native.plan_stream(batch=2, dim=4096, rank=5)
-    gpu = _native.present_gpu() or _native.Gpu()
-    launch = _native.plan_launch(batch=2, dim=4096, rank=5, gpu=gpu)
+    assert printed["plan"] == _launches.plan_stream(batch=2, dim=4096, rank=5)
+    gpu = _launches.present_gpu() or _launches.Gpu()
+    launch = _launches.plan_launch(batch=2, dim=4096, rank=5, gpu=gpu)
     assert printed["launch"] == {"device": gpu.name, **launch}
     assert printed["native_ops"] == list(deq_kernels.backend_info().native_ops)
 
 
 @needs_launch_planner
 def test_cell_plan_of_an_h200() -> None:
-    h200 = _native.Gpu()
-    small = _native.plan_cells(samples=128, nodes=40, dim=64, gpu=h200)
+    h200 = _launches.Gpu()
+    small = _launches.plan_cells(samples=128, nodes=40, dim=64, gpu=h200)
     assert (small["regime"], small["blocks"], small["cluster"]) == ("block", 128, 1)
     assert small["weight_on_chip"]
     assert small["rows_on_chip"] >= 40
-    large = _native.plan_cells(samples=1, nodes=2000, dim=256, gpu=h200)
+    large = _launches.plan_cells(samples=1, nodes=2000, dim=256, gpu=h200)
     assert (large["regime"], large["weight_on_chip"]) == ("grid", False)
-    few = _native.plan_cells(samples=8, nodes=256, dim=64, gpu=h200)
+    few = _launches.plan_cells(samples=8, nodes=256, dim=64, gpu=h200)
     assert (few["regime"], few["cluster"], few["blocks"]) == ("cluster", 16, 128)
-    dense = _native.plan_cells(samples=1000, nodes=None, dim=64, gpu=h200)
+    dense = _launches.plan_cells(samples=1000, nodes=None, dim=64, gpu=h200)
     assert (dense["regime"], dense["rows_at_a_time"], dense["blocks"]) == ("block", 4, 250)
     for plan in (small, large, few, dense):
         assert plan["launches"] == 1
         assert 0 < plan["shared_bytes"] <= h200.shared_bytes
     # Rows that find no room on chip, with slots for as many as a step needs.
-    accelerated = _native.plan_cells(samples=1, nodes=2000, dim=256, gpu=h200)
-    damped = _native.plan_cells(samples=1, nodes=2000, dim=256, accelerate=False, gpu=h200)
+    accelerated = _launches.plan_cells(samples=1, nodes=2000, dim=256, gpu=h200)
+    damped = _launches.plan_cells(samples=1, nodes=2000, dim=256, accelerate=False, gpu=h200)
     slots = [plan["scratch_bytes"] // (4 * 2000 * 256) for plan in (accelerated, damped)]
     assert slots == [6, 3]
 
@@ -372,12 +372,12 @@ def test_cell_plan_of_an_h200() -> None:
 @needs_launch_planner
 def test_cell_plan_follows_the_device_and_the_dtype() -> None:
     sizes: dict[str, Any] = {"samples": 8, "nodes": 256, "dim": 64}
-    no_clusters = _native.Gpu("any", 100, 100_000, max_cluster=1)
-    assert _native.plan_cells(**sizes, gpu=no_clusters)["cluster"] == 1
-    if _native.present_gpu() is None:
-        assert _native.plan_cells(**sizes) == _native.plan_cells(**sizes, gpu=_native.Gpu())
+    no_clusters = _launches.Gpu("any", 100, 100_000, max_cluster=1)
+    assert _launches.plan_cells(**sizes, gpu=no_clusters)["cluster"] == 1
+    if _launches.present_gpu() is None:
+        assert _launches.plan_cells(**sizes) == _launches.plan_cells(**sizes, gpu=_launches.Gpu())
     halves, doubles = (
-        _native.plan_cells(**{**sizes, "dim": 220}, element_bytes=size) for size in (2, 8)
+        _launches.plan_cells(**{**sizes, "dim": 220}, element_bytes=size) for size in (2, 8)
     )
     assert (halves["weight_on_chip"], doubles["weight_on_chip"]) == (True, False)
 
@@ -388,7 +388,7 @@ def test_cell_plan_follows_the_device_and_the_dtype() -> None:
 )
 def test_cell_plan_refuses_impossible_sizes(bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be at least"):
-        _native.plan_cells(**{"samples": 2, "nodes": 3, "dim": 4, **bad})
+        _launches.plan_cells(**{"samples": 2, "nodes": 3, "dim": 4, **bad})
 
 
 @needs_launch_planner
@@ -404,10 +404,10 @@ def test_info_command_prints_the_plans_of_cells(capsys: pytest.CaptureFixture[st
 
     assert info.run(parser.parse_args(["info", "--json", *wanted])) == 0
     printed = json.loads(capsys.readouterr().out)
-    gpu = _native.present_gpu() or _native.Gpu()
-    graphs = _native.plan_cells(samples=128, nodes=40, dim=64, gpu=gpu)
+    gpu = _launches.present_gpu() or _launches.Gpu()
+    graphs = _launches.plan_cells(samples=128, nodes=40, dim=64, gpu=gpu)
     assert printed["graph_cell"] == {"device": gpu.name, **graphs}
-    dense = _native.plan_cells(samples=1000, nodes=None, dim=32, gpu=gpu)
+    dense = _launches.plan_cells(samples=1000, nodes=None, dim=32, gpu=gpu)
     assert printed["dense_cell"] == {"device": gpu.name, **dense}
     assert "plan" not in printed
 

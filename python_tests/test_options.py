@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import deq_kernels as dk
-from deq_kernels.cells import solve_dense
 from deq_kernels.integrations.torchdeq import set_gradient
+from python_tests.cells.solves import solve_dense
 
 
 @pytest.mark.parametrize(

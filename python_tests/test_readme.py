@@ -1,4 +1,4 @@
-"""The examples of the README that are whole programs run."""
+"""The examples of the README and the guide that are whole programs run."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "docs/guide.md")
 PROGRAMS = [
-    block
+    (document, block)
+    for document in DOCUMENTS
     for block in re.findall(
-        r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S
+        r"^```python\n(.*?)^```$", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S
     )
     if block.startswith("import torch\n")
 ]
 
 
 def test_there_are_programs() -> None:
-    assert PROGRAMS
+    assert {document for document, _ in PROGRAMS} == set(DOCUMENTS)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_programs_run(program: str) -> None:
+@pytest.mark.parametrize(("document", "program"), PROGRAMS)
+def test_programs_run(document: str, program: str) -> None:
     names: dict[str, object] = {}
-    exec(compile(program, str(README), "exec"), names)
+    exec(compile(program, document, "exec"), names)
     assert len(names) > 3

@@ -14,9 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import deq_kernels as dk
-from deq_kernels.cells import Adjacency, solve_dense, solve_graph
+from deq_kernels.cells import Adjacency
 from deq_kernels.integrations import torchdeq as drop_in
-from deq_kernels.solvers.machinery.walk import Walk
+from deq_kernels.solvers.machinery.stepwise import StepwiseSolve
+from python_tests.cells.solves import solve_dense, solve_graph
 
 pytestmark = [
     # torch deprecates what is refused here.
@@ -24,14 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 
-SOLVERS = (
-    dk.Broyden(),
-    dk.Anderson(),
-    dk.FixedPoint(),
-    dk.AdjointBroyden(),
-    dk.GMRES(),
-    dk.LBFGS(),
-)
+SOLVERS = tuple(solver() for solver in dk.solvers.SOLVERS.values())
 
 
 def weight(x: Tensor) -> Tensor:
@@ -57,7 +51,9 @@ SOLVES: dict[str, Callable[[Tensor], Any]] = {
     **{f"{type(solver).__name__} in a layer": Layer(solver) for solver in SOLVERS},
     **{type(solver).__name__: bare(solver) for solver in SOLVERS},
     "unrolled": Layer(dk.Broyden(), dk.Unrolled()),
-    "step by step": lambda x: Walk(dk.Broyden(), torch.tanh, x, keep_inverse=False).advance().f_z,
+    "step by step": lambda x: (
+        StepwiseSolve(dk.Broyden(), torch.tanh, x, keep_inverse=False).advance().f_z
+    ),
     "drop-in": lambda x: drop_in.anderson(lambda z: torch.tanh(0.5 * z + x), torch.zeros_like(x)),
 }
 

@@ -21,7 +21,7 @@ from ..provider import OURS
 from .cases import Case
 from .checks import Anchor, Work, compare
 from .problem import Problem, make_problem
-from .providers import BroydenProvider
+from .providers import SolveProvider
 
 if TYPE_CHECKING:
     from ..run import ForceRegime
@@ -40,7 +40,7 @@ class Variant:
     """
 
     name: str
-    provider: BroydenProvider
+    provider: SolveProvider
     regime: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -58,7 +58,7 @@ class Captured:
 
 
 def variants_of(
-    providers: Sequence[BroydenProvider], force_regime: "ForceRegime | None"
+    providers: Sequence[SolveProvider], force_regime: "ForceRegime | None"
 ) -> tuple[Variant, ...]:
     """The steps to record: those of the providers that have one, and of ours in each regime.
 

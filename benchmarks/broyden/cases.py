@@ -1,7 +1,15 @@
 """The benchmark cases: batch size, state dimension, quasi-Newton steps, and their traffic."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .problem import AffineMap
 
 _PATTERN = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)")
 
@@ -51,6 +59,15 @@ class Case:
         stored = itemsize if history_itemsize is None else history_itemsize
         return self.batch * self.dim * (self.steps * stored + 3 * itemsize)
 
+    def reference(self, f: AffineMap, z0: Tensor) -> Tensor:
+        """The best iterates, by plain PyTorch: what every provider is compared with."""
+        from .plain_pytorch import solve_rearranged
+
+        return solve_rearranged(f, z0, self.steps)
+
+
+CaseT = TypeVar("CaseT", bound=Case)
+
 
 CASES = (
     Case(1, 64, 20),
@@ -76,8 +93,8 @@ GPU_QUICK_CASES = (Case(32, 1_000, 20), Case(32, 61_440, 18))
 MEMORY_CASE = Case(32, 61_440, 18)
 
 
-def parse_case(text: str) -> Case:
-    """Read ``BATCHxDIMxSTEPS``; cases that are in no list here are allowed.
+def parse_case(text: str, kind: type[CaseT]) -> CaseT:
+    """Read ``BATCHxDIMxSTEPS``, a case of that kind; those that are in no list are allowed.
 
     Raises:
         ValueError: the text is not three positive integers joined by ``x``.
@@ -88,4 +105,4 @@ def parse_case(text: str) -> Case:
             f"a case is BATCHxDIMxSTEPS with three positive integers, but got {text!r}; "
             f"write for example {CASES[2].name}"
         )
-    return Case(*(int(group) for group in match.groups()))
+    return kind(*(int(group) for group in match.groups()))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import plain_pytorch
+from ..provider import failure
 from .cases import Case
 from .problem import AffineMap, make_problem
-from .providers import BroydenProvider
+from .providers import SolveProvider
 
 if TYPE_CHECKING:
     from .providers import Solve
@@ -76,9 +76,7 @@ class Work:
     @classmethod
     def of_failure(cls, error: Exception) -> "Work":
         """That of a provider that raised an error."""
-        first_line = str(error).strip().partition("\n")[0]
-        refusal = f"failed: {type(error).__name__}: {first_line}"
-        return cls(None, math.nan, math.nan, refusal)
+        return cls(None, math.nan, math.nan, failure(error))
 
 
 def make_anchor(case: Case, *, dtype: torch.dtype, device: torch.device | None = None) -> Anchor:
@@ -89,7 +87,7 @@ def make_anchor(case: Case, *, dtype: torch.dtype, device: torch.device | None =
             agree and nothing would be checked.
     """
     problem = make_problem(case, dtype=torch.float64, device=device)
-    z = plain_pytorch.solve_rearranged(problem.f, problem.z0, case.steps)
+    z = case.reference(problem.f, problem.z0)
     residual_norm = problem.f.residual_norm(z)
     relative = (residual_norm / torch.linalg.vector_norm(z, dim=1)).min().item()
     rounding = TOLERANCES[dtype].rounding
@@ -102,7 +100,7 @@ def make_anchor(case: Case, *, dtype: torch.dtype, device: torch.device | None =
 
 
 def check_work(
-    provider: BroydenProvider, solve: "Solve", case: Case, anchor: Anchor, *, dtype: torch.dtype
+    provider: SolveProvider, solve: "Solve", case: Case, anchor: Anchor, *, dtype: torch.dtype
 ) -> Work:
     """Run a provider once, untimed, and hold what it did against the anchor.
 
@@ -119,7 +117,7 @@ def check_work(
 
 
 def compare(
-    provider: BroydenProvider,
+    provider: SolveProvider,
     z: Tensor,
     evaluations: int,
     case: Case,
@@ -134,9 +132,10 @@ def compare(
             f"{list(z.shape)}"
         )
     z = z.double()
-    difference = torch.linalg.vector_norm(z - anchor.z, dim=1)
-    iterate_difference = (difference / torch.linalg.vector_norm(anchor.z, dim=1)).max().item()
-    ratio = anchor.f.residual_norm(z) / anchor.residual_norm
+    expected = anchor.f.image(anchor.z) if provider.returns_image else anchor.z
+    difference = torch.linalg.vector_norm(z - expected, dim=1)
+    iterate_difference = (difference / torch.linalg.vector_norm(expected, dim=1)).max().item()
+    ratio = anchor.f.residual_norm(z) / anchor.f.residual_norm(expected)
     return Work(
         evaluations=evaluations,
         iterate_difference=iterate_difference,
@@ -153,7 +152,7 @@ def compare(
 
 
 def _refusal(
-    provider: BroydenProvider,
+    provider: SolveProvider,
     case: Case,
     tolerance: Tolerance,
     *,

@@ -1,4 +1,4 @@
-"""Solvers in a process of their own, which times and weighs its solves itself."""
+"""Solvers in a process of their own, which measures their time and memory itself."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

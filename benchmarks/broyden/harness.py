@@ -1,16 +1,15 @@
 """One case: check the work, time in interleaved rounds, put the numbers together."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad
 from ..device import Bandwidth, Device
-from ..provider import OURS, ProviderAbsentError
+from ..provider import ProviderAbsentError, failure
 from ..run import Run, Say
 from ..timing import Clock, Spread, Timed, spread, time_interleaved
 from .captured import Captured, Variant, capture_map, capture_step, variants_of
@@ -18,15 +17,17 @@ from .cases import Case, parse_case
 from .checks import Anchor, Work, check_work, make_anchor
 from .elsewhere import SolverElsewhere
 from .problem import make_problem
-from .providers import BroydenProvider
-from .report import CaseResult, MemoryResult, MemoryRow, Row, StepRow
+from .providers import SolveProvider
+from .recorded_row import StepRow, measured_step
+from .solve_report import CaseResult, MemoryResult, MemoryRow
+from .solve_row import Row, measured_row
 
 if TYPE_CHECKING:
     from .providers import Solve
 
     Seconds = Mapping[str, tuple[float, ...]]
 
-# Names of the timed calls that are no providers.
+# Names of the timed calls other than the providers' solves.
 _MAP = "(map)"
 _CEILING = "(ceiling)"
 _RECORDED_MAP = "(recorded map)"
@@ -34,11 +35,11 @@ _RECORDED_STEP = "(recorded) "
 
 
 @dataclass(frozen=True)
-class BroydenRun:
+class SolveRun:
     """What is the same for all cases of a run."""
 
     device: Device
-    providers: Sequence[BroydenProvider]
+    providers: Sequence[SolveProvider]
     solvers: "Mapping[str, Solve]"
     absent: Mapping[str, str]
     variants: Sequence[Variant]
@@ -49,10 +50,10 @@ class BroydenRun:
     say: Say
 
     @classmethod
-    def of(cls, run: Run) -> "BroydenRun":
+    def of(cls, run: Run) -> "SolveRun":
         """Of a run of any suite, with the steps to record and the bandwidth to compare with."""
         settings = run.settings
-        memory_case = None if settings.memory is None else parse_case(settings.memory)
+        memory_case = None if settings.memory is None else parse_case(settings.memory, Case)
         present = [provider for provider in run.providers if provider.name in run.loaded]
         return cls(
             device=settings.device,
@@ -69,9 +70,9 @@ class BroydenRun:
 
 
 @torch.no_grad()
-def run_case(case: Case, run: BroydenRun, say: Say) -> CaseResult:
-    """Check everybody's iterates, then time whole solves, the map and the recorded step."""
-    say("checking that everybody does the same work")
+def run_case(case: Case, run: SolveRun, say: Say) -> CaseResult:
+    """Check every provider's iterates, then time whole solves, the map and the recorded step."""
+    say("checking that all do the same work")
     dtype = run.dtype
     anchor = make_anchor(case, dtype=dtype, device=run.device.torch_device)
     too_large = {p.name: reason for p in run.providers if (reason := p.why_not(case.batch))}
@@ -107,7 +108,7 @@ def run_case(case: Case, run: BroydenRun, say: Say) -> CaseResult:
         rows=tuple(
             Row(provider.name, "absent", absent[provider.name])
             if provider.name in absent
-            else _row(provider, case, work[provider.name], seconds, run, ceiling)
+            else measured_row(provider, case, work[provider.name], seconds, run, ceiling)
             for provider in run.providers
         ),
         steps_recorded=tuple(
@@ -119,7 +120,7 @@ def run_case(case: Case, run: BroydenRun, say: Say) -> CaseResult:
 
 
 def _record(
-    case: Case, anchor: Anchor, run: BroydenRun
+    case: Case, anchor: Anchor, run: SolveRun
 ) -> tuple[Callable[[], object] | None, dict[str, Captured]]:
     """Record the map and every variant of the step, where the device can."""
     if not run.variants:
@@ -133,7 +134,7 @@ def _record(
     }
 
 
-def _solve_calls(case: Case, work: Mapping[str, Work], run: BroydenRun) -> dict[str, Timed]:
+def _solve_calls(case: Case, work: Mapping[str, Work], run: SolveRun) -> dict[str, Timed]:
     """The timed calls of a case: solves of all that did the work, the map alone, the ceiling."""
     problem = make_problem(case, dtype=run.dtype, device=run.device.torch_device)
 
@@ -159,81 +160,17 @@ def _solve_calls(case: Case, work: Mapping[str, Work], run: BroydenRun) -> dict[
     return calls
 
 
-def _row(
-    provider: BroydenProvider,
-    case: Case,
-    work: Work,
-    seconds: "Seconds",
-    run: BroydenRun,
-    ceiling: Spread,
-) -> Row:
-    row = Row(
-        provider=provider.name,
-        status="timed" if work.refusal is None else "refused",
-        reason=work.refusal,
-        evaluations=work.evaluations,
-        iterate_difference=_finite_or_none(work.iterate_difference),
-        residual_ratio=_finite_or_none(work.residual_ratio),
-    )
-    if work.refusal is not None:
-        return row
-    samples = seconds[provider.name]
-    ours = seconds.get(OURS)
-    milliseconds = spread([s * 1e3 for s in samples])
-    return replace(
-        row,
-        milliseconds=milliseconds,
-        time_over_ours=(
-            None if ours is None else spread([s / o for s, o in zip(samples, ours, strict=True)])
-        ),
-        **_rates(provider, case, milliseconds.median * 1e-3, run, ceiling),
-    )
-
-
 def _step_row(
-    variant: Variant, case: Case, work: Work, seconds: "Seconds", run: BroydenRun, ceiling: Spread
+    variant: Variant, case: Case, work: Work, seconds: "Seconds", run: SolveRun, ceiling: Spread
 ) -> StepRow:
     if work.refusal is not None:
         return StepRow(variant.name, "refused", work.refusal)
-    replays = seconds[_RECORDED_STEP + variant.name]
-    maps = seconds[_RECORDED_MAP]
-    steps = spread([replay - only for replay, only in zip(replays, maps, strict=True)])
-    if steps.median <= 0:
-        reason = "the replay with steps was no slower than the one without"
-        return StepRow(variant.name, "refused", reason)
-    return StepRow(
-        variant.name,
-        "timed",
-        None,
-        microseconds=spread([s * 1e6 / case.steps for s in steps.samples]),
-        **_rates(variant.provider, case, steps.median, run, ceiling),
-    )
+    replays, maps = seconds[_RECORDED_STEP + variant.name], seconds[_RECORDED_MAP]
+    return measured_step(variant, case, replays, maps, run, ceiling)
 
 
-def _rates(
-    provider: BroydenProvider, case: Case, seconds: float, run: BroydenRun, ceiling: Spread
-) -> dict[str, Any]:
-    """The fields that say how a time compares with the least traffic."""
-    itemsize = run.dtype.itemsize
-    floor_bytes = case.floor_bytes(itemsize, provider.history_itemsize)
-    rate = floor_bytes / seconds * 1e-9
-    cache = run.device.cache_bytes()
-    working_set = case.working_set_bytes(itemsize, provider.history_itemsize)
-    return {
-        "floor_bytes": floor_bytes,
-        "gigabytes_per_second": rate,
-        "floor_share": rate / ceiling.median,
-        "fits_cache": None if cache is None else working_set <= cache,
-    }
-
-
-def _finite_or_none(value: float) -> float | None:
-    # JSON has no NaN; the reason of the refusal keeps it.
-    return value if math.isfinite(value) else None
-
-
-def measure_memory(case: Case, run: BroydenRun, say: Say) -> MemoryResult:
-    """The peak memory of a solve of everybody."""
+def measure_memory(case: Case, run: SolveRun, say: Say) -> MemoryResult:
+    """The peak memory of one solve, for every provider."""
     rows = []
     for provider in run.providers:
         say(f"peak memory of {provider.name} on {case.name}")
@@ -245,7 +182,7 @@ def measure_memory(case: Case, run: BroydenRun, say: Say) -> MemoryResult:
             except ProviderAbsentError as error:
                 reason = str(error)
             except RuntimeError as error:  # one that fails leaves the others to be measured
-                reason = Work.of_failure(error).refusal
+                reason = failure(error)
         rows.append(MemoryRow(provider.name, peak, reason))
     return MemoryResult(
         case=case.name, state_bytes=case.batch * case.dim * run.dtype.itemsize, rows=tuple(rows)

@@ -75,7 +75,7 @@ class Worker:
             request = json.loads(line)
             try:
                 answer, array = self._answer(request)
-            except Exception as error:  # whatever JAX raises belongs into the report
+            except Exception as error:  # the report names whatever JAX raises
                 answer, array = {"error": f"{type(error).__name__}: {error}"}, None
             self._answers.write(json.dumps(answer).encode() + b"\n")
             if array is not None:

@@ -11,7 +11,7 @@ from ..provider import find_provider
 from .cases import Case
 from .elsewhere import SolverElsewhere
 from .problem import make_problem
-from .providers import PROVIDERS, BroydenProvider
+from .providers import PROVIDERS, SolveProvider
 
 _WARM_UP = Case(2, 256, 3)
 _STATUS = Path("/proc/self/status")
@@ -25,7 +25,7 @@ def can_measure_memory() -> bool:
 
 
 def peak_solver_bytes(
-    provider: BroydenProvider, case: Case, *, dtype: torch.dtype, threads: int
+    provider: SolveProvider, case: Case, *, dtype: torch.dtype, threads: int
 ) -> int:
     """Growth of the resident memory from just before a solve to its peak, in bytes.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .providers import Map, Solve
 
-# The worker's folder is none to import from, as far as Python can be told so.
+# -P keeps the worker's folder off its import path; Python 3.10 has no such option.
 _SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []
 _WORKER = Path(__file__).with_name("jaxopt_worker.py")
 

@@ -60,6 +60,10 @@ class AffineMap:
         """How often the map was evaluated; without ``count_on_device``, how often it was called."""
         return self._calls if self._count is None else int(self._count)
 
+    def image(self, z: Tensor) -> Tensor:
+        """f(z), computed apart from the counted calls."""
+        return torch.addcmul(self._c, self._a, z)
+
     def residual_norm(self, z: Tensor) -> Tensor:
         """The norm of f(z) - z per sample, [batch], computed apart from the counted calls."""
         return torch.linalg.vector_norm((self._a - 1) * z + self._c, dim=1)
@@ -86,7 +90,7 @@ def make_problem(
     The entries of a, the eigenvalues of the Jacobian, are spread evenly over [-2, 0.9]. That is
     wide enough for Broyden's method to stay well above rounding (relative residual 1e-2 to 1e-4)
     after the 18 to 30 steps of the cases, so equal iterates mean equal trajectories and not merely
-    that everybody has arrived. And it is expansive on one side: on a contractive spectrum such as
+    that all have converged. And it is expansive on one side: on a contractive spectrum such as
     [0, 0.95] the float32 trajectories of *one* formulation already part from the float64 ones by
     5e-3, whereas here they stay within 1e-6, which makes a comparison at 1e-4 meaningful.
     """

@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 from deq_kernels.optional import optional_import
 
 from ..provider import OURS, Provider, ProviderAbsentError, require_backend, require_gpu
+from .peer_jaxopt import load_jaxopt
+from .peer_locuslab import solve_locuslab
+from .peer_scipy import load_scipy
+from .plain_pytorch import solve_rearranged, solve_textbook
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BroydenProvider(Provider["Solve"]):
+class SolveProvider(Provider["Solve"]):
     """A solver to be compared; ``load`` returns ``solve(f, z0, steps) -> z``.
 
     Attributes:
@@ -31,12 +35,14 @@ class BroydenProvider(Provider["Solve"]):
             their own; such a provider follows a trajectory of its own and is held to a bound on
             the residual instead of to equal iterates.
         has_step: whether its step is also recorded and timed alone, as one of this package's ops.
+        returns_image: whether it returns f of the best iterate, where the others return that.
         largest_batch: the most samples that it solves at once; absent on cases with more. None for
             any number.
     """
 
     history_itemsize: int | None = None
     has_step: bool = False
+    returns_image: bool = False
     largest_batch: int | None = None
 
     def why_not(self, batch: int) -> str | None:
@@ -46,43 +52,43 @@ class BroydenProvider(Provider["Solve"]):
         return f"solves at most {self.largest_batch} at a time; the case has {batch} samples"
 
 
-def _load_native(device: str) -> "Solve":
-    require_backend("native", device)
-    return _broyden_of_this_package()
+def solves_of_this_package(
+    solver: str, backend: str, *, history_dtype: str | None = None, **options: Any
+) -> Callable[[str], "Solve"]:
+    """The ``load`` of a solver of this package, its stop rule switched off.
 
+    Args:
+        solver: its class, by the name that `deq_kernels` gives it.
+        backend: that it runs on.
+        history_dtype: name of the dtype of what it stores; None for that of the state.
+        options: of the solver.
+    """
 
-def _load_bfloat16_history(device: str) -> "Solve":
-    import torch
+    def load(device: str) -> "Solve":
+        import torch
 
-    require_backend("native", device)
-    return _broyden_of_this_package(history_dtype=torch.bfloat16)
+        import deq_kernels as dk
 
+        if options.get("cuda_graph"):
+            require_gpu(device, "CUDA graphs")
+        if backend != "reference":
+            require_backend(backend, device)
+        stored = None if history_dtype is None else getattr(torch, history_dtype)
 
-def _load_reference(device: str) -> "Solve":
-    return _broyden_of_this_package()
+        @cache
+        def solver_of(steps: int) -> Any:
+            unstopped = {"max_steps": steps + 1, "rtol": 0.0, "atol": 0.0, "stall_steps": None}
+            return getattr(dk, solver)(history_dtype=stored, **unstopped, **options)
 
+        def solve(f: "Map", z0: "Tensor", steps: int) -> "Tensor":
+            # The others return no inverse either.
+            z = solver_of(steps)(f, z0, keep_inverse=False).z
+            assert isinstance(z, torch.Tensor)  # as z0 is, not a tuple
+            return z
 
-def _load_triton(device: str) -> "Solve":
-    require_backend("triton", device)
-    return _broyden_of_this_package()
+        return solve
 
-
-def _load_graph(device: str) -> "Solve":
-    require_gpu(device, "CUDA graphs")
-    require_backend("native", device)
-    return _broyden_of_this_package(cuda_graph=True)
-
-
-def _load_plain_textbook(device: str) -> "Solve":
-    from .plain_pytorch import solve_textbook
-
-    return solve_textbook
-
-
-def _load_plain_rearranged(device: str) -> "Solve":
-    from .plain_pytorch import solve_rearranged
-
-    return solve_rearranged
+    return load
 
 
 def _load_plain_compiled(device: str) -> "Solve":
@@ -108,103 +114,74 @@ def _load_torchdeq(device: str) -> "Solve":
     return solve
 
 
-def _load_locuslab(device: str) -> "Solve":
-    from .peer_locuslab import solve_locuslab
-
-    return solve_locuslab
-
-
-def _load_scipy(device: str) -> "Solve":
-    from .peer_scipy import load_scipy
-
-    return load_scipy(device)
-
-
-def _load_jaxopt(device: str) -> "Solve":
-    from .peer_jaxopt import load_jaxopt
-
-    return load_jaxopt(device)
-
-
-def _broyden_of_this_package(**options: Any) -> "Solve":
-    import torch
-
-    import deq_kernels as dk
-
-    @cache
-    def solver(steps: int) -> dk.Broyden:
-        return dk.Broyden(max_steps=steps + 1, rtol=0.0, atol=0.0, stall_steps=None, **options)
-
-    def solve(f: "Map", z0: "Tensor", steps: int) -> "Tensor":
-        # The others return no inverse either.
-        z = solver(steps)(f, z0, keep_inverse=False).z
-
-        assert isinstance(z, torch.Tensor)  # as z0 is, not a tuple
-        return z
-
-    return solve
-
-
 PROVIDERS = (
-    BroydenProvider(
-        OURS, "deq_kernels, native kernels", _load_native, backend="native", has_step=True
+    SolveProvider(
+        OURS,
+        "deq_kernels, native kernels",
+        solves_of_this_package("Broyden", "native"),
+        backend="native",
+        has_step=True,
     ),
-    BroydenProvider(
+    SolveProvider(
         "ours-bf16",
         "deq_kernels, native kernels, directions stored in bfloat16",
-        _load_bfloat16_history,
+        solves_of_this_package("Broyden", "native", history_dtype="bfloat16"),
         history_itemsize=2,
         backend="native",
         has_step=True,
     ),
-    BroydenProvider(
+    SolveProvider(
         "ours-triton",
         "deq_kernels, Triton kernels",
-        _load_triton,
+        solves_of_this_package("Broyden", "triton"),
         devices=("cuda",),
         backend="triton",
         has_step=True,
     ),
-    BroydenProvider(
+    SolveProvider(
         "ours-graph",
         "deq_kernels, native kernels, map and step replayed as a CUDA graph",
-        _load_graph,
+        solves_of_this_package("Broyden", "native", cuda_graph=True),
         devices=("cuda",),
         backend="native",
     ),
-    BroydenProvider(
+    SolveProvider(
         "reference",
         "deq_kernels, its PyTorch reference",
-        _load_reference,
+        solves_of_this_package("Broyden", "reference"),
         devices=("cpu",),
         backend="reference",
     ),
-    BroydenProvider(
-        "plain", "plain PyTorch, best layout: U and V [B, m, d], baddbmm", _load_plain_textbook
+    SolveProvider(
+        "plain",
+        "plain PyTorch, best layout: U and V [B, m, d], baddbmm",
+        lambda device: solve_textbook,
     ),
-    BroydenProvider(
-        "plain-4k", "the same, rearranged to two products per step", _load_plain_rearranged
+    SolveProvider(
+        "plain-4k", "the same, rearranged to two products per step", lambda device: solve_rearranged
     ),
-    BroydenProvider(
+    SolveProvider(
         "plain-compiled",
         "plain-4k with its update compiled by torch.compile",
         _load_plain_compiled,
         devices=("cuda",),
     ),
-    BroydenProvider("torchdeq", "torchdeq.solver.broyden.broyden_solver", _load_torchdeq),
-    BroydenProvider(
-        "locuslab", "the update as locuslab's repositories deq and mdeq write it", _load_locuslab
+    SolveProvider("torchdeq", "torchdeq.solver.broyden.broyden_solver", _load_torchdeq),
+    SolveProvider(
+        "locuslab",
+        "the update as locuslab's repositories deq and mdeq write it",
+        lambda device: solve_locuslab,
     ),
-    BroydenProvider(
+    SolveProvider(
         "jaxopt",
         "jaxopt.Broyden, jit and vmap, in a process of its own",
-        _load_jaxopt,
+        load_jaxopt,
         devices=("cpu",),
     ),
-    BroydenProvider(
+    SolveProvider(
         "scipy",
         "scipy.optimize.broyden1, one sample",
-        _load_scipy,
+        load_scipy,
         devices=("cpu",),
         largest_batch=1,
     ),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..provider import failure
 from .problem import KAPPA, TOLERANCE, CellProblem, Direction
 
 # The iterate that a loop stops at may be the one before or after the change that is small enough,
@@ -35,8 +36,7 @@ class Work:
     @classmethod
     def of_failure(cls, error: Exception) -> Work:
         """That of a provider that raised an error."""
-        first_line = str(error).strip().partition("\n")[0]
-        return cls(None, math.nan, math.nan, f"failed: {type(error).__name__}: {first_line}")
+        return cls(None, math.nan, math.nan, failure(error))
 
 
 def check_answer(

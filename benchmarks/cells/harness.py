@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,22 +10,20 @@ from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad
 from ..provider import OURS, Provider
 from ..run import Run, Say, Settings
-from ..timing import Timed, spread, time_interleaved
+from ..timing import Timed, time_interleaved
 from .cases import CellCase
+from .cell_report import CaseResult
 from .checks import Work, check_answer
+from .equation_row import Row, measured_row
 from .problem import Direction, make_problem
 from .providers import Solve
-from .report import CaseResult, Row
-
-# As the profiler shows names, and as the compiler mangles them.
-_OWN_KERNEL = re.compile(r"(^|[\s:])deq::|^_ZN3deq")
 
 
 @torch.no_grad()
 def run_case(case: CellCase, run: Run, say: Say) -> CaseResult:
-    """Check everybody's answers to both equations, then time whole solves."""
+    """Check every provider's answers to both equations, then time whole solves."""
     settings, providers, binds, absent = run.settings, run.providers, run.loaded, run.absent
-    say("checking that everybody finds the answers of float64")
+    say("checking the answers against those of float64")
     problem, anchors = make_problem(case)
     rounded = problem.to(settings.torch_dtype, settings.device.torch_device)
     work: dict[tuple[str, Direction], Work] = {}
@@ -58,12 +52,12 @@ def run_case(case: CellCase, run: Run, say: Say) -> CaseResult:
         direction: tuple(
             Row(provider.name, "absent", absent[provider.name])
             if provider.name in absent
-            else _row(
+            else measured_row(
                 provider.name,
-                direction,
                 work[provider.name, direction],
                 launches.get((provider.name, direction)),
-                seconds,
+                seconds.get(_label(provider.name, direction)),
+                seconds.get(_label(OURS, direction)),
             )
             for provider in providers
         )
@@ -87,43 +81,3 @@ def _label(provider: str, direction: Direction) -> str:
 
 def _timed(solve: Solve, provider: Provider[Any], settings: Settings) -> Timed:
     return Timed(solve, settings.device.solve_clock, provider.context)
-
-
-def _row(
-    name: str,
-    direction: Direction,
-    work: Work,
-    launches: Sequence[str] | None,
-    seconds: Mapping[str, tuple[float, ...]],
-) -> Row:
-    row = Row(
-        provider=name,
-        status="timed" if work.refusal is None else "refused",
-        reason=work.refusal,
-        steps=work.steps,
-        difference=_finite_or_none(work.difference),
-        residual=_finite_or_none(work.residual),
-        launches=None if launches is None else len(launches),
-        own_launches=None if launches is None else sum(map(is_own_kernel, launches)),
-    )
-    if work.refusal is not None:
-        return row
-    samples = seconds[_label(name, direction)]
-    ours = seconds.get(_label(OURS, direction))
-    return replace(
-        row,
-        milliseconds=spread([s * 1e3 for s in samples]),
-        time_over_ours=(
-            None if ours is None else spread([s / o for s, o in zip(samples, ours, strict=True)])
-        ),
-    )
-
-
-def is_own_kernel(name: str) -> bool:
-    """Whether a kernel is one of the CUDA library: its name begins with the library's namespace."""
-    return _OWN_KERNEL.search(name) is not None
-
-
-def _finite_or_none(value: float) -> float | None:
-    # JSON has no NaN; the reason of the refusal keeps it.
-    return value if math.isfinite(value) else None

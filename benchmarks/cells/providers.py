@@ -11,7 +11,7 @@ from .problem import MAX_STEPS, TOLERANCE, CellProblem, Direction
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deq_kernels import Solution
+    from deq_kernels import Implicit, Solution
 
 
 class Solve(Protocol):
@@ -35,12 +35,13 @@ PLAIN = "plain-"
 
 
 class _Ours:
-    """`solve_graph`, and the implicit adjoint that its backward pass takes."""
+    """A layer on a `GraphCell`, and the implicit adjoint that its backward pass takes."""
 
     def __init__(self, problem: CellProblem, direction: Direction) -> None:
         import torch
 
-        from deq_kernels.cells import Adjacency
+        from deq_kernels import DEQ, FixedPoint, Implicit
+        from deq_kernels.cells import Adjacency, GraphCell
 
         index = torch.stack([problem.source, problem.target])
         self._problem = problem
@@ -51,61 +52,53 @@ class _Ours:
             graph_ptr=problem.graph_ptr,
             symmetric=problem.symmetric,
         )
-        prepare = self._solve if direction is Direction.SOLVE else self._adjoint
-        self._call = prepare(None)
+        self._solver = FixedPoint(
+            max_steps=MAX_STEPS,
+            rtol=0.0,
+            atol=TOLERANCE,
+            stall_steps=30 if direction is Direction.SOLVE else None,
+        )
+        cell = GraphCell(problem.weight, self._adjacency, activation="relu", norm="max")
+        self._layer = DEQ(cell, solver=self._solver, on_solve="ignore")
+        self._start = torch.zeros_like(problem.bias)
         self._found: list[Solution] = []
-        self._watched = prepare(self._found.append)
+        self._gradient = Implicit()
+        self._watched = Implicit(on_solve=self._found.append)
+        self._direction = direction
 
     def __call__(self) -> Tensor:
-        return self._call()
+        return (
+            self._solve() if self._direction is Direction.SOLVE else self._adjoint(self._gradient)
+        )
 
     @property
     def steps(self) -> int:
         """Of a solve of its own: handing out a solution copies it, which is not what is timed."""
+        if self._direction is Direction.SOLVE:
+            self._solve()
+            assert self._layer.last_solution is not None
+            return int(self._layer.last_solution.steps.max())
         if not self._found:
-            self._watched()
+            self._adjoint(self._watched)
         return int(self._found[0].steps.max())
 
-    def _solve(self, on_solve: Callable[[Solution], None] | None) -> Callable[[], Tensor]:
-        from deq_kernels.cells import solve_graph
+    def _solve(self) -> Tensor:
+        z: Tensor = self._layer(self._start, self._problem.bias)
+        return z
 
-        return lambda: solve_graph(
-            self._problem.bias,
-            self._problem.weight,
-            self._adjacency,
-            activation="relu",
-            max_steps=MAX_STEPS,
-            rtol=0.0,
-            atol=TOLERANCE,
-            norm="max",
-            on_solve="ignore" if on_solve is None else on_solve,
+    def _adjoint(self, gradient: Implicit) -> Tensor:
+        from deq_kernels.cells.iteration import LinearMap
+        from deq_kernels.gradients.structured import KnownJacobian
+        from deq_kernels.gradients.watch import Watch
+        from deq_kernels.ops.cells import NormKind
+
+        pattern, problem = self._adjacency.pattern, self._problem
+        values = pattern.transpose(self._adjacency.row_values())
+        transposed = LinearMap(problem.weight.T, pattern.transposed, values, problem.slope)
+        jacobian = KnownJacobian(
+            transposed, self._solver, NormKind.MAX, accelerate=True, watch=Watch("ignore", set())
         )
-
-    def _adjoint(self, on_solve: Callable[[Solution], None] | None) -> Callable[[], Tensor]:
-        from deq_kernels import Implicit
-        from deq_kernels.cells.estimators import adjoint_of
-        from deq_kernels.cells.iteration import LinearMap, Stopping
-
-        stopping = Stopping(
-            max_steps=MAX_STEPS,
-            rtol=0.0,
-            atol=TOLERANCE,
-            stall_steps=None,
-            divergence_factor=1e6,
-            norm="max",
-            damping=1.0,
-            accelerate=True,
-        )
-        adjoint = adjoint_of(Implicit(on_solve=on_solve), stopping)
-        pattern = self._adjacency.pattern
-        problem = self._problem
-
-        def call() -> Tensor:
-            values = pattern.transpose(self._adjacency.row_values())
-            transposed = LinearMap(problem.weight.T, pattern.transposed, values, problem.slope)
-            return adjoint(problem.cotangent, transposed)
-
-        return call
+        return gradient.structured_adjoint(problem.cotangent, jacobian)
 
 
 def _load_native(device: str) -> Bind:

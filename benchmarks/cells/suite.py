@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..run import Run, Say, Settings
-from ..suite import Suite
+from ..suite import Presentation, Suite
 from .cases import CASES, QUICK_CASES, CellCase, parse_case
+from .cell_report import CaseResult, CellReport
+from .cell_text import format_markdown, format_table
+from .plot import save_plot
 from .problem import TOLERANCE
 from .providers import PROVIDERS
-from .report import CaseResult, CellReport
 
 
 class CellSuite(Suite):
@@ -22,6 +23,7 @@ class CellSuite(Suite):
     case_format = "GRAPHSxNODESxFEATURES[-chains]"
     providers = PROVIDERS
     report_type = CellReport
+    shown_as = Presentation(table=format_table, markdown=format_markdown, save_plot=save_plot)
 
     def cases(self, device: str, *, quick: bool = False) -> Sequence[CellCase]:
         return QUICK_CASES if quick else CASES
@@ -36,18 +38,3 @@ class CellSuite(Suite):
         from .harness import run_case
 
         return run_case(case, run, say)
-
-    def format_table(self, report: CellReport) -> str:
-        from .table import format_table
-
-        return format_table(report)
-
-    def format_markdown(self, report: CellReport, source: str) -> str:
-        from .table import format_markdown
-
-        return format_markdown(report, source)
-
-    def save_plot(self, report: CellReport, path: Path) -> None:
-        from .plot import save_plot
-
-        save_plot(report, path)

@@ -21,7 +21,7 @@ class StepCase:
         model: its name in the registry.
         preset: one whose dataset is bundled.
         gradient: name of the estimator.
-        stop: "tolerance": solves stop as in training; "fixed": everybody takes all the steps that
+        stop: "tolerance": solves stop as in training; "fixed": every provider takes all steps that
             the preset allows.
     """
 

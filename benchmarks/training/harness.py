@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 from torch.nn import functional as F
 
 from ..arithmetic import ArithmeticProbe
 from ..contention import OtherLoad
 from ..device import Device
-from ..provider import OURS, Provider, ProviderAbsentError
+from ..provider import OURS, Provider, ProviderAbsentError, failure
 from ..run import Run, Say
-from ..timing import Timed, spread, time_interleaved
+from ..timing import Timed, time_interleaved
 from .cases import StepCase
 from .problem import StepProblem, make_problem
 from .providers import Bind, Step
-from .report import CaseResult, Row
+from .step_row import Row, with_times
+from .training_report import CaseResult
 
 LEAST_COSINE = 0.99
 """Solves to 1e-3 leave this much room between gradients of the same kind."""
 
 
 def run_case(case: StepCase, run: Run, say: Say) -> CaseResult:
-    """Train the model a little, check everybody's gradients, then time both halves of a step."""
+    """Train the model a little, check all gradients, then time both halves of a step."""
     settings, providers, binds, absent = run.settings, run.providers, run.loaded, run.absent
     say("training the model a little")
     problem = make_problem(case, dtype=settings.dtype, device=settings.device.name)
-    say("checking that everybody finds the gradient of ours")
+    say("checking the gradients against that of ours")
     steps, rows = _check(problem, providers, binds, absent)
     calls: dict[str, Timed] = {}
     for provider in providers:
@@ -45,7 +44,7 @@ def run_case(case: StepCase, run: Run, say: Say) -> CaseResult:
         parameters=sum(parameter.numel() for parameter in problem.task.model.parameters()),
         other_load_cores=other_load_cores,
         arithmetic_cores=probe.cores(seconds),
-        rows=tuple(_with_times(rows[provider.name], seconds) for provider in providers),
+        rows=tuple(with_times(rows[provider.name], seconds) for provider in providers),
     )
 
 
@@ -55,7 +54,7 @@ def _check(
     binds: Mapping[str, Bind],
     absent: Mapping[str, str],
 ) -> tuple[dict[str, Step], dict[str, Row]]:
-    """One step of everybody on the first batch."""
+    """One step of every provider on the first batch."""
     reference = _first_step(binds.get(OURS), problem)
     steps: dict[str, Step] = {}
     rows: dict[str, Row] = {}
@@ -71,8 +70,7 @@ def _check(
             rows[name] = Row(name, "absent", str(error))
             continue
         except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-            first_line = str(error).strip().partition("\n")[0]
-            rows[name] = Row(name, "refused", f"failed: {type(error).__name__}: {first_line}")
+            rows[name] = Row(name, "refused", failure(error))
             continue
         cosine = 1.0
         if reference is not None:
@@ -122,24 +120,3 @@ def _timed(step: Step, device: Device, *, backward: bool) -> Timed:
             step.backward()
 
     return Timed(once, clock)
-
-
-def _with_times(row: Row, seconds: Mapping[str, tuple[float, ...]]) -> Row:
-    if row.status != "timed":
-        return row
-
-    def halves(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return seconds[f"{name} forward"], seconds[f"{name} backward"]
-
-    forward, backward = halves(row.provider)
-    over: Any = None
-    if f"{OURS} forward" in seconds:
-        sums = [sum(pair) for pair in zip(forward, backward, strict=True)]
-        ours = [sum(pair) for pair in zip(*halves(OURS), strict=True)]
-        over = spread([mine / theirs for mine, theirs in zip(sums, ours, strict=True)])
-    return replace(
-        row,
-        forward_ms=spread([1e3 * second for second in forward]),
-        backward_ms=spread([1e3 * second for second in backward]),
-        step_over_ours=over,
-    )

@@ -18,14 +18,14 @@ from .torchdeq_layer import TorchdeqLayer
 
 SEED = 0
 """Of the dropout masks of the first batch. Every batch has its own, as in training, and the same
-ones for everybody whenever its turn comes."""
+ones for every provider."""
 
 
 class Step:
     """A training step in its two halves, on one batch after the other.
 
     Args:
-        task: with a model that nobody else has.
+        task: with a model of its own.
         problem: whose batches are taken in turn.
     """
 
@@ -99,9 +99,8 @@ def _ours_warm_compact(problem: StepProblem) -> Step:
 
 
 def _torchdeq(problem: StepProblem) -> Step:
-    # Where ours solves by a structured cell, torchdeq takes the same cell in PyTorch.
-    structured = problem.task.layer is None
-    task = problem.copy({"model.cell": "generic"} if structured else None)
+    # Where ours solves in one op, torchdeq evaluates the same cell step by step.
+    task = problem.copy()
     for module in list(task.model.modules()):
         layer = getattr(module, "deq", None)
         if isinstance(layer, DEQ):

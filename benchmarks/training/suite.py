@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..run import Run, Say
-from ..suite import Suite
+from ..suite import Presentation, Suite
 from .cases import CASES, QUICK_CASES, StepCase, parse_case
+from .plot import save_plot
 from .providers import PROVIDERS
-from .report import CaseResult, StepReport
+from .training_report import CaseResult, StepReport
+from .training_text import format_markdown, format_table
 
 
 class TrainingStepSuite(Suite):
@@ -20,6 +21,7 @@ class TrainingStepSuite(Suite):
     case_format = "MODEL/PRESET/GRADIENT[/fixed]"
     providers = PROVIDERS
     report_type = StepReport
+    shown_as = Presentation(table=format_table, markdown=format_markdown, save_plot=save_plot)
 
     def cases(self, device: str, *, quick: bool = False) -> Sequence[StepCase]:
         return QUICK_CASES if quick else CASES
@@ -31,18 +33,3 @@ class TrainingStepSuite(Suite):
         from .harness import run_case
 
         return run_case(case, run, say)
-
-    def format_table(self, report: StepReport) -> str:
-        from .table import format_table
-
-        return format_table(report)
-
-    def format_markdown(self, report: StepReport, source: str) -> str:
-        from .table import format_markdown
-
-        return format_markdown(report, source)
-
-    def save_plot(self, report: StepReport, path: Path) -> None:
-        from .plot import save_plot
-
-        save_plot(report, path)

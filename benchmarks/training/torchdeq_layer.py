@@ -7,6 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from deq_kernels import DEQ
+from deq_kernels.cells import StructuredCell
+from deq_kernels.cells.map import StructuredMap
+from deq_kernels.cells.slots import Slots
 from deq_zoo.equilibrium import EquilibriumConfig
 
 from ..provider import ProviderAbsentError
@@ -51,10 +54,22 @@ class TorchdeqLayer(nn.Module):
 
     def forward(self, z0: Any, *args: Any, **kwargs: Any) -> Any:
         """Solve from z0, as `DEQ.forward`."""
+        if isinstance(self.cell, StructuredCell):
+            return self._by_graph(z0, self.cell.bind(*args, **kwargs))
+        return self._solve(self.cell, z0, *args, **kwargs)
+
+    def _by_graph(self, z0: Tensor, f: StructuredMap) -> Tensor:
+        """A sample of a structured cell is a graph, and torchdeq's are rows."""
+        assert f.graphs is not None
+        slots = Slots.of(f.graphs)
+        z = self._solve(lambda z: slots.spread(f(slots.gather(z))), slots.spread(z0))
+        return slots.gather(z)
+
+    def _solve(self, cell: Any, z0: Any, *args: Any, **kwargs: Any) -> Any:
         single = isinstance(z0, Tensor)
 
         def f(*z: Tensor) -> Any:
-            out = self.cell(z[0] if single else z, *args, **kwargs)
+            out = cell(z[0] if single else z, *args, **kwargs)
             return out if single else list(out)
 
         (solution, *_), info = self.deq(f, z0 if single else list(z0))

@@ -30,8 +30,7 @@ DEQ_HOST_DEVICE inline Limits cell_limits(Limits limits, NormKind norm) {
   return limits;
 }
 
-// Of one row: the square of ||f(z) - z|| where that is more than the row is allowed, or no number,
-// else 0.
+// Of one row: the square of ||f(z) - z|| where that is above the tolerance or NaN, else 0.
 DEQ_HOST_DEVICE inline double unsettled(double residual_sq, double value_sq, double rtol,
                                         double atol) {
   return std::sqrt(residual_sq) <= atol + rtol * std::sqrt(value_sq) ? 0.0 : residual_sq;

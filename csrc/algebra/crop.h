@@ -64,8 +64,8 @@ constexpr double kLeastAngle = 1e-6;
 // is not as linear as was assumed, and o, once it is near zero, is no residual of anything.
 constexpr double kLeastLength = 1.0 / 32;
 
-// The weights of the least combined residual, which may be no numbers. That of the step before is
-// orthogonal to v, so that <v, r> is -<u, v>.
+// The weights of the least combined residual, which may be infinite or NaN. That of the step before
+// is orthogonal to v, so that <v, r> is -<u, v>.
 DEQ_HOST_DEVICE inline CellWeights least_residual(const double* sums, int known) {
   if (known == 0) {
     return {};

@@ -221,7 +221,7 @@ DEQ_HOST_DEVICE inline bool append_hessenberg_column(const Lanes& lanes, const G
   const double above = column[newest];
   const double last = table.remainder();
   const double diagonal = std::sqrt(multiply_add(above, above, height * height));
-  lanes.sync();  // everyone has read the remainder
+  lanes.sync();  // every lane has read the remainder
   if (!(diagonal > smallest)) {
     return false;
   }
@@ -293,7 +293,7 @@ DEQ_HOST_DEVICE inline void conclude_gmres_image(const Lanes& lanes, const Gmres
   image_sq = multiply_add(rest, rest, image_sq);
   const bool finite = image_sq < HUGE_VAL;  // not where it is NaN
   const int64_t step = counters[kSteps];
-  lanes.sync();  // everyone has read the table and the counters
+  lanes.sync();  // every lane has read the table and the counters
   if (!finite) {
     for_each_lane(lanes, 0, newest, [&](int64_t j) { dots[j] = table.solution()[j]; });
     if (lanes.first()) {

@@ -51,7 +51,7 @@ TEST(gamma_is_that_of_barzilai_and_borwein) {
     y_y += y * y;
   }
   CHECK_NEAR(deq::estimate_gamma(gamma, step, pi, norm_sq, residual_sq), -s_y / y_y, 1e-13);
-  // <p, r> that turns y along s, that leaves no y, and sums that are no numbers: gamma stays.
+  // <p, r> that turns y along s, that leaves no y, and sums that are not finite: gamma stays.
   CHECK(deq::estimate_gamma(gamma, step, 4.0, 1.0, 64.1) == gamma);
   CHECK(deq::estimate_gamma(gamma, step, 0.5 * 4.0, 1.0, 4.0) == gamma);
   CHECK(deq::estimate_gamma(gamma, step, NAN, 1.0, 4.0) == gamma);
@@ -71,7 +71,7 @@ TEST(the_scale_brings_residuals_to_one) {
   CHECK(deq::direction_exponent(0x1p125, 1, range) == -96);
   const deq::ScaleRange wide = deq::ScaleRangeOf<float, double>::value;
   CHECK(deq::direction_exponent(0x1p-450, 1, wide) == 449);
-  // Whose square is no number.
+  // Whose square overflows.
   CHECK(deq::direction_exponent(0x1p-800, 1, wide) == 799);
   CHECK(deq::direction_exponent(0x1p800, 1, wide) == -801);
   // float16 needs it sooner.

@@ -62,7 +62,7 @@ struct PlainSteps {
       a = (uv * dot(v, r) - vv * dot(u, r)) / determinant;
       b = (uv * dot(u, r) - uu * dot(v, r)) / determinant;
     }
-    // What would leave the iterate where it is, or is no number, is forgotten.
+    // What would leave the iterate where it is, or is not finite, is forgotten.
     if (!(std::fabs(1.0 - a) >= deq::kLeastLength)) {
       a = b = 0.0;
       combined.clear();

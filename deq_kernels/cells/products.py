@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deq_kernels.cells.iteration import LinearMap, step_from
+from deq_kernels.cells.iteration import LinearMap, take_steps
 from deq_kernels.cells.pattern import Pattern
-from deq_kernels.ops.cells import Activation
 from deq_kernels.ops.dtypes import accumulate_dtype
 
 
@@ -91,7 +90,7 @@ class _Affine(torch.autograd.Function):
     ) -> Tensor:
         ctx.pattern = pattern
         ctx.save_for_backward(x, weight, values)
-        return step_from(x, LinearMap(weight, pattern, values), bias, Activation.IDENTITY)
+        return take_steps(LinearMap(weight, pattern, values), bias, x)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:

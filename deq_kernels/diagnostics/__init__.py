@@ -1,8 +1,13 @@
 """What a deep equilibrium layer does on a batch, measured without changing it."""
 
 from deq_kernels.diagnostics.diagnose import diagnose
+from deq_kernels.diagnostics.diagnosis import (
+    Diagnosis,
+    EstimatorReport,
+    ForwardReport,
+    JacobianReport,
+)
 from deq_kernels.diagnostics.estimators import default_estimators
-from deq_kernels.diagnostics.report import Diagnosis, EstimatorReport, ForwardReport, JacobianReport
 
 __all__ = [
     "Diagnosis",

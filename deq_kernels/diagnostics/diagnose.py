@@ -11,6 +11,12 @@ import torch
 from torch import Tensor
 
 from deq_kernels.diagnostics.captured import ForwardPass, forward_pass
+from deq_kernels.diagnostics.diagnosis import (
+    Diagnosis,
+    EstimatorReport,
+    ForwardReport,
+    JacobianReport,
+)
 from deq_kernels.diagnostics.estimators import (
     Measurement,
     default_estimators,
@@ -18,17 +24,11 @@ from deq_kernels.diagnostics.estimators import (
     silenced,
 )
 from deq_kernels.diagnostics.exact import Point, adjoint_residual, default_exact, in_float64
-from deq_kernels.diagnostics.report import (
-    Diagnosis,
-    EstimatorReport,
-    ForwardReport,
-    JacobianReport,
-)
 from deq_kernels.diagnostics.unchanged import unchanged
 from deq_kernels.gradients import Gradient
 from deq_kernels.layer import DEQ
 from deq_kernels.nn import one_solve, spectral_radius
-from deq_kernels.nn.rows import row_dot
+from deq_kernels.nn.flat_states import row_dot
 from deq_kernels.ops import Status
 from deq_kernels.solvers import Solver, State, Structure
 

@@ -9,9 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-import deq_kernels.gradients
 from deq_kernels.diagnostics.exact import Point
-from deq_kernels.gradients import Gradient
+from deq_kernels.gradients import GRADIENTS, Gradient
 from deq_kernels.inverse import InverseJacobian
 
 
@@ -24,8 +23,8 @@ def default_estimators(layer_gradient: Gradient | None = None) -> dict[str, Grad
     estimators: dict[str, Gradient] = {}
     defaults = [
         kind()
-        for kind in (getattr(deq_kernels.gradients, name) for name in deq_kernels.gradients.__all__)
-        if isinstance(kind, type) and issubclass(kind, Gradient) and _has_defaults(kind)
+        for kind in sorted(GRADIENTS.values(), key=lambda kind: kind.__name__)
+        if _has_defaults(kind)
     ]
     if layer_gradient is not None and layer_gradient not in defaults:
         estimators[f"{_label(layer_gradient)}, the layer's"] = layer_gradient

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from deq_kernels.gradients import Implicit
-from deq_kernels.nn.rows import flat_map, record, row_dot, vector_jacobian_product
+from deq_kernels.nn.flat_states import flat_map, record, row_dot, vector_jacobian_product
 from deq_kernels.solvers import Broyden, State, Structure
 
 

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from deq_kernels.gradients.circumstances import Circumstances
-from deq_kernels.gradients.dependencies import Dependencies
-from deq_kernels.gradients.recording import carrier, recording
+from deq_kernels.gradients.dependencies import Dependencies, StateInput
 from deq_kernels.gradients.second_derivatives import (
     Estimator,
     TwiceDifferentiable,
     WithInputs,
     refuse_derivative,
 )
-from deq_kernels.gradients.state_input import StateInput
 from deq_kernels.gradients.transforms import refuse_batched
 from deq_kernels.gradients.watch import Watch
 from deq_kernels.inverse import InverseJacobian
@@ -41,7 +39,7 @@ def attach_adjoint(
         inverse: the forward solver's estimate of (J − I)⁻¹, where it built one.
         inputs: tensors that f was given; see `LayerCall`.
         with_inputs: f with others in their place; None where there are none.
-        watch: who is told of the solves; None: nobody.
+        watch: reports the solves; None: nothing does.
     """
     circumstances = Circumstances.now(z_star, watch)
     z_input = z_star.detach()
@@ -100,13 +98,14 @@ class _AdjointFunction(torch.autograd.Function):
         ctx.rebuild = rebuild
         ctx.known = known
         output = z_star.detach()
-        ctx.save_for_backward(carrier(f_z, z_input), f_z, z_input, output, *tensors[known:])
+        ctx.save_for_backward(_carrier(f_z, z_input), f_z, z_input, output, *tensors[known:])
         return output
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         carried, f_z, z_input, output, *inverse_tensors = ctx.saved_tensors
-        f_z, z_input = recording(carried, f_z, z_input)
+        # Those saved by themselves serve where hooks made the carrier anew.
+        f_z, z_input = getattr(carried, "recording", (f_z, z_input))
         inverse = None if ctx.rebuild is None else ctx.rebuild(*inverse_tensors)
         if ctx.estimator.needs_vjp:
             refuse_batched(cotangent)
@@ -130,6 +129,20 @@ class _AdjointFunction(torch.autograd.Function):
                 w, for_known = None, again
         for_inverse = (None,) * len(inverse_tensors)
         return w, None, None, None, None, None, None, None, *for_known, *for_inverse
+
+
+def _carrier(f_z: Tensor, z_input: Tensor) -> Tensor:
+    """An empty tensor that carries f(z) and z, with the graph between them, to be saved.
+
+    A checkpoint around the layer drops what the forward pass saves, and computes all of it anew
+    once the backward pass asks for it. On the graph of the forward pass it would do so for every
+    product with Jᵀ, the solve included, since each product is a backward pass of its own. So the
+    graph itself is an attribute of a saved tensor: what a checkpoint hands back is then the tensor
+    of its own forward pass, with a graph that has all its values.
+    """
+    empty = torch.empty(0, device="cpu")
+    empty.recording = (f_z, z_input)  # type: ignore[attr-defined]  # tensors take attributes
+    return empty
 
 
 def _refusal(estimator: Estimator) -> str:

@@ -14,12 +14,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from deq_kernels.cells.map import StructuredMap
 from deq_kernels.gradients.adjoint_function import attach_adjoint
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct, WithInputs
+from deq_kernels.gradients.structured import KnownJacobian, attach_structured
 from deq_kernels.gradients.watch import Watch
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.options import Options
-from deq_kernels.solvers import State
+from deq_kernels.solvers import FixedPoint, State
 
 FlatMap = Callable[[Tensor], Tensor]
 """f as a map of [B, d] to [B, d], recorded by autograd."""
@@ -35,7 +37,7 @@ class LayerCall:
         with_inputs: the map f with other tensors in the place of some of `inputs`; None where
             there are none.
         separate: [B, d] as the state that the user knows, in memory of its own.
-        watch: who is told of the solves; None: nobody.
+        watch: reports the solves; None: nothing does.
     """
 
     inputs: tuple[Tensor, ...] = ()
@@ -53,6 +55,27 @@ class Gradient(Options, ABC):
 
     needs_inverse: ClassVar[bool] = False
     """Whether the forward solver must leave an inverse Jacobian estimate."""
+
+    unrolls: ClassVar[bool] = False
+    """Whether a state after z* is returned, instead of z*."""
+
+    @property
+    def takes_structured(self) -> bool:
+        """Whether `attach_structured` passes the solve of a structured cell."""
+        return False
+
+    def attach_structured(
+        self, f: StructuredMap, z_star: Tensor, solver: FixedPoint, watch: Watch
+    ) -> Tensor:
+        """What a layer returns of a structured cell's solution, [N, n], with its gradient.
+
+        Args:
+            f: the map.
+            z_star: the best iterate, detached.
+            solver: what found it.
+            watch: receives the solves; see `DEQ(on_solve=...)`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def attach(
@@ -90,6 +113,16 @@ class AdjointGradient(Gradient):
         self, cotangent: Tensor, vjp: VectorJacobianProduct, inverse: InverseJacobian | None
     ) -> Tensor:
         """w from ℓ = cotangent, both [B, d]."""
+
+    def structured_adjoint(self, cotangent: Tensor, jacobian: KnownJacobian) -> Tensor:
+        """w from ℓ, [N, n], for a cell whose J is known: differentiable, or refuses to be."""
+        raise NotImplementedError
+
+    def attach_structured(
+        self, f: StructuredMap, z_star: Tensor, solver: FixedPoint, watch: Watch
+    ) -> Tensor:
+        """f(z*), with the gradient of `structured_adjoint`."""
+        return attach_structured(self, f, z_star, solver, watch)
 
     def attach(
         self,

@@ -20,7 +20,7 @@ class Circumstances:
 
     Attributes:
         dtype: the coarsest format that it worked in.
-        watch: who is told of the solves; None: nobody.
+        watch: reports the solves; None: nothing does.
     """
 
     dtype: torch.dtype

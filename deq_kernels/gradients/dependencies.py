@@ -1,4 +1,4 @@
-"""Which tensors a recorded f(z) depends on, read off autograd's graph."""
+"""Where a recorded f(z) begins, and which tensors it depends on, by autograd's graph."""
 
 from __future__ import annotations
 
@@ -6,10 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from deq_kernels.gradients.state_input import STATE_INPUT_NODE
+
+class StateInput(torch.autograd.Function):
+    """The z at which f is recorded: products with Jᵀ end here, and so does the backward pass.
+
+    Without it the backward pass of the loss would leave Jᵀw behind as the gradient of a leaf.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor) -> Tensor:
+        return leaf.view_as(leaf)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> None:
+        return None
+
+
+STATE_INPUT_NODE = f"{StateInput.__name__}Backward"
+"""What autograd's graph calls it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -11,10 +11,14 @@ from torch import Tensor
 from deq_kernels.gradients.base import AdjointGradient
 from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
+from deq_kernels.gradients.structured import KnownJacobian
+from deq_kernels.gradients.structured_linear import LinearSystem
 from deq_kernels.gradients.watch import report
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.options import check_callback, check_kind
-from deq_kernels.solvers import Broyden, Solution, Solver
+from deq_kernels.solvers import Broyden, FixedPoint, Solution, Solver
+
+DEFAULT_SOLVER = Broyden(max_steps=40, rtol=1e-5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,9 @@ class Implicit(AdjointGradient):
     z*. They reach the parameters of f and the tensors that the layer is called with; where f closes
     over another tensor that autograd computed outside of it, they raise, and so do third
     derivatives. A backward pass with create_graph evaluates f once more.
+
+    A structured cell's equation is solved in one op where `solver` is a `FixedPoint`, or the
+    default: then by the solver of the forward pass, and derivatives are of every order.
 
     Args:
         solver: solves for w, from ℓ. Its rtol is relative to ‖Jᵀw + ℓ‖₂, its atol absolute on the
@@ -46,7 +53,7 @@ class Implicit(AdjointGradient):
         ValueError: the solver has `cuda_graph` or `compact` set, or differentiates its map.
     """
 
-    solver: Solver = field(default_factory=lambda: Broyden(max_steps=40, rtol=1e-5))
+    solver: Solver = DEFAULT_SOLVER
     on_solve: Callable[[Solution], None] | None = None
 
     exact: ClassVar[bool] = True
@@ -67,7 +74,7 @@ class Implicit(AdjointGradient):
                 "and its products with Jᵀ cannot be taken for some of them. The forward solver may "
                 "have it."
             )
-        if not self.solver.evaluates_alone:
+        if self.solver.differentiates:
             raise ValueError(
                 f"Implicit's solver must work with products Jᵀw alone; got "
                 f"{type(self.solver).__name__}, whose steps differentiate the map that it solves. "
@@ -86,3 +93,30 @@ class Implicit(AdjointGradient):
         report(solution)
         assert isinstance(solution.z, Tensor)
         return solution.z * scale
+
+    @property
+    def takes_structured(self) -> bool:
+        """Whether `solver` is the default, or takes structured cells itself."""
+        if isinstance(self.solver, FixedPoint):
+            return self.solver.takes_structured
+        return self.solver == DEFAULT_SOLVER
+
+    def structured_adjoint(self, cotangent: Tensor, jacobian: KnownJacobian) -> Tensor:
+        """w with w = Jᵀ w + ℓ, with derivatives of every order.
+
+        A solver of its own takes damped steps; the forward pass's looks back as it did there.
+        """
+        own = isinstance(self.solver, FixedPoint)
+        solver = self.solver if isinstance(self.solver, FixedPoint) else jacobian.solver
+
+        def tell(solution: Solution) -> None:
+            if self.on_solve is not None:
+                assert isinstance(solution.z, Tensor)
+                # A copy, as the solution's own z goes on into autograd.
+                self.on_solve(replace(solution, z=solution.z.clone()))
+            jacobian.watch.solved(solution, "adjoint")
+
+        linear = jacobian.transposed
+        accelerate = jacobian.accelerate and not own
+        system = LinearSystem(linear.pattern, solver, jacobian.norm, accelerate, tell)
+        return system.solve(cotangent, linear.scale, linear.weight, linear.values)

@@ -9,6 +9,7 @@ from torch import Tensor
 from deq_kernels.gradients.base import AdjointGradient
 from deq_kernels.gradients.refinement import check_refine, refine
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
+from deq_kernels.gradients.structured import KnownJacobian
 from deq_kernels.inverse import InverseJacobian
 
 
@@ -45,3 +46,12 @@ class JacobianFree(AdjointGradient):
         if not self.refine:
             return cotangent
         return refine(vjp, cotangent, cotangent, self.refine)
+
+    @property
+    def takes_structured(self) -> bool:
+        """Whether no steps are taken."""
+        return not self.refine
+
+    def structured_adjoint(self, cotangent: Tensor, jacobian: KnownJacobian) -> Tensor:
+        """w = ℓ."""
+        return jacobian.first_derivatives_only(cotangent, cotangent, "JacobianFree")

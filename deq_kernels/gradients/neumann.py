@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deq_kernels.cells.iteration import take_steps
 from deq_kernels.gradients.base import AdjointGradient
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
+from deq_kernels.gradients.structured import KnownJacobian
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops import damped
 from deq_kernels.options import check_count, check_number
@@ -45,6 +47,22 @@ class Neumann(AdjointGradient):
         for _ in range(self.steps - 1):
             damped.neumann_step_(vjp(w), cotangent, w, norms, damping=self.damping)
         return w
+
+    @property
+    def takes_structured(self) -> bool:
+        """All steps are one op."""
+        return True
+
+    def structured_adjoint(self, cotangent: Tensor, jacobian: KnownJacobian) -> Tensor:
+        """w after `steps` terms."""
+        with torch.no_grad():
+            # λ ℓ is what the first step makes of 0, without a product.
+            w = self.damping * cotangent
+            if self.steps > 1:
+                w = take_steps(
+                    jacobian.transposed, cotangent, w, self.steps - 1, damping=self.damping
+                )
+        return jacobian.first_derivatives_only(w, cotangent, "Neumann")
 
 
 def check_phantom_options(steps: int, damping: float) -> None:

@@ -21,7 +21,7 @@ from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
 from deq_kernels.options import LARGEST_COUNT, check_option
 from deq_kernels.solvers import Broyden
-from deq_kernels.solvers.machinery.rows import norm
+from deq_kernels.solvers.machinery.vectors import norm
 
 
 def refine(

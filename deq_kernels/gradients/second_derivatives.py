@@ -89,7 +89,7 @@ class TwiceDifferentiable:
                     "torch.sparse_coo or a dense tensor."
                 )
         # f is evaluated anew, on leaves: what is behind them (z* depends on θ, and an input may)
-        # is the business of whoever made them.
+        # is differentiated by autograd outside.
         inner = {t: _leaf(t) for t in self.tensors if t.grad_fn is not None}
         leaves = tuple(inner.get(tensor, tensor) for tensor in self.tensors)
         z, w = _leaf(z_star), _leaf(w)
@@ -146,7 +146,7 @@ class TwiceDifferentiable:
     ) -> bool:
         """Whether f depends on `leaves`, but for those that every evaluation of f makes anew.
 
-        What f makes itself, for a gradient within it, nobody else can ask for the gradient of.
+        Leaves that f makes itself, for a gradient within it, no other gradient can reach.
         """
         lasting = set(now.tensors)
         lasting &= set(Dependencies.of(self._evaluate(inner, z), z, ()).tensors)

@@ -16,7 +16,7 @@ from deq_kernels.solvers import Solver
 from deq_kernels.solvers.base import Iteration
 from deq_kernels.solvers.machinery.loop import StepFunction
 from deq_kernels.solvers.machinery.rank_algebra import place, tree_sum
-from deq_kernels.solvers.machinery.rows import Rows, dot, norm
+from deq_kernels.solvers.machinery.vectors import StoredVectors, dot, norm
 
 GOOD_STEP = 0.9
 """A step that leaves more of the residual than this is followed by the image it was made with."""
@@ -113,8 +113,8 @@ class _Steps:
         self.residual = self.right.clone()
         self.w = torch.zeros_like(self.right)
         self.capacity = max(1, min(options.max_steps, dim))
-        self.images = Rows(self.z, self.capacity, accum)
-        self.directions = Rows(self.z, self.capacity, accum)
+        self.images = StoredVectors(self.z, self.capacity, accum)
+        self.directions = StoredVectors(self.z, self.capacity, accum)
         self.count = torch.zeros(batch, dtype=torch.int64, device=self.z.device)
         self.seeded = torch.ones(batch, dtype=torch.bool, device=self.z.device)
         # The start is a direction, and a w as well.

@@ -14,7 +14,7 @@ from deq_kernels.gradients.scaling import scale_of
 from deq_kernels.gradients.second_derivatives import VectorJacobianProduct
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.options import check_positive
-from deq_kernels.solvers.machinery.rows import norm
+from deq_kernels.solvers.machinery.vectors import norm
 
 
 @dataclass(frozen=True, kw_only=True)

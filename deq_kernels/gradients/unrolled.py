@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from deq_kernels.cells.map import StructuredMap
 from deq_kernels.gradients.base import BARE_CALL, FlatMap, Gradient, LayerCall
 from deq_kernels.gradients.neumann import check_phantom_options
+from deq_kernels.gradients.watch import Watch
 from deq_kernels.inverse import InverseJacobian
 from deq_kernels.options import check_callback
-from deq_kernels.solvers import State
+from deq_kernels.solvers import FixedPoint, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ class Unrolled(Gradient):
     Raises:
         ValueError: an option is out of its range.
     """
+
+    unrolls: ClassVar[bool] = True
 
     steps: int = 5
     damping: float = 0.5
@@ -68,3 +73,14 @@ class Unrolled(Gradient):
         if self.on_states is not None:
             self.on_states(tuple(call.separate(h) for h in states))
         return h
+
+    @property
+    def takes_structured(self) -> bool:
+        """A step is one call of the op and one activation."""
+        return True
+
+    def attach_structured(
+        self, f: StructuredMap, z_star: Tensor, solver: FixedPoint, watch: Watch
+    ) -> Tensor:
+        """h after `steps` damped applications of f, or without autograd z* itself."""
+        return self.attach(f, z_star, None) if torch.is_grad_enabled() else z_star.clone()

@@ -1,4 +1,4 @@
-"""Who is told of a layer's solves that left samples unconverged: nobody finds that by himself."""
+"""Warnings and errors about a layer's solves that left samples unconverged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from deq_kernels.notices import SolveError, UnconvergedWarning, heard_by, warn_user
 from deq_kernels.ops import Status
 from deq_kernels.solvers import Solution
-from deq_kernels.solvers.machinery.late import read_later
+from deq_kernels.solvers.machinery.deferred_reads import read_later
 
 Equation: TypeAlias = Literal["forward", "adjoint", "tangent"]
 """z = f(z); w = Jᵀw + ℓ; and μ = Jμ + ċ, which second derivatives solve."""
@@ -44,31 +44,20 @@ def check_on_solve(on_solve: object) -> None:
 
 
 class Watch:
-    """What one layer has to say of its solves.
+    """Reports the unconverged solves of one layer.
 
     Args:
         on_solve: see `DEQ`.
-        told: what was said already, and need not be said again; added to.
-        owner: who solves, for messages.
-        how_often: it is said, likewise.
+        told: equations and categories that were warned of, each once; added to.
     """
 
-    def __init__(
-        self,
-        on_solve: OnSolve,
-        told: set[str],
-        *,
-        owner: str = "a DEQ layer",
-        how_often: str = "Said once per layer; ",
-    ) -> None:
+    def __init__(self, on_solve: OnSolve, told: set[str]) -> None:
         self._on_solve = on_solve
         self._told = told
-        self._owner = owner
-        self._how_often = how_often
 
     @contextmanager
     def during(self, equation: Equation) -> Iterator[None]:
-        """Be told of the solves inside of the block, in this thread, which are of `equation`."""
+        """Report the solves inside of the block, in this thread, as those of `equation`."""
         token = _current.set((self, equation))
         try:
             with heard_by(self.tell):
@@ -80,7 +69,7 @@ class Watch:
         """Warn, once for each category."""
         if category.__name__ not in self._told:
             self._told.add(category.__name__)
-            warn_user(category, f"In {self._owner}: {message}")
+            warn_user(category, f"In a DEQ layer: {message}")
 
     def solved(self, solution: Solution, equation: Equation) -> None:
         """Do what the layer was asked to do with a solution."""
@@ -92,7 +81,6 @@ class Watch:
             return
         describe = partial(
             _message,
-            owner=self._owner,
             equation=equation,
             batch=len(solution.status),
             rtol=solution.rtol,
@@ -108,7 +96,7 @@ class Watch:
                 raise SolveError(message)
             if equation not in self._told:
                 self._told.add(equation)
-                warn_user(UnconvergedWarning, f"{message} {self._how_often}{CHOICES_IN_WORDS}")
+                warn_user(UnconvergedWarning, f"{message} Said once per layer; {CHOICES_IN_WORDS}")
 
         if self._on_solve == "raise":
             judge(failures(solution).tolist())
@@ -121,7 +109,7 @@ _current: ContextVar[tuple[Watch, Equation] | None] = ContextVar("watch", defaul
 
 
 def report(solution: Solution) -> None:
-    """Hand a solution to the layer that is being solved or differentiated, if there is one."""
+    """Hand a solution to the `Watch` of the layer that is solved or differentiated, if any."""
     current = _current.get()
     if current is not None:
         watch, equation = current
@@ -156,7 +144,6 @@ def _message(
     counts: list[float],
     residual: float,
     *,
-    owner: str,
     equation: Equation,
     batch: int,
     rtol: float | None,
@@ -177,7 +164,7 @@ def _message(
         tolerance = f" (rtol={rtol:.1e}, atol={atol:.1e})"
     whose = "the solver" if equation == "forward" else "the gradient's solver"
     return (
-        f"In {owner}: {of_what} left {int(sum(counts))} of {batch} samples unconverged: "
+        f"In a DEQ layer: {of_what} left {int(sum(counts))} of {batch} samples unconverged: "
         f"{', '.join(parts)}; their residual is up to {residual:.1e}{tolerance}. Give {whose} more "
         "max_steps or a larger tolerance, take another one, or make the cell contract more."
     )

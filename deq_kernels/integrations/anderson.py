@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from deq_kernels.ops.dtypes import accumulate_dtype, check_state_dtype
+from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.norms import norm
 from deq_kernels.options import check_count, check_damping, check_not_negative, check_option
-from deq_kernels.solvers.machinery.rows import Rows
-from deq_kernels.solvers.machinery.structure import State, Structure, evaluate
-from deq_kernels.solvers.machinery.unsupported import refuse_recordings
-from deq_kernels.solvers.machinery.walk import Visit
+from deq_kernels.solvers.machinery.stepwise import Visit
+from deq_kernels.solvers.machinery.structure import State, evaluate
+from deq_kernels.solvers.machinery.unsupported import structure_of_start
+from deq_kernels.solvers.machinery.vectors import StoredVectors
 
 LARGEST_WEIGHT = 1e8
 """Beyond it a combination with weights that sum to 1 has lost half of float64's digits."""
@@ -55,17 +55,15 @@ def anderson_visits(
     check_option("m", history_length, history_length >= 2, "at least 2")
     check_not_negative("lam", ridge)
     check_damping(damping)
-    structure = Structure.of(z0, "x0")
-    check_state_dtype(structure.dtype)
-    refuse_recordings(z0)
+    structure = structure_of_start(z0, "x0")
     accum = accumulate_dtype(structure.dtype)
     z = structure.flatten(z0).clone(memory_format=torch.contiguous_format)
     batch = structure.batch
-    images, residuals = (Rows(z, history_length, accum) for _ in range(2))
+    images, residuals = (StoredVectors(z, history_length, accum) for _ in range(2))
     gram = torch.zeros(batch, history_length, history_length, dtype=torch.float64, device=z.device)
     diverged = torch.zeros(batch, dtype=torch.bool, device=z.device)
     full = torch.zeros(batch, dtype=torch.int64, device=z.device)
-    everyone = torch.ones_like(diverged)
+    all_samples = torch.ones_like(diverged)
     for k in range(max(2, evaluations)):
         judged = ~diverged
         f_z = structure.flatten(
@@ -79,8 +77,8 @@ def anderson_visits(
         usable = (~diverged)[:, None]
         slot, count = k % history_length, min(k + 1, history_length)
         r = torch.where(usable, r, 0.0)
-        images.put(full + slot, torch.where(usable, f_z.to(accum), 0.0), everyone)
-        residuals.put(full + slot, r, everyone)
+        images.put(full + slot, torch.where(usable, f_z.to(accum), 0.0), all_samples)
+        residuals.put(full + slot, r, all_samples)
         column = residuals.dots(full + count, r)[:, :history_length]
         gram[:, slot], gram[:, :, slot] = column, column
         moved = f_z.to(accum) - (1.0 - damping) * r

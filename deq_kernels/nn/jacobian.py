@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deq_kernels.nn.rows import record, row_dot, vector_jacobian_product
+from deq_kernels.nn.flat_states import record, row_dot, vector_jacobian_product
 from deq_kernels.options import check_count
 from deq_kernels.solvers import State, Structure
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from deq_kernels.nn.flat_states import flat_map, row_dot
 from deq_kernels.nn.power_method import Estimate, SpectralRadius, repeat
 from deq_kernels.nn.radius import check_power_options
-from deq_kernels.nn.rows import flat_map, row_dot
 from deq_kernels.solvers import State, Structure
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deq_kernels.nn.rows import row_dot
+from deq_kernels.nn.flat_states import row_dot
 from deq_kernels.solvers import State, Structure
 
 

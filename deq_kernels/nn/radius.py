@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from deq_kernels.nn.flat_states import record, row_dot, vector_jacobian_product
 from deq_kernels.nn.power_method import Estimate, SpectralRadius, repeat
-from deq_kernels.nn.rows import record, row_dot, vector_jacobian_product
 from deq_kernels.options import check_count, check_number
 from deq_kernels.solvers import State, Structure
 

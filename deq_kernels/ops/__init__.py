@@ -3,13 +3,14 @@
 from deq_kernels.ops import anderson, backends, broyden, cells, damped, gmres, low_rank, memory
 from deq_kernels.ops.backends import use_backend
 from deq_kernels.ops.registry import OPS
-from deq_kernels.ops.termination import Status
+from deq_kernels.ops.termination import Status, Tables
 
 backends.load()
 
 __all__ = [
     "OPS",
     "Status",
+    "Tables",
     "anderson",
     "backends",
     "broyden",

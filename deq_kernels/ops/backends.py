@@ -115,7 +115,7 @@ class _Switch:
         self.triton_keys: tuple[str, ...] = ()
         self._library: torch.library.Library | None = None
         self._lock = threading.RLock()
-        # A thread forks with the lock in its hands: whoever else had it is not in the child.
+        # Held by the forking thread: no other, which could release it, is in the child.
         opened = self._lock.release
         os.register_at_fork(
             before=self._lock.acquire, after_in_parent=opened, after_in_child=opened

@@ -97,6 +97,11 @@ class Tables:
     active: Tensor
 
     @property
+    def status(self) -> Tensor:
+        """[batch] int64, values of `Status`; a view."""
+        return self.counters[:, Counter.STATUS]
+
+    @property
     def norms(self) -> Tensor:
         """The norms in `record`, [batch, 8]; a view."""
         return self.record[:, : len(Norm)]

@@ -14,21 +14,21 @@ from deq_kernels.inverse import LowRankInverse
 from deq_kernels.ops import low_rank
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.options import check_count, check_damping, check_positive
-from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.machinery.bound import solve_with
+from deq_kernels.solvers.base import Iteration, Prepared, Solver
 from deq_kernels.solvers.machinery.callbacks import (
     StateFunction,
     call_for_state,
     check_outer_problem,
 )
-from deq_kernels.solvers.machinery.idle import everyone, idle
+from deq_kernels.solvers.machinery.evaluation import RecordedEvaluation
 from deq_kernels.solvers.machinery.judge import Judge
-from deq_kernels.solvers.machinery.loop import StepFunction
-from deq_kernels.solvers.machinery.recorded import RecordedMap
-from deq_kernels.solvers.machinery.rows import Rows, dot, write
-from deq_kernels.solvers.machinery.structure import State, Structure
-from deq_kernels.solvers.machinery.uncaptured import refuse_cuda_graph
-from deq_kernels.solvers.solution import Solution
+from deq_kernels.solvers.machinery.vectors import (
+    StoredVectors,
+    dot,
+    surely_all,
+    surely_none,
+    write,
+)
 
 DEGENERATE_SHARE = 1e-8
 """An update whose ⟨b, σ⟩ is below this share of ‖b‖ ‖σ‖ is left out."""
@@ -73,37 +73,21 @@ class AdjointBroyden(Solver):
     gamma: float = 1.0
 
     builds_inverse: ClassVar[bool] = True
-    evaluates_alone: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = True
+    capturable: ClassVar[bool] = False
+    interruptible: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_cuda_graph(self)
         check_outer_problem(self.opa_every, self.outer_gradient)
         if self.history_length is not None:
             check_count("history_length", self.history_length)
         check_damping(self.damping)
         check_positive("gamma", self.gamma)
 
-    def __call__(
-        self, f: Callable[..., State], z0: State, *, keep_inverse: bool = True
-    ) -> Solution:
-        """Solve z = f(z) from z0; see `Solver`. f runs under autograd and gets a copy of z.
-
-        Raises:
-            RuntimeError: autograd finds no way from f(z) to z, or as for `Solver`.
-            TypeError: `outer_gradient` returned another structure or dtype, or as for `Solver`.
-            ValueError: `outer_gradient` returned another shape, or as for `Solver`.
-        """
-        structure = Structure.of(z0, "z0")
-        recorded = RecordedMap(f, structure)
-
-        def prepare(
-            iteration: Iteration, keep_inverse: bool
-        ) -> tuple[StepFunction, Callable[[], LowRankInverse]]:
-            steps = _Steps(self, structure, recorded, iteration, keep_inverse)
-            return steps.step, steps.inverse
-
-        return solve_with(self, recorded, z0, prepare, keep_inverse=keep_inverse)
+    def _prepare(self, iteration: Iteration, keep_inverse: bool) -> Prepared:
+        steps = _Steps(self, iteration, keep_inverse)
+        return steps.step, steps.inverse
 
     def most_updates(self) -> int:
         """The number of updates that `max_steps` evaluations can bring."""
@@ -114,16 +98,10 @@ class AdjointBroyden(Solver):
 class _Steps:
     """The steps of one solve, and the factors of its H."""
 
-    def __init__(
-        self,
-        options: AdjointBroyden,
-        structure: Structure,
-        recorded: RecordedMap,
-        iteration: Iteration,
-        keep_inverse: bool,
-    ) -> None:
+    def __init__(self, options: AdjointBroyden, iteration: Iteration, keep_inverse: bool) -> None:
+        assert isinstance(iteration.evaluation, RecordedEvaluation)
         self.options = options
-        self.recorded = recorded
+        self.vjp = iteration.evaluation.vjp
         self.keep_inverse = keep_inverse
         self.z, self.best_z = iteration.z, iteration.best_z
         self.judge = Judge(options, iteration)
@@ -135,14 +113,14 @@ class _Steps:
         most = options.most_updates()
         length = most if options.history_length is None else min(options.history_length, most)
         self.length = length
-        self.u, self.v = (Rows(self.z, length, self.accum) for _ in range(2))
+        self.u, self.v = (StoredVectors(self.z, length, self.accum) for _ in range(2))
         # No sample has more pairs than this; products are made for as many.
         self.most = 0
         self.rank = torch.zeros(len(self.z), dtype=torch.int64, device=self.z.device)
         self.outer_gradient: Callable[[Tensor], Tensor] | None = None
         if options.outer_gradient is not None:
             self.outer_gradient = partial(
-                call_for_state, "outer_gradient", options.outer_gradient, structure
+                call_for_state, "outer_gradient", options.outer_gradient, iteration.structure
             )
 
     def inverse(self) -> LowRankInverse:
@@ -156,7 +134,7 @@ class _Steps:
         state = self.state.copy_(self.z)  # the judge writes to z
         point = state.to(self.accum)
         residual = torch.sub(f_z.to(self.accum), point, out=self.residual)
-        rejected = self.judge(f_z, running)
+        rejected = self.judge(f_z)
         moving = self.judge.running & ~rejected
 
         first = self.taken == 0
@@ -168,7 +146,7 @@ class _Steps:
             if self.keep_inverse:  # a sample that stops still learns from its last residual
                 updated = running & ~rejected & ~self.judge.diverged
             self._update(residual, updated, moving)
-            if due and self.outer_gradient is not None and not idle(updated):
+            if due and self.outer_gradient is not None and not surely_none(updated):
                 gradient = self.outer_gradient(state).to(self.accum)
                 self._update(self._product(gradient, updated, transpose=True), updated, moving)
 
@@ -195,14 +173,14 @@ class _Steps:
         # H does not depend on the size of σ; entries of about 1 keep all products in range.
         size = sigma.abs().amax(dim=1) if sigma.shape[1] else sigma.new_zeros(len(sigma))
         usable = updated & size.isfinite() & (size > 0) & (self.rank < self.length)
-        if idle(usable):
+        if surely_none(usable):
             return
         sigma = sigma / size[:, None]
-        if not everyone(usable):  # f's derivative must not see what has no meaning
+        if not surely_all(usable):  # f's derivative must not see what has no meaning
             sigma = torch.where(usable[:, None], sigma, 0.0)
         sigma_state = sigma.to(self.z.dtype)
         sigma = sigma_state.to(self.accum)
-        pulled = self.recorded.vjp(sigma_state).to(self.accum) - sigma
+        pulled = self.vjp(sigma_state).to(self.accum) - sigma
         b = self._product(pulled, usable, transpose=True)
         denominator = dot(b, sigma)
         bound = dot(b, b).sqrt() * dot(sigma, sigma).sqrt() * DEGENERATE_SHARE

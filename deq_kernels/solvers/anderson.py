@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from deq_kernels.ops import anderson
 from deq_kernels.options import check_count, check_damping, check_not_negative
-from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.machinery.loop import StepFunction
+from deq_kernels.solvers.base import Iteration, Prepared, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +50,7 @@ class Anderson(Solver):
         check_not_negative("regularization", self.regularization)
         check_damping(self.damping)
 
-    def _prepare(
-        self, iteration: Iteration, keep_inverse: bool
-    ) -> tuple[StepFunction, Callable[[], None]]:
+    def _prepare(self, iteration: Iteration, keep_inverse: bool) -> Prepared:
         # The last evaluation is only judged.
         length = min(self.history_length, max(1, self.max_steps - 1))
         window = anderson.Window.new(iteration.z, length, self.history_dtype)

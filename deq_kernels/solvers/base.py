@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from deq_kernels.inverse import InverseJacobian
-from deq_kernels.ops.dtypes import check_state_dtype
+from deq_kernels.ops.limits import Limits
 from deq_kernels.ops.termination import Tables
 from deq_kernels.options import (
     Options,
@@ -19,24 +19,43 @@ from deq_kernels.options import (
     check_not_negative,
     check_number,
 )
-from deq_kernels.solvers.machinery.compaction import PerSample
+from deq_kernels.solvers.machinery.compaction import CompactEvaluation, PerSample
 from deq_kernels.solvers.machinery.coupling import difference_norm, look_for_coupling, row_norm
-from deq_kernels.solvers.machinery.late import look_at_late_numbers
+from deq_kernels.solvers.machinery.deferred_reads import finish_deferred_reads
+from deq_kernels.solvers.machinery.evaluation import (
+    Evaluation,
+    RecordedEvaluation,
+    bind_evaluation,
+)
 from deq_kernels.solvers.machinery.loop import StepFunction, iterate
 from deq_kernels.solvers.machinery.precision import visible_rtol, working_dtype
 from deq_kernels.solvers.machinery.ranks import Ranks, check_ranks
 from deq_kernels.solvers.machinery.structure import State, Structure
-from deq_kernels.solvers.machinery.unsupported import refuse_recordings
+from deq_kernels.solvers.machinery.unsupported import structure_of_start
 from deq_kernels.solvers.solution import Solution
 
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """The tensors one solve works on: the iterates, the best ones, and the termination tables."""
+    """What the steps of one solve work on.
 
+    Attributes:
+        evaluation: f at z; a `RecordedEvaluation` for a solver that `differentiates`.
+        structure: how rows are states.
+        z: the iterates, [B, d], which the steps write.
+        best_z: the best ones, likewise.
+        tables: statuses, norms and trace, likewise.
+    """
+
+    evaluation: Evaluation
+    structure: Structure
     z: Tensor
     best_z: Tensor
     tables: Tables
+
+
+Prepared: TypeAlias = tuple[StepFunction, Callable[[], InverseJacobian | None]]
+"""The step taken from each f(z) [B, d], and what makes the inverse estimate at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +109,19 @@ class Solver(Options):
     builds_inverse: ClassVar[bool] = False
     """Whether the solution carries an inverse Jacobian estimate."""
 
-    evaluates_alone: ClassVar[bool] = True
-    """Whether f(z) is all a step takes of f; not where it differentiates f for some samples."""
+    differentiates: ClassVar[bool] = False
+    """Whether steps take products with the Jacobian of f, which autograd then records."""
+
+    capturable: ClassVar[bool] = True
+    """Whether a CUDA graph can hold a step; not where it depends on what Python knows, or on
+    tensors made anew in each step."""
+
+    interruptible: ClassVar[bool] = True
+    """Whether a caller's rule may stop a sample after any evaluation: all are at iterates, and a
+    sample's last step is no other than the rest."""
+
+    predicts_residuals: ClassVar[bool] = False
+    """Whether the trace also holds predicted residuals, of points where f was not evaluated."""
 
     measures_residuals: ClassVar[bool] = True
     """Whether a sample stops by the residual that its last evaluation measured."""
@@ -112,12 +142,24 @@ class Solver(Options):
                 "compact and cuda_graph exclude each other, as a graph has fixed shapes; got both. "
                 "Leave one of them out."
             )
-        if not self.evaluates_alone and (self.compact or self.synchronized is not False):
+        if self.cuda_graph and not self.capturable:
+            raise ValueError(
+                f"{type(self).__name__} must have cuda_graph=False: its steps depend on more than "
+                "a graph can hold. Use Broyden, or leave cuda_graph out."
+            )
+        if self.differentiates and (self.compact or self.synchronized is not False):
             raise ValueError(
                 f"{type(self).__name__} must have compact=False and synchronized=False: its steps "
                 "differentiate f, for all samples at once and only when one of them needs it. Use "
                 "Broyden, or leave the options out."
             )
+
+    def visible_limits(self, z: Tensor) -> Limits:
+        """When a sample of a state like z stops, as ops take it; rtol is as `Solution.rtol`."""
+        rtol = visible_rtol(self.rtol, z.dtype, z.device.type)
+        return Limits(
+            self.max_steps, rtol, self.atol, self.stall_steps or 0, self.divergence_factor
+        )
 
     def __call__(
         self, f: Callable[..., State], z0: State, *, keep_inverse: bool = True
@@ -168,21 +210,30 @@ class Solver(Options):
         What f raises itself passes through as it is, with a note about which evaluation it was
         where Python has notes (3.11 and newer). The solver can be used again after any error.
         """
+        return self._untraced()(f, z0, keep_inverse)
+
+    def _untraced(self) -> Callable[..., Solution]:
+        """`_solve`, which torch.compile leaves as it is."""
         if torch.compiler.is_dynamo_compiling():
             # Traced, every step would be code of its own, and slower than as it is written.
-            solve = torch.compiler.disable(self._solve, reason="a solve is a loop on values")
-            return solve(f, z0, keep_inverse)
-        return self._solve(f, z0, keep_inverse)
+            return torch.compiler.disable(self._solve, reason="a solve is a loop on values")
+        return self._solve
 
-    def _solve(self, f: Callable[..., State], z0: State, keep_inverse: bool) -> Solution:
-        structure = Structure.of(z0, "z0")
+    def _solve(
+        self,
+        f: Callable[..., State],
+        z0: State,
+        keep_inverse: bool,
+        stop: Callable[[Tables], None] | None = None,
+    ) -> Solution:
+        """See `__call__`. `stop` takes the place of the tolerance: called after each step, it marks
+        the samples that have converged in the tables. The solver must be `interruptible`."""
+        structure = structure_of_start(z0, "z0")
         structure.check_batched("z0")
-        check_state_dtype(structure.dtype)
-        refuse_recordings(z0)
-        look_at_late_numbers()
+        finish_deferred_reads()
         rtol = visible_rtol(self.rtol, structure.dtype, structure.device.type)
         if rtol > self.rtol:
-            return replace(self, rtol=rtol)(f, z0, keep_inverse=keep_inverse)
+            return replace(self, rtol=rtol)._solve(f, z0, keep_inverse, stop)
         if self.cuda_graph and structure.device.type != "cuda":
             raise ValueError(
                 "cuda_graph=True needs a state on a CUDA device; got z0 on "
@@ -198,10 +249,14 @@ class Solver(Options):
             )
         # Inference tensors count no changes, which `evaluate` relies on.
         with torch.inference_mode(False), torch.no_grad():
-            z = structure.flatten(z0).clone(memory_format=torch.contiguous_format)
-            tables = Tables.new(structure.batch, self.max_steps, structure.device)
-            iteration = Iteration(z, torch.empty_like(z), tables)
-            step, finish = self._prepare(iteration, keep_inverse)
+            stepping = self if stop is None else without_tolerance(self)
+            iteration, own_step, finish = stepping._begin(f, z0, structure, keep_inverse)
+            tables, step = iteration.tables, own_step
+            if stop is not None:
+
+                def step(f_z: Tensor) -> None:
+                    own_step(f_z)
+                    stop(tables)
 
             def look_back(f_z: Tensor, taken: int) -> None:
                 look_for_coupling(
@@ -213,26 +268,38 @@ class Solver(Options):
                 )
 
             evaluations = iterate(
-                f,
-                structure,
-                z,
-                tables,
+                iteration.evaluation,
                 step,
-                self.max_steps,
+                tables,
                 cuda_graph=self.cuda_graph,
-                compact=self.compact,
                 synchronized=self.synchronized,
                 look_back=look_back if structure.batch > 1 else None,
             )
-            inverse = finish() if keep_inverse else None
             return Solution(
                 structure.unflatten(iteration.best_z),
                 tables,
                 evaluations,
-                inverse,
+                finish() if keep_inverse else None,
                 rtol=self.rtol,
                 atol=self.atol,
             )
+
+    def _begin(
+        self, f: Callable[..., State], z0: State, structure: Structure, keep_inverse: bool
+    ) -> tuple[Iteration, StepFunction, Callable[[], InverseJacobian | None]]:
+        """Set a solve of z = f(z) up, which evaluations and steps then take on."""
+        z = structure.flatten(z0).clone(memory_format=torch.contiguous_format)
+        tables = Tables.new(structure.batch, self.max_steps, structure.device)
+        evaluation: Evaluation
+        if self.differentiates:
+            evaluation = RecordedEvaluation(f, structure, z)
+        elif self.compact:
+            assert isinstance(f, PerSample)
+            evaluation = CompactEvaluation(f, structure, z, tables)
+        else:
+            evaluation = bind_evaluation(f, structure, z)
+        iteration = Iteration(evaluation, structure, z, torch.empty_like(z), tables)
+        return iteration, *self._prepare(iteration, keep_inverse)
 
     def _residual(self, iteration: Iteration, f_z: Tensor) -> Tensor:
         """Of rows that have stopped, by the last f(z) [B, d]; [B]."""
@@ -243,8 +310,24 @@ class Solver(Options):
         f_norm = row_norm(f_z)
         return self.atol + self.rtol * f_norm, f_norm
 
-    def _prepare(
-        self, iteration: Iteration, keep_inverse: bool
-    ) -> tuple[StepFunction, Callable[[], InverseJacobian | None]]:
-        """The step taken from each f(z) [B, d], and what makes the inverse estimate at the end."""
+    def _prepare(self, iteration: Iteration, keep_inverse: bool) -> Prepared:
+        """Make what the steps need; see `Prepared`."""
         raise NotImplementedError
+
+
+S = TypeVar("S", bound=Solver)
+
+NEVER_MET = -1.0
+"""An absolute tolerance that no residual meets, not even zero."""
+
+
+def without_tolerance(solver: S) -> S:
+    """A copy of a solver whose caller says when a sample is done, which no residual of its is.
+
+    Not one of zero either: where f couples samples, a later one need not be zero. A step from there
+    has length zero and no direction, so that it enters no inverse.
+    """
+    changed = replace(solver, rtol=0.0)
+    # Users are refused a tolerance below 0, as it would only cost them their answer.
+    object.__setattr__(changed, "atol", NEVER_MET)
+    return changed

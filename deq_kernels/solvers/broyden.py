@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,8 +12,7 @@ from deq_kernels.ops import broyden
 from deq_kernels.ops.broyden.line_search import MAX_BACKTRACKS
 from deq_kernels.ops.termination import Counter, Norm
 from deq_kernels.options import check_choice, check_count, check_damping, check_positive
-from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.machinery.loop import StepFunction
+from deq_kernels.solvers.base import Iteration, Prepared, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +66,7 @@ class Broyden(Solver):
         check_choice("line_search", self.line_search, ("derivative_free", None))
         check_choice("when_full", self.when_full, ("restart", "drop_oldest"))
 
-    def _prepare(
-        self, iteration: Iteration, keep_inverse: bool
-    ) -> tuple[StepFunction, Callable[[], ProductFormInverse]]:
+    def _prepare(self, iteration: Iteration, keep_inverse: bool) -> Prepared:
         z, best_z, tables = iteration.z, iteration.best_z, iteration.tables
         needed = max(1, self.max_steps - 1)
         length = needed if self.history_length is None else min(self.history_length, needed)

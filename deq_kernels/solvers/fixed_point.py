@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from deq_kernels.cells.iteration import without_autocast
+from deq_kernels.cells.map import StructuredMap
 from deq_kernels.ops import damped
 from deq_kernels.options import check_damping
-from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.machinery.loop import StepFunction
+from deq_kernels.solvers.base import Iteration, Prepared, Solver
+from deq_kernels.solvers.machinery.unsupported import refuse_meta, refuse_trace
+from deq_kernels.solvers.solution import Solution
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedPoint(Solver):
     """z ← z + λ (f(z) − z), known as Picard iteration for λ = 1.
+
+    The map of a structured cell is solved in one op (`deq_kernels.cells`), unless `cuda_graph`,
+    `compact` or `synchronized` is set.
 
     Args:
         damping: λ, above 0 and at most 2; 1 is the undamped iteration.
@@ -26,9 +34,7 @@ class FixedPoint(Solver):
         super().__post_init__()
         check_damping(self.damping)
 
-    def _prepare(
-        self, iteration: Iteration, keep_inverse: bool
-    ) -> tuple[StepFunction, Callable[[], None]]:
+    def _prepare(self, iteration: Iteration, keep_inverse: bool) -> Prepared:
         step = damped.bind_step(
             iteration.z,
             iteration.best_z,
@@ -41,3 +47,22 @@ class FixedPoint(Solver):
             divergence_factor=self.divergence_factor,
         )
         return step, lambda: None
+
+    @property
+    def takes_structured(self) -> bool:
+        """Whether the map of a structured cell can be solved in one op."""
+        return not self.cuda_graph and not self.compact and self.synchronized is False
+
+    def solve_structured(self, f: StructuredMap, z0: Tensor) -> Solution:
+        """Solve z = f(z) from z0 [N, n] in one op, each sample by itself; rtol is as in `Solver`.
+
+        Raises:
+            NotImplementedError: the solve would be recorded by torch.jit.trace, or z0 has no
+                values.
+        """
+        refuse_meta(z0.device)
+        refuse_trace()
+        with torch.no_grad(), without_autocast(z0):
+            limits = self.visible_limits(z0)
+            z, tables = f.iterate(z0, limits, self.damping)
+        return Solution(z, tables, None, rtol=limits.rtol, atol=limits.atol)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from deq_kernels.ops import gmres
 from deq_kernels.options import check_count
-from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.machinery.loop import StepFunction
+from deq_kernels.solvers.base import Iteration, Prepared, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +38,14 @@ class GMRES(Solver):
 
     restart: int = 30
 
+    interruptible: ClassVar[bool] = False
+    predicts_residuals: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("restart", self.restart)
 
-    def _prepare(
-        self, iteration: Iteration, keep_inverse: bool
-    ) -> tuple[StepFunction, Callable[[], None]]:
+    def _prepare(self, iteration: Iteration, keep_inverse: bool) -> Prepared:
         z = iteration.z
         # A solve of d elements needs no more products than these, nor has evaluations for more.
         columns = max(1, min(self.restart, z.shape[1], self.max_steps - 2))

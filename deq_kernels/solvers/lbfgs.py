@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from deq_kernels.inverse import LowRankInverse
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.norms import unit_of
 from deq_kernels.options import check_callback, check_choice, check_count, check_positive
-from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.machinery.bound import solve_with
+from deq_kernels.solvers.base import Iteration, Prepared, Solver
 from deq_kernels.solvers.machinery.callbacks import (
     StateFunction,
     ValueFunction,
@@ -23,15 +20,10 @@ from deq_kernels.solvers.machinery.callbacks import (
     call_for_values,
     check_outer_problem,
 )
-from deq_kernels.solvers.machinery.idle import everyone, idle
 from deq_kernels.solvers.machinery.inverse_hessian import InverseHessian
 from deq_kernels.solvers.machinery.judge import Judge
 from deq_kernels.solvers.machinery.line_search import LINE_SEARCHES, LineSearch
-from deq_kernels.solvers.machinery.loop import StepFunction
-from deq_kernels.solvers.machinery.rows import dot, norm, write
-from deq_kernels.solvers.machinery.structure import State, Structure
-from deq_kernels.solvers.machinery.uncaptured import refuse_cuda_graph
-from deq_kernels.solvers.solution import Solution
+from deq_kernels.solvers.machinery.vectors import dot, norm, surely_all, surely_none, write
 
 LARGEST_ORDINARY = 2.0**300
 """Entries up to this, and down to its reciprocal, need no unit."""
@@ -87,10 +79,11 @@ class LBFGS(Solver):
     gamma: float = 1.0
 
     builds_inverse: ClassVar[bool] = True
+    capturable: ClassVar[bool] = False
+    interruptible: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_cuda_graph(self)
         check_outer_problem(self.opa_every, self.outer_gradient)
         check_choice("line_search", self.line_search, (*LINE_SEARCHES, None))
         check_callback("objective", self.objective)
@@ -104,25 +97,9 @@ class LBFGS(Solver):
         check_positive("opa_first_step", self.opa_first_step)
         check_positive("gamma", self.gamma)
 
-    def __call__(
-        self, f: Callable[..., State], z0: State, *, keep_inverse: bool = True
-    ) -> Solution:
-        """Solve z = f(z) from z0; see `Solver`.
-
-        Raises:
-            TypeError: `outer_gradient` or `objective` returned another structure or dtype, or as
-                for `Solver`.
-            ValueError: one of them returned another shape, or as for `Solver`.
-        """
-        structure = Structure.of(z0, "z0")
-
-        def prepare(
-            iteration: Iteration, keep_inverse: bool
-        ) -> tuple[StepFunction, Callable[[], LowRankInverse]]:
-            steps = _Steps(self, structure, iteration, keep_inverse)
-            return steps.step, steps.hessian.negative
-
-        return solve_with(self, f, z0, prepare, keep_inverse=keep_inverse)
+    def _prepare(self, iteration: Iteration, keep_inverse: bool) -> Prepared:
+        steps = _Steps(self, iteration, keep_inverse)
+        return steps.step, steps.hessian.negative
 
 
 class _Steps:
@@ -137,11 +114,9 @@ class _Steps:
     not depend on it: it is the same for s and y as for multiples of both.
     """
 
-    def __init__(
-        self, options: LBFGS, structure: Structure, iteration: Iteration, keep_inverse: bool
-    ) -> None:
+    def __init__(self, options: LBFGS, iteration: Iteration, keep_inverse: bool) -> None:
         self.options = options
-        self.structure = structure
+        self.structure = iteration.structure
         self.keep_inverse = keep_inverse
         self.z, self.best_z = iteration.z, iteration.best_z
         self.judge = Judge(options, iteration)
@@ -179,13 +154,13 @@ class _Steps:
             self._change_unit(point, gradient)
         probed, tried = running & self.probing, running & ~self.probing & ~self.fresh
         forgiven = probed if self.search is None else probed | tried
-        rejected = self.judge(f_z, running, forgiven)
+        rejected = self.judge(f_z, forgiven)
         usable = running & ~rejected & ~self.judge.diverged
         still = self.judge.running
 
         accepted, exhausted = self._judge_trial(tried, usable, gradient, value, rounding)
         arrived = usable & still & (accepted | self.fresh)
-        dots = self._learn(usable, accepted | probed, tried | probed, everyone(arrived))
+        dots = self._learn(usable, accepted | probed, tried | probed, surely_all(arrived))
         moved = arrived & ~self.fresh
         if self.options.opa_every is not None:
             length = norm(torch.sub(point, self.point, out=self.change))
@@ -209,7 +184,7 @@ class _Steps:
         if self.hessian.most == 1:
             unit = unit_of(torch.maximum(point.abs(), gradient.abs()))
             ordinary = (unit >= 1 / LARGEST_ORDINARY) & (unit <= LARGEST_ORDINARY)
-            if not everyone(ordinary):
+            if not surely_all(ordinary):
                 self.unit = torch.where(ordinary, 1.0, unit)
                 self.step_length = self.step_length / self.unit[:, 0]
         if self.unit is not None:
@@ -255,18 +230,17 @@ class _Steps:
         """
         stopped = ~self.judge.running
         learning = usable & ((kept & ~stopped) | (measured & stopped & self.keep_inverse))
-        if idle(learning):
+        if surely_none(learning):
             return None
         s = torch.sub(self.new_point, self.point, out=self.change)
         y = torch.sub(self.new_gradient, self.gradient, out=self.gradient_change)
-        if all_arrive:
-            return self.hessian.append_and_dot_(s, y, learning, self.new_gradient)
-        self.hessian.append_(s, y, learning)
-        return None
+        following = self.new_gradient if all_arrive else None
+        dots = self.hessian.append_(s, y, learning, following)[1]
+        return dots if all_arrive else None
 
     def _arrive(self, arrived: Tensor) -> None:
         """Make the point that was evaluated the one that the samples in `arrived` go on from."""
-        if everyone(arrived):
+        if surely_all(arrived):
             self.point, self.new_point = self.new_point, self.point
             self.gradient, self.new_gradient = self.new_gradient, self.gradient
         else:
@@ -284,7 +258,7 @@ class _Steps:
     ) -> None:
         """Write the next z: z + e, the first point along a new direction, or the next trial."""
         right = self.gradient
-        if self.options.outer_gradient is not None and not idle(due):
+        if self.options.outer_gradient is not None and not surely_none(due):
             point = self.point if self.unit is None else self.point * self.unit
             state = point.to(self.z.dtype)
             outer = call_for_state(
@@ -292,31 +266,31 @@ class _Steps:
             )
             right = torch.where(due[:, None], outer.to(self.accum), right)
             dots = None
-        if not (idle(due) and idle(turning)):
+        if not (surely_none(due) and surely_none(turning)):
             product = self.hessian.matvec(right, due | turning, dots)
-            if not idle(due):
+            if not surely_none(due):
                 length = self.step_length[:, None].to(self.accum)
                 change = torch.mul(product, length, out=self.change)
                 self._write(change.add_(self.point), due)
             self._turn(turning, product.neg_())
         alpha = torch.ones_like(self.value) if self.search is None else self.search.alpha
         moving = turning | searching
-        if not idle(moving):
+        if not surely_none(moving):
             change = torch.mul(self.direction, alpha[:, None].to(self.accum), out=self.change)
             self._write(change.add_(self.point), moving)
         write(self.z, self.best_z, lost)
 
     def _turn(self, turning: Tensor, direction: Tensor) -> None:
         """Go along −H g, or along −γ g with an empty history where that does not descend."""
-        if idle(turning):
+        if surely_none(turning):
             return
         slope = dot(self.gradient, direction)
         ascending = turning & ~(slope < 0)
-        if everyone(turning):
+        if surely_all(turning):
             self.direction = direction
         else:
             write(self.direction, direction, turning)
-        if not idle(ascending):
+        if not surely_none(ascending):
             self.hessian.reset_(ascending)
             gamma = self.options.gamma
             write(self.direction, -gamma * self.gradient, ascending)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops import Status
 from deq_kernels.options import (
     check_callback,
@@ -23,34 +22,18 @@ from deq_kernels.options import (
     check_positive,
     plain,
 )
-from deq_kernels.solvers.adjoint_broyden import AdjointBroyden
-from deq_kernels.solvers.anderson import Anderson
-from deq_kernels.solvers.base import Iteration, Solver
-from deq_kernels.solvers.broyden import Broyden
-from deq_kernels.solvers.fixed_point import FixedPoint
-from deq_kernels.solvers.gmres import GMRES
-from deq_kernels.solvers.lbfgs import LBFGS
-from deq_kernels.solvers.machinery.bound import solve_with
-from deq_kernels.solvers.machinery.loop import StepFunction
+from deq_kernels.solvers.base import Solver
 from deq_kernels.solvers.machinery.root_record import RootRecord
-from deq_kernels.solvers.machinery.walk import without_tolerance
+from deq_kernels.solvers.registry import SOLVERS
 from deq_kernels.solvers.solution import Solution
 
-METHODS: dict[str, type[Solver]] = {
-    "broyden1": Broyden,
-    "anderson": Anderson,
-    "linearmixing": FixedPoint,
-    "adjoint_broyden": AdjointBroyden,
-    "lbfgs": LBFGS,
-    "gmres": GMRES,
-}
-"""SciPy's names where it has the method, ours where it has not."""
+SCIPY_NAMES = {"broyden": "broyden1", "fixed_point": "linearmixing"}
+"""SciPy's names of methods that have other names here."""
+
+METHODS = {SCIPY_NAMES.get(name, name): solver for name, solver in SOLVERS.items()}
 
 DEFAULT_TOLERANCE = float(np.finfo(np.float64).eps) ** (1 / 3)
 """SciPy's, 6.06e-6."""
-
-EVALUATE_ELSEWHERE: tuple[type[Solver], ...] = (LBFGS, GMRES, AdjointBroyden)
-"""Solvers that evaluate fun elsewhere than at their iterates too, and stop by their own rule."""
 
 MESSAGES = {
     Status.CONVERGED: "The residual is within the tolerance.",
@@ -172,7 +155,10 @@ def root(
         record.add(x.detach(), value.detach())
         return distance + alpha * value
 
-    solution = _solve(_around(solver, equation, start, batched), f, start, record)
+    solver = _around(solver, equation, start, batched)
+    # A solver that cannot be stopped from outside goes by its own rule.
+    stop = record.stop if solver.interruptible else None
+    solution = solver._untraced()(f, torch.zeros_like(start), True, stop)
     record.settle(solution.tables)
     x = record.x.view(shape)
     return RootResult(
@@ -197,29 +183,6 @@ def _option_names(solver: type[Solver]) -> set[str]:
 def _rows(x: Tensor) -> Tensor:
     """[B, ...] as [B, n]."""
     return x.flatten(1) if x.dim() > 1 else x[:, None]
-
-
-def _solve(
-    solver: Solver, f: Callable[[Tensor], Tensor], start: Tensor, record: RootRecord
-) -> Solution:
-    """The solve from a distance of zero, stopped by ‖fun‖ where its solver can be."""
-    origin = torch.zeros_like(start)
-    if isinstance(solver, EVALUATE_ELSEWHERE):
-        return solver(f, origin)
-    untold = without_tolerance(solver)
-
-    def prepare(
-        iteration: Iteration, keep_inverse: bool
-    ) -> tuple[StepFunction, Callable[[], InverseJacobian | None]]:
-        step, finish = untold._prepare(iteration, keep_inverse)
-
-        def judged(f_z: Tensor) -> None:
-            step(f_z)
-            record.stop(iteration.tables)
-
-        return judged, finish
-
-    return solve_with(solver, f, origin, prepare, keep_inverse=True)
 
 
 def _around(solver: Solver, equation: _Equation, start: Tensor, batched: bool) -> Solver:

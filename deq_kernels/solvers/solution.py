@@ -22,7 +22,7 @@ class Solution:
         z: the best iterate of each sample, in the structure of z0. Detached.
         tables: the solve's own record, from which the properties below are read.
         rows: what `evaluations` is made of: a number, or a 0-d tensor where only the device of the
-            solve knows it.
+            solve knows it; None for the sum of `steps`.
         inverse_jacobian: estimate of (J − I)⁻¹ at the end of the solve, for solvers that build
             one, else None.
         rtol: the relative tolerance that was used: what the solver was given, or the unit of the
@@ -33,7 +33,7 @@ class Solution:
 
     z: State
     tables: Tables = field(repr=False)
-    rows: int | Tensor
+    rows: int | Tensor | None
     inverse_jacobian: InverseJacobian | None = field(default=None, repr=False)
     rtol: float | None = None
     atol: float | None = None
@@ -54,13 +54,13 @@ class Solution:
             torch.stack([table.active for table in tables]).sum(0),
         )
         last = solutions[-1]
-        rows = sum(solution.rows for solution in solutions)
+        rows = sum(solution.evaluations for solution in solutions)
         return Solution(last.z, together, rows, rtol=last.rtol, atol=last.atol)
 
     @property
     def status(self) -> Tensor:
         """[B] int64, values of `Status`."""
-        return self.tables.counters[:, Counter.STATUS]
+        return self.tables.status
 
     @property
     def steps(self) -> Tensor:
@@ -90,7 +90,7 @@ class Solution:
         number of evaluations; with `compact=True` it is little more than the sum of `steps`. Of a
         structured cell it is that sum, and on a GPU reading it waits for the solve.
         """
-        return int(self.rows)
+        return int(self.steps.sum() if self.rows is None else self.rows)
 
     def summary(self) -> str:
         """One line for logs: how many samples ended how, and after how many steps.

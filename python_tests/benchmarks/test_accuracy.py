@@ -56,13 +56,13 @@ def test_a_run_is_that_of_the_training_room(tmp_path: Path) -> None:
     config = run_config("ignn", preset="chains", settings={**settings, **own})
     trainer = run_training(config, tmp_path / "run")
     test = trainer.evaluate("test")
-    assert run["test_score"] == test.headline
+    assert run["test_score"] == test.value
     assert run["test_loss"] == test.loss
     assert run["solver_steps"] == test.solver_steps
-    assert run["validation_score"] == trainer.history[-1].validation.headline
+    assert run["validation_score"] == trainer.history[-1].validation.value
     assert (run["gradient"], run["settings"]) == ("unrolled", {"equilibrium.damping": 0.8})
     assert report["commit"] == COMMIT
-    assert report["score"] == "micro-F1"
+    assert report["score"] == "micro_f1"
     assert report["machine"]["threads"] == 1
     assert report["versions"]["torch"]
 
@@ -74,7 +74,7 @@ def test_runs_made_before_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture
     assert measure(out, "--gradient", "implicit", *UNROLLED, "--seeds", "0", "1") == 0
     text = capsys.readouterr().out
     assert f"runs in {out}: 1; to be made: 3" in text
-    assert "[3/3] unrolled (damping 0.8), seed 1: test micro-F1" in text
+    assert "[3/3] unrolled (damping 0.8), seed 1: test micro_f1" in text
     report = read(out)
     assert report["runs"][0] == first["runs"][0]
     made = [(run["seed"], run["gradient"]) for run in report["runs"]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.arithmetic import ArithmeticProbe
-from benchmarks.cells.report import CaseResult, CellReport
+from benchmarks.cells.cell_report import CaseResult, CellReport
 from benchmarks.text import markdown_origin, neighbours, warnings
 from benchmarks.timing import time_interleaved
 
@@ -48,7 +48,17 @@ def test_where_there_is_nothing_to_find_out(
 
 
 def _report(cores: float | None) -> CellReport:
-    case = CaseResult("1x5x2", 1, 5, 2, 9, 0.01, (), (), arithmetic_cores=cores)
+    case = CaseResult(
+        name="1x5x2",
+        graphs=1,
+        nodes=5,
+        features=2,
+        entries=9,
+        other_load_cores=0.01,
+        solve=(),
+        adjoint=(),
+        arithmetic_cores=cores,
+    )
     return CellReport(
         suite="cells",
         schema=1,

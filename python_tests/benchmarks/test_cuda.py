@@ -16,7 +16,7 @@ from benchmarks import cuda, gpu_machine
 from benchmarks.broyden import plain_pytorch
 from benchmarks.broyden.cases import Case
 from benchmarks.broyden.problem import make_problem
-from benchmarks.broyden.providers import PROVIDERS, BroydenProvider
+from benchmarks.broyden.providers import PROVIDERS, SolveProvider
 from benchmarks.cuda import Cuda
 from benchmarks.device import find_device
 from benchmarks.device_copy import DeviceCopy
@@ -172,7 +172,7 @@ def test_peak_memory_is_that_of_a_second_solve_over_what_was_there_before_the_fi
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: memory["now"])
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: memory["peak"])
-    provider = BroydenProvider("kept", "under test", lambda name: solve)
+    provider = SolveProvider("kept", "under test", lambda name: solve)
     assert device.peak_solver_bytes(provider, case, dtype=torch.float32) == 1100
     assert solves == [3, 4, 4]  # a small problem first
 
@@ -183,7 +183,7 @@ def test_an_absent_provider_has_no_peak(device: Cuda) -> None:
 
     with pytest.raises(ProviderAbsentError, match="not on cuda"):
         device.peak_solver_bytes(
-            BroydenProvider("gone", "is not there", load), Case(2, 300, 4), dtype=torch.float32
+            SolveProvider("gone", "is not there", load), Case(2, 300, 4), dtype=torch.float32
         )
 
 
@@ -277,7 +277,7 @@ def test_the_backend_is_entered_around_a_solve(monkeypatch: pytest.MonkeyPatch) 
         entered.append("left")
 
     monkeypatch.setattr("deq_kernels.use_backend", use_backend)
-    plain = BroydenProvider(
+    plain = SolveProvider(
         "plain", "of another package", lambda device: plain_pytorch.solve_textbook
     )
     with plain.context():

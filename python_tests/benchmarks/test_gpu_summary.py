@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_SPEC = importlib.util.spec_from_file_location(
-    "gpu_summary", Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_summary.py"
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-gpu_summary = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(gpu_summary)
+from benchmarks.gpu import targets
+from benchmarks.gpu.findings import count_tests, find_complaints, find_refusals, is_correct
+from benchmarks.gpu.job import StageResult, Status
+from benchmarks.gpu.summary import format_summary, read_report
+from benchmarks.gpu.targets import check_broyden_targets, check_cell_targets
 
 
-def _stages(**statuses: str) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "status": status, "seconds": 1, "detail": ""}
-        for name, status in statuses.items()
-    ]
+def _stages(**statuses: Status) -> list[StageResult]:
+    return [StageResult(name, status, 1, "") for name, status in statuses.items()]
 
 
 @pytest.mark.parametrize(
@@ -40,12 +35,12 @@ def _stages(**statuses: str) -> list[dict[str, Any]]:
         ({}, False),
     ],
 )
-def test_what_counts_as_correct(statuses: dict[str, str], correct: bool) -> None:
-    assert gpu_summary.is_correct(_stages(**statuses), [], []) is correct
-    assert gpu_summary.is_correct(_stages(**statuses), ["torchdeq on x: other"], []) is correct
-    assert not gpu_summary.is_correct(_stages(**statuses), ["ours on x: other"], [])
-    assert not gpu_summary.is_correct(_stages(**statuses), ["step of ours-grid on x: o"], [])
-    assert not gpu_summary.is_correct(_stages(**statuses), [], ["Invalid read"])
+def test_what_counts_as_correct(statuses: dict[str, Status], correct: bool) -> None:
+    assert is_correct(_stages(**statuses), [], []) is correct
+    assert is_correct(_stages(**statuses), ["torchdeq on x: other"], []) is correct
+    assert not is_correct(_stages(**statuses), ["ours on x: other"], [])
+    assert not is_correct(_stages(**statuses), ["step of ours-grid on x: o"], [])
+    assert not is_correct(_stages(**statuses), [], ["Invalid read"])
 
 
 def _row(provider: str, ratio: float) -> dict[str, Any]:
@@ -79,8 +74,8 @@ def test_targets_are_held_against_what_was_measured() -> None:
             ],
         },
     }
-    targets = {target["what"]: target for target in gpu_summary.check_targets(report)}
-    met = {what: target["met"] for what, target in targets.items()}
+    found = {target["what"]: target for target in check_broyden_targets(report)}
+    met = {what: target["met"] for what, target in found.items()}
     assert met.pop("32x61440x18: time of torchdeq over ours") is True
     assert met.pop("32x61440x18: time of plain over ours") is False
     assert met.pop("32x61440x18: recorded step of ours, share of the copy") is True
@@ -88,7 +83,7 @@ def test_targets_are_held_against_what_was_measured() -> None:
     assert met.pop("1x1000x20: recorded step of ours, microseconds") is False
     assert met.pop("32x61440x18: peak memory of ours over torchdeq") is True
     assert set(met.values()) == {None}
-    assert targets["32x61440x18: time of plain over ours"]["wanted"] == ">= 5"
+    assert found["32x61440x18: time of plain over ours"]["wanted"] == ">= 5"
 
 
 def test_targets_of_structured_cells() -> None:
@@ -104,8 +99,8 @@ def test_targets_of_structured_cells() -> None:
         return {"name": "128x40x64", "solve": [*rows, *plain], "adjoint": rows}
 
     def verdicts(*cases: dict[str, Any]) -> list[tuple[float | None, bool | None]]:
-        targets = gpu_summary.check_cell_targets({"cases": list(cases)})
-        return [(target["measured"], target["met"]) for target in targets]
+        found = check_cell_targets({"cases": list(cases)})
+        return [(target["measured"], target["met"]) for target in found]
 
     assert verdicts(case(1, 30.0, 12.0)) == [(12.0, True), (1, True), (None, None), (1, True)]
     assert verdicts(case(4, 9.0)) == [(9.0, False), (4, False), (None, None), (4, False)]
@@ -117,25 +112,25 @@ def test_refusals_of_every_suite_are_found() -> None:
     refused = {"provider": "ours", "status": "refused", "reason": "residual"}
     timed = {"provider": "ours", "status": "timed", "reason": None}
     cells = {"cases": [{"name": "1x2x3", "solve": [timed], "adjoint": [refused]}]}
-    assert list(gpu_summary.find_refusals(cells)) == ["ours on 1x2x3 adjoint: residual"]
+    assert list(find_refusals(cells)) == ["ours on 1x2x3 adjoint: residual"]
     train = {"cases": [{"name": "mdeq/digits/jfb", "rows": [timed, refused]}]}
-    assert list(gpu_summary.find_refusals(train)) == ["ours on mdeq/digits/jfb: residual"]
+    assert list(find_refusals(train)) == ["ours on mdeq/digits/jfb: residual"]
 
 
 def test_nothing_measured_meets_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    targets = [*gpu_summary.check_targets({}), *gpu_summary.check_cell_targets({})]
-    assert {target["met"] for target in targets} == {None}
+    found = [*check_broyden_targets({}), *check_cell_targets({})]
+    assert {target["met"] for target in found} == {None}
     summary = {
         "correct": False,
         "device": "cuda",
-        "stages": _stages(build="failed"),
+        "stages": [asdict(stage) for stage in _stages(build="failed")],
         "tests": None,
         "sanitizer": [],
         "refusals": [],
-        "targets": targets,
+        "targets": found,
     }
-    text = gpu_summary.format_summary(summary)
-    assert text.count("not measured") == len(targets)
+    text = format_summary(summary)
+    assert text.count("not measured") == len(found)
     assert text.endswith("NOT shown to be correct")
 
 
@@ -143,20 +138,20 @@ def test_the_targets_are_about_cases_that_are_measured() -> None:
     from benchmarks.broyden.cases import GPU_CASES
     from benchmarks.suites import SUITES
 
-    assert {*gpu_summary.LARGE, *gpu_summary.SMALL} <= {case.name for case in GPU_CASES}
+    assert {*targets.LARGE, *targets.SMALL} <= {case.name for case in GPU_CASES}
     for quick in (False, True):
         cells = SUITES["cells"].cases("cuda", quick=quick)
-        assert gpu_summary.GRAPHS in {case.name for case in cells}
+        assert targets.GRAPHS in {case.name for case in cells}
 
 
 def test_tests_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "tests.xml"
-    assert gpu_summary.count_tests(path) is None
+    assert count_tests(path) is None
     path.write_text(
         '<testsuites><testsuite tests="9" failures="1" errors="2" skipped="3"/></testsuites>',
         encoding="utf-8",
     )
-    assert gpu_summary.count_tests(path) == {"passed": 3, "failed": 3, "skipped": 3}
+    assert count_tests(path) == {"passed": 3, "failed": 3, "skipped": 3}
 
 
 @pytest.mark.parametrize(
@@ -174,10 +169,10 @@ def test_tests_are_counted(tmp_path: Path) -> None:
 def test_complaints_are_told_from_the_rest(line: str, found: bool, tmp_path: Path) -> None:
     path = tmp_path / "sanitizer.txt"
     path.write_text(f"noise\n{line}\n{line}\n", encoding="utf-8")
-    assert len(gpu_summary.find_complaints(path)) == found
+    assert len(find_complaints(path)) == found
 
 
 def test_a_report_is_read_as_far_as_there_is_one(tmp_path: Path) -> None:
-    assert gpu_summary.read_report(tmp_path / "bench.json") == {}
+    assert read_report(tmp_path / "bench.json") == {}
     (tmp_path / "bench.json").write_text(json.dumps({"cases": []}), encoding="utf-8")
-    assert gpu_summary.read_report(tmp_path / "bench.json") == {"cases": []}
+    assert read_report(tmp_path / "bench.json") == {"cases": []}

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from deq_kernels import _native
 from deq_kernels.cells import Adjacency
-from deq_kernels.ops.cells import Activation, value
+from deq_kernels.ops.cells import NAMES, Activation, value
 
 DOUBLE = torch.float64
 SIZES = (4, 0, 1, 3, 6)
 """Nodes per graph: an empty graph, and graphs of one node, among them."""
 
-ACTIVATIONS = ("identity", "relu", "tanh", "sigmoid", "elu", "softplus", "gelu")
+ACTIVATIONS = NAMES
 
 same_bits = pytest.mark.skipif(
     _native.load_cpu().path is None,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.cells import Adjacency, solve_dense, solve_graph
+from deq_kernels.cells import Adjacency
+from python_tests.cells.solves import solve_dense, solve_graph
 from python_tests.ops.conftest import COMPILED, running
 from python_tests.tolerances import assert_close
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from deq_kernels import Solution, Status, _native
-from deq_kernels.cells import Adjacency, solve_graph
+from deq_kernels.cells import Adjacency
 from python_tests.cells.batches import contraction
+from python_tests.cells.solves import solve_graph
 
 FEATURES = 61
 SIZES = (70, 1, 0, 130, 40)

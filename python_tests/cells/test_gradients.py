@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import deq_kernels as dk
-from deq_kernels.cells import solve_dense, solve_graph
 from deq_kernels.ops.cells import Activation, value
 from python_tests.cells.batches import (
     ACTIVATIONS,
@@ -23,6 +22,7 @@ from python_tests.cells.batches import (
     jacobian,
     same_bits,
 )
+from python_tests.cells.solves import solve_dense, solve_graph
 from python_tests.tolerances import assert_close
 
 TIGHT: dict[str, Any] = {"rtol": 1e-14, "max_steps": 400, "stall_steps": None}

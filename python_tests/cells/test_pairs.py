@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import deq_kernels as dk
-from deq_kernels.cells import Adjacency, solve_dense, solve_graph
+from deq_kernels.cells import Adjacency
 from python_tests.cells.batches import ACTIVATIONS, DOUBLE, contraction, graph_batch
+from python_tests.cells.solves import solve_dense, solve_graph
 from python_tests.tolerances import assert_close
 
 NODES = 10

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import deq_kernels as dk
-from deq_kernels.cells import solve_dense
 from python_tests.cells.batches import DOUBLE, contraction
+from python_tests.cells.solves import solve_dense
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 
@@ -74,23 +74,6 @@ def test_batches_of_cotangents(gradient: dk.Gradient | None) -> None:
     z = solve(u, weight, gradient)
     with pytest.raises(NotImplementedError, match="one cotangent at a time"):
         torch.autograd.grad(z, u, torch.ones(4, 2, 3, dtype=DOUBLE), is_grads_batched=True)
-
-
-@pytest.mark.parametrize(
-    "gradient",
-    [dk.Shine(), dk.Adaptive(), dk.Limited(), dk.JacobianFree(refine=1)],
-    ids=repr,
-)
-def test_other_gradients(gradient: dk.Gradient) -> None:
-    with pytest.raises(ValueError, match="has the gradients Implicit, Neumann, Unrolled and"):
-        solve(*problem(), gradient)
-
-
-def test_other_adjoint_solvers() -> None:
-    with pytest.raises(ValueError, match="fixed-point iteration; got Implicit"):
-        solve(*problem(), dk.Implicit(solver=dk.GMRES()))
-    with pytest.raises(ValueError, match="in one process; got synchronized=True"):
-        solve(*problem(), dk.Implicit(solver=dk.FixedPoint(synchronized=True)))
 
 
 def test_a_graph_is_used_once() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.cells import Adjacency, solve_dense, solve_graph
+from deq_kernels.cells import Adjacency
 from deq_kernels.ops.cells import Activation, value
 from python_tests.cells.batches import (
     ACTIVATIONS,
@@ -22,6 +22,7 @@ from python_tests.cells.batches import (
     jacobian,
     same_bits,
 )
+from python_tests.cells.solves import solve_dense, solve_graph
 from python_tests.tolerances import assert_close
 
 TIGHT: dict[str, Any] = {"rtol": 1e-14, "max_steps": 400, "stall_steps": None}
@@ -240,14 +241,14 @@ def test_autocast_changes_nothing() -> None:
         ({"damping": 0.0}, "damping must be above 0"),
         ({"stall_steps": 0}, "stall_steps must be"),
         ({"divergence_factor": 1.0}, "divergence_factor must be above 1"),
-        ({"z0": torch.zeros(3, 4)}, r"z0 must have the shape of u, \[2, 3\]; got \[3, 4\]"),
-        ({"u": torch.zeros(3)}, r"u must be \[rows, n\]"),
-        ({"u": torch.zeros(3, 0)}, "n at least 1"),
+        ({"z0": torch.zeros(3, 4)}, r"state must have the shape of b, \[2, 3\]; got \[3, 4\]"),
+        ({"b": torch.zeros(3)}, r"b must be \[rows, n\]"),
+        ({"b": torch.zeros(3, 0)}, "n at least 1"),
         ({"weight": torch.zeros(2, 3)}, r"weight must be \[n, n\].*\[3, 3\]; got \[2, 3\]"),
     ],
 )
 def test_options_out_of_range(option: dict[str, Any], message: str) -> None:
-    arguments: dict[str, Any] = {"u": torch.zeros(2, 3), "weight": torch.zeros(3, 3)}
+    arguments: dict[str, Any] = {"b": torch.zeros(2, 3), "weight": torch.zeros(3, 3)}
     arguments |= {"activation": "tanh", **option}
     with pytest.raises(ValueError, match=message):
         solve_dense(**arguments)
@@ -260,14 +261,14 @@ def test_options_out_of_range(option: dict[str, Any], message: str) -> None:
         ({"b": torch.zeros(2, 3, dtype=torch.int64)}, "A state must be one of"),
         ({"weight": torch.zeros(3, 3, dtype=DOUBLE)}, "weight must have the dtype and device of b"),
         ({"adjacency": torch.eye(2)}, "adjacency must be an Adjacency; got Tensor"),
-        ({"z0": 0.0}, "z0 must be None or a tensor"),
-        ({"z0": torch.zeros(2, 3, dtype=DOUBLE)}, "z0 must have the dtype"),
+        ({"z0": 0.0}, r"state must be a tensor \[rows, n\]; got float"),
+        ({"z0": torch.zeros(2, 3, dtype=DOUBLE)}, "z must have the dtype and device of b"),
         (
             {"gradient": "implicit"},
             "gradient must be a deq_kernels.Gradient; got 'implicit'",
         ),
         ({"on_solve": 3}, "on_solve must be one of 'warn', 'raise', 'ignore', or callable"),
-        ({"tolerance": 1.0}, "unexpected keyword argument 'tolerance'"),
+        ({"tolerance": 1.0}, "FixedPoint got an unexpected keyword argument 'tolerance'"),
     ],
 )
 def test_wrong_kinds(option: dict[str, Any], message: str) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from deq_kernels.cells import Adjacency, solve_dense, solve_graph
+from deq_kernels.cells import Adjacency
 from python_tests.cells.batches import same_bits
+from python_tests.cells.solves import solve_dense, solve_graph
 
 # One graph large enough that all threads share it, and small ones that they take in turn.
 SIZES = (700, 1, 0, 40, 35, 50)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.cells import solve_dense, solve_graph
 from deq_kernels.ops.cells import Activation, value
 from python_tests.cells.batches import ACTIVATIONS, DOUBLE, contraction, graph_batch
+from python_tests.cells.solves import solve_dense, solve_graph
 from python_tests.tolerances import assert_close
 
 LOOSE: dict[str, Any] = {"rtol": 1e-2, "max_steps": 20}

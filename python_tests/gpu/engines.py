@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import deq_kernels as dk
-from deq_kernels import _native
+from deq_kernels import _launches
 
 REGIMES = ("block", "cluster", "grid")
 # "cuda" leaves the choice to the planner.
@@ -52,6 +52,6 @@ def running(name: str) -> Iterator[Engine]:
     if (absent := why_absent(name)) is not None:
         pytest.skip(absent)
     regime = name.removeprefix("cuda-")
-    forced = _native.force_regime(regime) if regime in REGIMES else nullcontext()
+    forced = _launches.force_regime(regime) if regime in REGIMES else nullcontext()
     with dk.use_backend("triton" if name == "triton" else "native"), forced:
         yield Engine(name, CPU if name == "cpu" else torch.device("cuda"))

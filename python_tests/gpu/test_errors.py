@@ -20,11 +20,11 @@ STEP_OPTIONS = {**OPTIONS, "gamma": 1.0, "finish_inverse": True}
 # A failed device check ends the process's use of the GPU, so it needs a process of its own.
 RANK_BEYOND_THE_ROWS = """
 import torch
-from deq_kernels import _native
+from deq_kernels import _launches
 from deq_kernels.ops import low_rank
 u = torch.randn(2, 3, {dim}, device="cuda")
 rank = torch.tensor([0, 7], device="cuda")
-with _native.force_regime("{regime}"):
+with _launches.force_regime("{regime}"):
     low_rank.matvec(u, u, rank, torch.randn(2, 1, {dim}, device="cuda"))
     torch.cuda.synchronize()
 """
@@ -32,12 +32,12 @@ with _native.force_regime("{regime}"):
 
 COLUMN_BEYOND_THE_SAMPLE = """
 import torch
-from deq_kernels import _native
+from deq_kernels import _launches
 from python_tests.gpu.states import cell_state, copy_to
 from python_tests.gpu.test_cells import OPTIONS
 cell = copy_to(cell_state(3, {rows}, 8, torch.float32), torch.device("cuda"))
 cell.neighbours[0, 1, 1] = {rows}
-with _native.force_regime("{regime}"):
+with _launches.force_regime("{regime}"):
     cell.iterate(**OPTIONS)
     torch.cuda.synchronize()
 """

@@ -150,7 +150,7 @@ def test_a_training_step_never_waits_for_the_device(
 
 
 def test_a_step_of_a_late_count_is_read_while_the_next_one_runs() -> None:
-    """The host is at most one step ahead, and the mailbox serves the next solve again."""
+    """The host is at most one step ahead, and the slots serves the next solve again."""
     for _ in range(3):
         dk.FixedPoint(max_steps=30, rtol=1e-3)(lambda z: 0.5 * z + 1.0, torch.zeros(2, 3))
     (idle,) = [boxes for device, boxes in running._idle.items() if device.index == 0]

@@ -59,7 +59,7 @@ def test_adaptive_takes_two_thirds_of_the_products() -> None:
     trainer = Trainer(task, config)
     while trainer.epoch < config.training.epochs:
         trainer.run_epoch()
-    assert trainer.history[-1].validation.headline > 0.9
+    assert trainer.history[-1].validation.value > 0.9
     model = task.model.train()
     data = task.data.splits
     model.deq.solver = dk.Broyden(max_steps=150, rtol=1e-6, stall_steps=None)

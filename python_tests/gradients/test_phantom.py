@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import deq_kernels as dk
-from deq_kernels.cells import solve_dense
+from python_tests.cells.solves import solve_dense
 from python_tests.gradients.tanh_layer import TIGHT, TanhCell
 from python_tests.tolerances import assert_close
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import deq_kernels as dk
-from deq_kernels.cells import Adjacency, solve_dense, solve_graph
+from deq_kernels.cells import Adjacency
+from python_tests.cells.solves import solve_dense, solve_graph
 
 DOUBLE = torch.float64
 GOOD = dk.Broyden(max_steps=200, rtol=1e-8, stall_steps=None)
@@ -223,11 +224,11 @@ def structured(name: str, on_solve: Any, *, rtol: float = 1e-12) -> Tensor:
 
 @pytest.mark.parametrize("name", ["solve_dense", "solve_graph"])
 def test_structured_cells(name: str) -> None:
-    with pytest.warns(dk.UnconvergedWarning, match=f"In {name}: the forward .* max_steps"):
+    with pytest.warns(dk.UnconvergedWarning, match="In a DEQ layer: the forward .* max_steps"):
         z = structured(name, "warn")
-    with pytest.warns(dk.UnconvergedWarning, match=f"In {name}: the adjoint .* max_steps"):
+    with pytest.warns(dk.UnconvergedWarning, match="In a DEQ layer: the adjoint .* max_steps"):
         z.sum().backward()
-    with pytest.raises(dk.SolveError, match=name):
+    with pytest.raises(dk.SolveError, match="In a DEQ layer: the forward"):
         structured(name, "raise")
     structured(name, "ignore").sum().backward()
     seen: list[dk.Solution] = []

@@ -369,23 +369,25 @@ ONLY_GENERIC: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", ONLY_GENERIC, ids=str)
 def test_the_structured_cell_is_taken_where_it_can_be(options: dict[str, Any]) -> None:
-    assert IGNN(NODES).layers[0].deq is None
-    assert IGNN(replace(NODES, cell="generic")).layers[0].deq is not None
-    assert IGNN(NODES, **options).layers[0].deq is not None
+    assert IGNN(NODES).layers[0].deq.solves_in_one_op()
+    assert not IGNN(replace(NODES, cell="generic")).layers[0].deq.solves_in_one_op()
+    model = IGNN(NODES, **options).train("eval_solver" not in options)
+    assert not model.layers[0].deq.solves_in_one_op()
     with pytest.raises(ValueError, match='cell="structured" has the solver FixedPoint and'):
         IGNN(replace(NODES, cell="structured"), **options)
 
 
 @pytest.mark.parametrize("gradient", [dk.Implicit(), dk.Neumann(), dk.Unrolled()], ids=repr)
 def test_gradients_of_the_structured_cell(gradient: dk.Gradient) -> None:
-    assert IGNN(NODES, gradient=gradient).layers[0].deq is None
+    assert IGNN(NODES, gradient=gradient).layers[0].deq.solves_in_one_op()
 
 
 def test_the_default_is_the_published_iteration() -> None:
     for cell in ("structured", "generic"):
         (layer, _) = IGNN(replace(NODES, cell=cell)).layers
-        assert layer.solver == layer.eval_solver == dk.FixedPoint(max_steps=300, rtol=1e-4)
-        assert layer.gradient == dk.Implicit(solver=layer.solver)
+        deq = layer.deq
+        assert deq.solver == deq.eval_solver == dk.FixedPoint(max_steps=300, rtol=1e-4)
+        assert deq.gradient == dk.Implicit(solver=deq.solver)
 
 
 @pytest.mark.parametrize(

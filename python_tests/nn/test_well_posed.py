@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from deq_kernels.cells import Adjacency, solve_graph
+from deq_kernels.cells import Adjacency
 from deq_kernels.nn import perron_frobenius_bound, perron_radius, project_infinity_norm
+from python_tests.cells.solves import solve_graph
 
 DOUBLE = torch.float64
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 import deq_kernels as dk
 from deq_kernels import _native
-from deq_kernels.cells import solve_dense
 from deq_kernels.ops import OPS, backends, low_rank
+from python_tests.cells.solves import solve_dense
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 # The memory of histories on a GPU is torch's own.

@@ -13,16 +13,8 @@ from hypothesis import strategies as st
 import deq_kernels as dk
 from deq_kernels.ops import Status
 
-SOLVERS = (dk.AdjointBroyden, dk.Anderson, dk.Broyden, dk.FixedPoint, dk.GMRES, dk.LBFGS)
-GRADIENTS = (
-    dk.Adaptive,
-    dk.Implicit,
-    dk.JacobianFree,
-    dk.Limited,
-    dk.Neumann,
-    dk.Shine,
-    dk.Unrolled,
-)
+SOLVERS = tuple(dk.solvers.SOLVERS.values())
+GRADIENTS = tuple(dk.gradients.GRADIENTS.values())
 VALUES = st.one_of(
     st.sampled_from((None, True, False, 0, 1, 2, -1, 10**30, "", "armijo", "restart", [], {})),
     st.sampled_from((torch.bfloat16, torch.float32, torch.int8, torch.tensor(1.0), print)),

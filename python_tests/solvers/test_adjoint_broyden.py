@@ -233,8 +233,8 @@ def test_options_out_of_range() -> None:
 @pytest.mark.parametrize(
     ("outer_gradient", "error", "message"),
     [
-        (lambda z: z[:, :2], ValueError, r"must return the shapes of the state, \[1, 3\]; got"),
-        (lambda z: (z,), ValueError, "outer_gradient must return the shapes of the state"),
+        (lambda z: z[:, :2], ValueError, r"must return the shape it takes, \[1, 3\]; got"),
+        (lambda z: (z,), TypeError, "outer_gradient must return what it takes, one tensor; got a"),
         (lambda z: z.double(), TypeError, "outer_gradient must return the dtype and device"),
         (lambda z: None, TypeError, r"outer_gradient\(z\) must be a tensor"),
     ],

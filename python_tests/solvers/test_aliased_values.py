@@ -16,7 +16,7 @@ MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "its last row": lambda z: z[-1:].expand_as(z),
     "its first row": lambda z: z[:1].expand_as(z),
 }
-SOLVERS = (dk.FixedPoint, dk.Anderson, dk.Broyden, dk.LBFGS, dk.GMRES, dk.AdjointBroyden)
+SOLVERS = tuple(dk.solvers.SOLVERS.values())
 
 
 @pytest.mark.parametrize("name", MAPS)

@@ -14,7 +14,7 @@ import deq_kernels as dk
 from deq_kernels.solvers.machinery import loop
 from deq_kernels.solvers.machinery.compaction import padded
 from deq_kernels.solvers.machinery.ranks import Ranks
-from deq_kernels.solvers.machinery.running import LateCount
+from deq_kernels.solvers.machinery.running import DelayedCount
 
 SOLVERS = (dk.Broyden, dk.FixedPoint, dk.Anderson, dk.GMRES, dk.LBFGS)
 every_solver = pytest.mark.parametrize("solver", SOLVERS)
@@ -128,7 +128,7 @@ def test_samples_that_fail_are_left_out_too(solver: type[dk.Solver]) -> None:
     assert_same_bits(compact, plain)
 
 
-class LateMailbox:
+class LateSlots:
     """Delivers a count when it is asked for."""
 
     def __init__(self) -> None:
@@ -142,8 +142,8 @@ class LateMailbox:
 
 
 @contextmanager
-def _late(active: Tensor, synchronized: Ranks = False) -> Iterator[LateCount]:
-    yield LateCount(active, LateMailbox())
+def _late(active: Tensor, synchronized: Ranks = False) -> Iterator[DelayedCount]:
+    yield DelayedCount(active, LateSlots())
 
 
 @every_solver

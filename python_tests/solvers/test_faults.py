@@ -243,7 +243,7 @@ def test_failed_solves_leave_no_python_memory(case: Case, fault: str) -> None:
 @every_case
 def test_nan_stays_with_its_samples(case: Case, at: int, compact: bool) -> None:
     """The trace names evaluation and sample; the others do not notice, bit for bit."""
-    if compact and not case.solver.evaluates_alone:
+    if compact and case.solver.differentiates:
         pytest.skip("refuses compact")
     solver = case.make(compact=compact, rtol=1e-6)
     broken = [1, 4]

@@ -157,7 +157,7 @@ def test_a_dropped_pair_leaves_a_positive_definite_inverse() -> None:
     for _ in range(6):
         s = torch.randn(2, 12, dtype=torch.float64)
         y = problem.gradient(z + s) - problem.gradient(z)
-        assert hessian.append_(s, y, everyone).all()
+        assert hessian.append_(s, y, everyone)[0].all()
         torch.testing.assert_close(hessian.matvec(y, everyone), s, rtol=1e-9, atol=1e-9)
         matrix = -hessian.negative().matvec(torch.eye(12).double().expand(2, -1, -1))
         assert (torch.linalg.eigvalsh(matrix) > 0).all()
@@ -171,7 +171,7 @@ def test_pairs_without_positive_curvature_are_skipped() -> None:
     hessian = InverseHessian(torch.zeros(3, 2, dtype=torch.float64), 4, 1.0)
     s = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     y = torch.tensor([[-1.0, 0.0], [0.0, 1.0], [1.0, -1.0 + 1e-17]], dtype=torch.float64)
-    assert not hessian.append_(s, y, torch.ones(3, dtype=torch.bool)).any()
+    assert not hessian.append_(s, y, torch.ones(3, dtype=torch.bool))[0].any()
     assert hessian.count.tolist() == [0, 0, 0]
 
 
@@ -345,8 +345,8 @@ def test_dots_taken_along_with_a_pair_change_no_bit() -> None:
         y = problem.gradient(z + s) - problem.gradient(z)
         y[1] = -y[1]
         pair, samples = (s.float(), y.float()), torch.tensor([True, True, False])
-        assert one.append_(*pair, samples).tolist() == [True, False, False]
-        dots = other.append_and_dot_(*pair, samples, x)
+        assert one.append_(*pair, samples)[0].tolist() == [True, False, False]
+        dots = other.append_(*pair, samples, x)[1]
         everyone = torch.ones(3, dtype=torch.bool)
         product = one.matvec(x, everyone)
         assert not torch.equal(product[0], 0.7 * x[0])

@@ -13,16 +13,17 @@ import deq_kernels as dk
 from deq_kernels.ops import Status, damped
 from deq_kernels.ops.termination import Counter, Tables
 from deq_kernels.solvers.machinery import loop, running
+from deq_kernels.solvers.machinery.evaluation import bind_evaluation
 from deq_kernels.solvers.machinery.loop import Advance, repeat
 from deq_kernels.solvers.machinery.ranks import Ranks
-from deq_kernels.solvers.machinery.running import LateCount, PresentCount, running_count
+from deq_kernels.solvers.machinery.running import CurrentCount, DelayedCount, running_count
 from deq_kernels.solvers.machinery.structure import Structure
 from python_tests.problems import Tanh
 
 SOLVERS = (dk.Broyden, dk.FixedPoint)
 
 
-class DelayedMailbox:
+class DelayedSlots:
     """Delivers as a GPU may: a count arrives only when it is asked for, and as it was sent."""
 
     def __init__(self) -> None:
@@ -71,20 +72,20 @@ def test_a_late_count_costs_one_evaluation_and_never_exceeds_max_steps(
     left: tuple[int, ...], max_steps: int, present: int, late: int
 ) -> None:
     steps = Countdown(*left)
-    taken = repeat(steps, PresentCount(steps.active), max_steps, None)
+    taken = repeat(steps, CurrentCount(steps.active), max_steps, None)
     assert taken == steps.taken == present
-    steps, mailbox = Countdown(*left), DelayedMailbox()
-    taken = repeat(steps, LateCount(steps.active, mailbox), max_steps, None)
+    steps, slots = Countdown(*left), DelayedSlots()
+    taken = repeat(steps, DelayedCount(steps.active, slots), max_steps, None)
     assert taken == steps.taken == late
     # The last step's count is nobody's concern.
-    sent = [entry for entry in mailbox.log if entry[0] == "send"]
+    sent = [entry for entry in slots.log if entry[0] == "send"]
     assert len(sent) == min(late, max_steps - 1)
 
 
 def test_counts_alternate_between_the_slots() -> None:
-    steps, mailbox = Countdown(4, 3, 2, 0), DelayedMailbox()
-    repeat(steps, LateCount(steps.active, mailbox), 10, None)
-    assert mailbox.log == [
+    steps, slots = Countdown(4, 3, 2, 0), DelayedSlots()
+    repeat(steps, DelayedCount(steps.active, slots), 10, None)
+    assert slots.log == [
         ("send", 0, 4),
         ("send", 1, 3),
         ("receive", 0, 4),
@@ -99,7 +100,7 @@ def test_counts_alternate_between_the_slots() -> None:
 
 def test_the_cpu_reads_the_count_at_once() -> None:
     with running_count(torch.tensor([1])) as count:
-        assert isinstance(count, PresentCount)
+        assert isinstance(count, CurrentCount)
         assert count.left() == 1
 
 
@@ -109,7 +110,7 @@ class FakeDevice(torch.Tensor):
     device = torch.device("cuda", 0)
 
 
-class FakePinnedMailbox(DelayedMailbox):
+class FakePinnedCounts(DelayedSlots):
     """Stands in where there is no pinned memory."""
 
     made = 0
@@ -126,26 +127,26 @@ class FakePinnedMailbox(DelayedMailbox):
 
 @pytest.fixture
 def gpu_count(monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """A count on a pretended GPU, and no mailbox yet."""
-    monkeypatch.setattr(running, "PinnedMailbox", FakePinnedMailbox)
+    """A count on a pretended GPU, and no slots yet."""
+    monkeypatch.setattr(running, "PinnedCounts", FakePinnedCounts)
     monkeypatch.setattr(running, "_idle", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(FakePinnedMailbox, "made", 0)
+    monkeypatch.setattr(FakePinnedCounts, "made", 0)
     return torch.tensor([1]).as_subclass(FakeDevice)
 
 
-def test_mailboxes_are_kept_and_never_shared(gpu_count: Tensor) -> None:
+def test_slots_are_kept_and_never_shared(gpu_count: Tensor) -> None:
     with running_count(gpu_count) as outer, running_count(gpu_count) as inner:
-        assert isinstance(outer, LateCount)
-        assert isinstance(inner, LateCount)
-        assert outer._mailbox is not inner._mailbox
-    assert FakePinnedMailbox.made == 2
+        assert isinstance(outer, DelayedCount)
+        assert isinstance(inner, DelayedCount)
+        assert outer._slots is not inner._slots
+    assert FakePinnedCounts.made == 2
     with pytest.raises(KeyError), running_count(gpu_count):
         raise KeyError
     with running_count(gpu_count) as again:
-        assert isinstance(again, LateCount)
-        assert again._mailbox.followed > 1
-    assert FakePinnedMailbox.made == 2
+        assert isinstance(again, DelayedCount)
+        assert again._slots.followed > 1
+    assert FakePinnedCounts.made == 2
     assert len(running._idle[FakeDevice.device]) == 2
 
 
@@ -158,9 +159,9 @@ def test_a_solve_on_a_capturing_stream_is_refused(
 
 
 @contextmanager
-def _late(active: Tensor, synchronized: Ranks = False) -> Iterator[LateCount]:
+def _late(active: Tensor, synchronized: Ranks = False) -> Iterator[DelayedCount]:
     assert synchronized is False
-    yield LateCount(active, DelayedMailbox())
+    yield DelayedCount(active, DelayedSlots())
 
 
 def counted(f: Callable[[Tensor], Tensor]) -> tuple[Callable[[Tensor], Tensor], list[int]]:
@@ -251,7 +252,7 @@ def solve_with(
         divergence_factor=1e6,
     )
     structure = Structure.of(z0, "z0")
-    loop.iterate(f, structure, z, tables, step, max_steps, cuda_graph=cuda_graph)
+    loop.iterate(bind_evaluation(f, structure, z), step, tables, cuda_graph=cuda_graph)
     return tables
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import deq_kernels as dk
-from deq_kernels.cells import solve_dense
+from python_tests.cells.solves import solve_dense
 
 UNIT = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32)}
 UNIT |= {dtype: torch.finfo(dtype).eps for dtype in (torch.float16, torch.bfloat16)}

@@ -13,7 +13,7 @@ from deq_kernels.solvers.machinery.rank_algebra import (
     summed_size,
     tree_sum,
 )
-from deq_kernels.solvers.machinery.rows import Rows, dot, norm, write
+from deq_kernels.solvers.machinery.vectors import StoredVectors, dot, norm, write
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 31])
@@ -36,7 +36,7 @@ def test_zeros_at_the_end_need_not_be_summed(size: int, known: int) -> None:
 
 
 def test_rows_keep_what_they_hold_as_they_grow() -> None:
-    rows = Rows(torch.zeros(2, 5), 2, torch.float32)
+    rows = StoredVectors(torch.zeros(2, 5), 2, torch.float32)
     x = torch.randn(2, 5)
     everyone = torch.ones(2, dtype=torch.bool)
     rows.put(torch.tensor([0, 1]), x, everyone)
@@ -78,7 +78,7 @@ def test_a_triangle_grown_and_cut_in_a_ring() -> None:
 def test_rows(dtype: torch.dtype, dim: int) -> None:
     """Dots and combinations of the first rows of each sample, also with more rows than elements."""
     like = torch.zeros(3, dim, dtype=dtype)
-    rows = Rows(like, 4, dtype)
+    rows = StoredVectors(like, 4, dtype)
     stored = torch.randn(3, 4, dim, dtype=dtype) / dim**0.5
     everyone = torch.ones(3, dtype=torch.bool)
     for slot in range(3):
@@ -100,7 +100,7 @@ def test_rows(dtype: torch.dtype, dim: int) -> None:
 def test_projecting_out_twice(dtype: torch.dtype, dim: int) -> None:
     """What is left is orthogonal to the rows, to the rounding of what was there."""
     basis = torch.linalg.qr(torch.randn(4, dim, 3, dtype=torch.float64)).Q.mT
-    rows = Rows(torch.zeros(4, dim, dtype=dtype), 3, dtype)
+    rows = StoredVectors(torch.zeros(4, dim, dtype=dtype), 3, dtype)
     for slot in range(3):
         rows.put(torch.full((4,), slot), basis[:, slot], torch.ones(4, dtype=torch.bool))
     count = torch.tensor([0, 1, 2, 3])

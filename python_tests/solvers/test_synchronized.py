@@ -19,7 +19,7 @@ import deq_kernels as dk
 from deq_kernels.ops import Status
 from deq_kernels.solvers.machinery import loop
 from deq_kernels.solvers.machinery.ranks import Ranks, largest_over
-from deq_kernels.solvers.machinery.running import LateCount, PresentCount, alone
+from deq_kernels.solvers.machinery.running import CurrentCount, DelayedCount, own_count
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch lacks gloo"
@@ -29,7 +29,7 @@ RANKS = 2
 TIMEOUT_S = 240.0
 
 
-class LateMailbox:
+class LateSlots:
     """Delivers a count when it is asked for, as a GPU may."""
 
     def __init__(self) -> None:
@@ -43,9 +43,9 @@ class LateMailbox:
 
 
 @contextmanager
-def _late(active: Tensor, synchronized: Ranks = False) -> Iterator[LateCount]:
-    agree = largest_over(synchronized) if synchronized else alone
-    yield LateCount(active, LateMailbox(), agree)
+def _late(active: Tensor, synchronized: Ranks = False) -> Iterator[DelayedCount]:
+    agree = largest_over(synchronized) if synchronized else own_count
+    yield DelayedCount(active, LateSlots(), agree)
 
 
 class Sum(torch.autograd.Function):
@@ -265,9 +265,9 @@ def test_the_agreed_count_is_the_one_to_go_by(late: bool) -> None:
     def agree(count: Tensor) -> Tensor:
         return count + 5
 
-    count: LateCount | PresentCount = PresentCount(active, agree)
+    count: DelayedCount | CurrentCount = CurrentCount(active, agree)
     if late:
-        count = LateCount(active, LateMailbox(), agree)
+        count = DelayedCount(active, LateSlots(), agree)
         assert count.left() is None
     assert count.left() == 5
     assert active == 0

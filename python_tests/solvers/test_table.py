@@ -23,8 +23,7 @@ from python_tests.problems import (
 MAX_STEPS = 100
 TOLERANCE = 1e-8
 SOLVERS: dict[str, type[dk.Solver]] = {
-    solver.__name__: solver
-    for solver in (dk.Broyden, dk.FixedPoint, dk.Anderson, dk.AdjointBroyden, dk.GMRES, dk.LBFGS)
+    solver.__name__: solver for solver in dk.solvers.SOLVERS.values()
 }
 
 NAMES = list(table_of_problems())

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from deq_kernels.gradients import (
-    Adaptive,
-    Gradient,
-    Implicit,
-    JacobianFree,
-    Limited,
-    Neumann,
-    Shine,
-    Unrolled,
-)
-from deq_kernels.solvers import GMRES, AdjointBroyden, Anderson, Broyden, FixedPoint, Solver
+from deq_kernels.gradients import GRADIENTS, Gradient
+from deq_kernels.solvers import SOLVERS, Solver
 from deq_zoo.config import TrainingConfig
 from deq_zoo.equilibrium import EquilibriumConfig
 
@@ -29,20 +20,12 @@ GRADIENT_STEPS = 5
 DAMPING = 0.5
 TOLERANCE = 1e-3
 
-SOLVER_TYPES: Mapping[str, type[Solver]] = {
-    "broyden": Broyden,
-    "anderson": Anderson,
-    "fixed_point": FixedPoint,
-    "adjoint_broyden": AdjointBroyden,
-    "gmres": GMRES,
-}
-
 T = TypeVar("T")
 
 
 def build_solver(config: EquilibriumConfig) -> Solver:
     """The forward solver the config names."""
-    return SOLVER_TYPES[config.solver](
+    return SOLVERS[config.solver](
         max_steps=config.forward_steps,
         rtol=config.rtol,
         atol=config.atol,
@@ -51,26 +34,26 @@ def build_solver(config: EquilibriumConfig) -> Solver:
 
 
 def build_gradient(config: EquilibriumConfig) -> Gradient:
-    """The gradient estimator the config names."""
+    """The gradient estimator the config names; one without options here takes its defaults."""
     steps = _given(config.gradient_steps, GRADIENT_STEPS)
     damping = _given(config.damping, DAMPING)
     backward = config.backward_steps
-    builders: Mapping[str, Callable[[], Gradient]] = {
-        "implicit": lambda: Implicit(
-            solver=SOLVER_TYPES[config.backward_solver](
+    options: Mapping[str, Callable[[], dict[str, Any]]] = {
+        "implicit": lambda: {
+            "solver": SOLVERS[config.backward_solver](
                 max_steps=backward, rtol=config.rtol, atol=config.atol
             )
-        ),
-        "jfb": JacobianFree,
-        "shine": lambda: Shine(fallback=SHINE_FALLBACK),
-        "neumann": lambda: Neumann(steps=steps, damping=damping),
-        "unrolled": lambda: Unrolled(steps=steps, damping=damping),
-        "adaptive": lambda: Adaptive(
-            tolerance=_given(config.tolerance, TOLERANCE), max_steps=backward
-        ),
-        "limited": lambda: Limited(steps=steps),
+        },
+        "shine": lambda: {"fallback": SHINE_FALLBACK},
+        "neumann": lambda: {"steps": steps, "damping": damping},
+        "unrolled": lambda: {"steps": steps, "damping": damping},
+        "adaptive": lambda: {
+            "tolerance": _given(config.tolerance, TOLERANCE),
+            "max_steps": backward,
+        },
+        "limited": lambda: {"steps": steps},
     }
-    return builders[config.gradient]()
+    return GRADIENTS[config.gradient](**options.get(config.gradient, dict)())
 
 
 def build_optimizer(

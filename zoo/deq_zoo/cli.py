@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from deq_kernels import __version__
-from deq_kernels.cli import run_program
+from deq_kernels.program import run_program
 
 COMMANDS = ("train", "evaluate", "demo")
 

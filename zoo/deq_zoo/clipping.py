@@ -1,4 +1,4 @@
-"""Gradients kept short."""
+"""Gradient clipping: all parameters together, or each by itself."""
 
 from __future__ import annotations
 

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from deq_kernels.gradients import GRADIENTS as GRADIENT_TYPES
 from deq_kernels.options import check_choice, check_count, check_not_negative, check_positive
+from deq_kernels.solvers import SOLVERS as SOLVER_TYPES
 
-SolverName = Literal["broyden", "anderson", "fixed_point", "adjoint_broyden"]
-BackwardSolverName = Literal["broyden", "anderson", "fixed_point", "gmres"]
-GradientName = Literal["implicit", "jfb", "shine", "neumann", "unrolled", "adaptive", "limited"]
-SOLVERS: tuple[str, ...] = get_args(SolverName)
-BACKWARD_SOLVERS: tuple[str, ...] = get_args(BackwardSolverName)
-GRADIENTS: tuple[str, ...] = get_args(GradientName)
+SOLVERS = tuple(SOLVER_TYPES)
+BACKWARD_SOLVERS = tuple(name for name, solver in SOLVER_TYPES.items() if not solver.differentiates)
+"""Solvers that need products with Jᵀ alone, which is what the adjoint equation gives."""
+GRADIENTS = tuple(GRADIENT_TYPES)
 STEPPED = ("neumann", "unrolled", "limited")
 """Gradients with a fixed number of steps."""
 DAMPED = ("neumann", "unrolled")
 """Gradients whose steps are damped."""
-BUILD_INVERSE = ("broyden", "adjoint_broyden")
+BUILD_INVERSE = tuple(name for name, solver in SOLVER_TYPES.items() if solver.builds_inverse)
 """Solvers that leave an inverse Jacobian behind."""
-NEED_INVERSE = ("shine", "adaptive")
+NEED_INVERSE = tuple(name for name, gradient in GRADIENT_TYPES.items() if gradient.needs_inverse)
 """Gradients that use it."""
+
+# The settings read the choices from the types; type checkers cannot know them.
+if TYPE_CHECKING:
+    SolverName: TypeAlias = str
+    BackwardSolverName: TypeAlias = str
+    GradientName: TypeAlias = str
+else:
+    SolverName = Literal[SOLVERS]
+    BackwardSolverName = Literal[BACKWARD_SOLVERS]
+    GradientName = Literal[GRADIENTS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +38,8 @@ class EquilibriumConfig:
     """The solvers and the gradient of a run.
 
     Args:
-        solver: of the forward solve.
+        solver: of the forward solve. gmres is for cells that are affine in their state, lbfgs for
+            those that are the state less a gradient; others it leaves unconverged.
         forward_steps: most evaluations of the cell in it.
         rtol: relative tolerance of the forward solve, and of the implicit backward solve.
         atol: absolute tolerance of both.
@@ -83,9 +94,9 @@ class EquilibriumConfig:
                     f"{name} applies to {', '.join(owners)}, but the gradient is {self.gradient}; "
                     "leave it out, or choose another gradient"
                 )
-        if self.compact and self.solver == "adjoint_broyden":
+        if self.compact and self.solver not in BACKWARD_SOLVERS:
             raise ValueError(
-                "the solver adjoint_broyden differentiates the cell for all samples together, but "
+                f"the solver {self.solver} differentiates the cell for all samples together, but "
                 "compact is set; leave it out, or choose another solver"
             )
         if self.gradient in NEED_INVERSE and self.solver not in BUILD_INVERSE:
@@ -107,8 +118,8 @@ class EquilibriumConfig:
         """
         return replace(
             self,
-            gradient=cast(GradientName, name),
-            solver=self.solver if solver is None else cast(SolverName, solver),
+            gradient=name,
+            solver=self.solver if solver is None else solver,
             gradient_steps=None,
             damping=None,
             tolerance=None,

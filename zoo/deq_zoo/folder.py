@@ -40,7 +40,7 @@ def claimed_folder(out: Path) -> Iterator[None]:
     """The folder, made if needed, for this process alone while the block runs.
 
     Held by a lock on a file in it, which the system releases when the process ends, however it
-    ends. A folder that was made for nothing is removed again.
+    ends. A folder that it made and left empty is removed.
 
     Raises:
         RunFolderError: another run holds it.

@@ -11,7 +11,7 @@ def parse_json(text: str | bytes) -> Any:
     """The value that a text in JSON stands for.
 
     Raises:
-        ValueError: it is no JSON, is no UTF-8, nests too deeply, or holds a whole number of
+        ValueError: it is not JSON or not UTF-8, nests too deeply, or holds a whole number of
             thousands of digits.
     """
     try:

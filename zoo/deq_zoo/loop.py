@@ -106,7 +106,7 @@ class Trainer:
             for batch in self.task.evaluation_batches(split):
                 with self.config.machine.autocast():
                     tally.add(self.task.run(batch, depth=depth))
-        return tally.averages(self.task.headline)
+        return tally.averages(self.task.measure)
 
     def checkpoint(self) -> Checkpoint:
         """The state from which `restore` continues with the same bits; its tensors are live."""
@@ -218,7 +218,7 @@ class Trainer:
             if on_step is not None:
                 on_step()
         self.processes.average_buffers(self.task.model)
-        train = tally.averages(self.task.headline, self.processes)
+        train = tally.averages(self.task.measure, self.processes)
         check_loss(train.loss, f"epoch {self.epoch + 1}")
         return train
 

@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from deq_zoo.files import write_atomically
 from deq_zoo.json_text import parse_json
+from deq_zoo.measure import MEASURES, MeasureName
+from deq_zoo.typed import read_dataclass
+
+_OPTIONAL = ("jacobian_penalty", "solver_steps", "converged")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +20,8 @@ class PartMetrics:
 
     Attributes:
         loss: mean of the task's loss.
-        headline: the number that the task is judged by, such as its accuracy.
+        measure: what the task is judged by, such as its accuracy.
+        value: of the measure.
         jacobian_penalty: mean of ‖∂f/∂z‖_F² / d in the steps that were regularised; None without.
         solver_steps: mean evaluations of the cell per sample in the forward solve; None where
             nothing was solved.
@@ -24,10 +29,23 @@ class PartMetrics:
     """
 
     loss: float
-    headline: float
+    measure: MeasureName
+    value: float
     jacobian_penalty: float | None = None
     solver_steps: float | None = None
     converged: float | None = None
+
+    def to_json(self) -> dict[str, float | None]:
+        """All numbers by name; the value under the name of its measure."""
+        return {
+            "loss": self.loss,
+            self.measure: self.value,
+            **{name: getattr(self, name) for name in _OPTIONAL},
+        }
+
+    def format_value(self) -> str:
+        """The value with the name of its measure."""
+        return MEASURES[self.measure].format(self.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,32 +86,24 @@ def write_metrics(path: Path, epochs: Iterable[EpochMetrics]) -> None:
 
 
 def _format(metrics: EpochMetrics) -> str:
-    return json.dumps(asdict(metrics), allow_nan=False) + "\n"
+    parts = {"train": metrics.train.to_json(), "validation": metrics.validation.to_json()}
+    own = {field.name: getattr(metrics, field.name) for field in fields(metrics)}
+    return json.dumps({**own, **parts}, allow_nan=False) + "\n"
 
 
 def _parse(line: str, where: str) -> EpochMetrics:
     try:
         values = parse_json(line)
-        train = PartMetrics(**_checked(values.pop("train"), whole=(), text=()))
-        validation = PartMetrics(**_checked(values.pop("validation"), whole=(), text=()))
-        own = _checked(values, whole=("epoch", "step"), text=("phase",))
-        return EpochMetrics(**own, train=train, validation=validation)
+        parts = {part: _with_measure(values[part]) for part in ("train", "validation")}
+        return read_dataclass(EpochMetrics, {**values, **parts}, where)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{where} does not hold the metrics of an epoch: {line[:200]!r}"
         ) from error
 
 
-def _checked(
-    values: dict[str, Any], *, whole: tuple[str, ...], text: tuple[str, ...]
-) -> dict[str, Any]:
-    """The values, all of them numbers, or None where that is allowed, but for those named."""
-    for name, value in values.items():
-        kinds: tuple[type, ...] = (
-            (str,) if name in text else (int,) if name in whole else (int, float)
-        )
-        absent = value is None and name in ("jacobian_penalty", "solver_steps", "converged")
-        fits = isinstance(value, kinds) and not isinstance(value, bool)
-        if not absent and not (fits and (name in text or abs(value) < 2**1000)):
-            raise ValueError(f"{name} is {value!r}")
-    return values
+def _with_measure(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `PartMetrics` from what its `to_json` returned."""
+    (name,) = MEASURES.keys() & values.keys()
+    others = {key: value for key, value in values.items() if key != name}
+    return {**others, "measure": name, "value": values[name]}

@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from deq_zoo.files import save_figure
-from deq_zoo.headline import Headline
+from deq_zoo.measure import MEASURES
 from deq_zoo.metrics import EpochMetrics
 
 
-def plot_training(epochs: Sequence[EpochMetrics], path: Path, *, headline: Headline) -> None:
-    """Draw loss, headline and solver steps over the epochs into one PNG.
+def plot_training(epochs: Sequence[EpochMetrics], path: Path) -> None:
+    """Draw loss, the measure of the task and solver steps over the epochs into one PNG.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -21,11 +21,12 @@ def plot_training(epochs: Sequence[EpochMetrics], path: Path, *, headline: Headl
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     loss, judged, steps = figure.subplots(1, 3)
     numbers = [metrics.epoch for metrics in epochs]
-    factor = 100 if headline.percent else 1
+    measure = MEASURES[epochs[0].train.measure]
+    factor = 100 if measure.percent else 1
     for part in ("train", "validation"):
         averages = [getattr(metrics, part) for metrics in epochs]
         loss.plot(numbers, [average.loss for average in averages], label=part)
-        judged.plot(numbers, [factor * average.headline for average in averages], label=part)
+        judged.plot(numbers, [factor * average.value for average in averages], label=part)
         solved = [
             (number, average.solver_steps)
             for number, average in zip(numbers, averages, strict=True)
@@ -33,7 +34,7 @@ def plot_training(epochs: Sequence[EpochMetrics], path: Path, *, headline: Headl
         ]
         steps.plot([number for number, _ in solved], [mean for _, mean in solved], label=part)
     loss.set(ylabel="loss", **_scale([metrics.train.loss for metrics in epochs]))
-    judged.set(ylabel=f"{headline.name} (%)" if headline.percent else headline.name)
+    judged.set(ylabel=f"{measure.name} (%)" if measure.percent else measure.name)
     steps.set(ylabel="cell evaluations per solve")
     pretraining = [metrics.epoch for metrics in epochs if metrics.phase == "pretrain"]
     for axes in (loss, judged, steps):

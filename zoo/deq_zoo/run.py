@@ -116,8 +116,8 @@ def _train_and_write(
     on_step: Callable[[], object] | None,
     on_epoch: Callable[[EpochMetrics], object] | None,
 ) -> None:
-    epochs, headline = trainer.config.training.epochs, trainer.task.headline
-    board = TensorBoard(out / TENSORBOARD, headline=headline, step=trainer.step)
+    epochs = trainer.config.training.epochs
+    board = TensorBoard(out / TENSORBOARD, step=trainer.step)
     try:
         while trainer.epoch < epochs:
             metrics = trainer.run_epoch(on_step=on_step)
@@ -129,7 +129,7 @@ def _train_and_write(
                 on_epoch(metrics)
     finally:
         board.close()
-    plot_training(trainer.history, out / PLOT, headline=headline)
+    plot_training(trainer.history, out / PLOT)
 
 
 @contextmanager

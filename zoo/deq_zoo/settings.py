@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import reprlib
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from deq_zoo.typed import read_value
 
 C = TypeVar("C")
 
@@ -88,7 +90,7 @@ def _with(config: Any, settings: Mapping[str, Any], prefix: str) -> Any:
 
 def _convert(name: str, hint: Any, value: Any) -> Any:
     try:
-        return _read(hint, value)
+        return read_value(hint, _plain(hint, value) if isinstance(value, str) else value, name)
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{name} must be {_describe(hint)}; got {_shown(value)}.") from error
 
@@ -99,60 +101,18 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _read(hint: Any, value: Any) -> Any:
+def _plain(hint: Any, text: str) -> Any:
+    """What a text of the command line stands for, as JSON has it; the text where it is nothing."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        if value is None or (value == "none" and type(None) in inner):
-            if type(None) not in inner:
-                raise ValueError
-            return None
         (only,) = (part for part in inner if part is not type(None))
-        return _read(only, value)
+        return None if text == "none" else _plain(only, text)
     if origin is tuple:
-        parts = value if not isinstance(value, str) else [p for p in value.split(",") if p.strip()]
-        kinds = [inner[0]] * len(parts) if inner[-1] is Ellipsis else inner
-        return tuple(_read(kind, part) for kind, part in zip(kinds, parts, strict=True))
-    if origin is Literal:
-        if value not in inner:
-            raise ValueError
-        return value
-    return _SCALARS[hint](value)
+        return [_plain(inner[0], part) for part in text.split(",") if part.strip()]
+    if hint is bool:
+        return TRUTH.get(text.lower(), text)
+    return hint(text) if hint in (int, float) else text
 
-
-def _read_bool(value: Any) -> bool:
-    if isinstance(value, str) and value.lower() in TRUTH:
-        return TRUTH[value.lower()]
-    if not isinstance(value, bool):
-        raise ValueError
-    return value
-
-
-def _read_int(value: Any) -> int:
-    if isinstance(value, str):
-        return int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError
-    return value
-
-
-def _read_float(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError
-    return float(value)
-
-
-def _read_str(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError
-    return value
-
-
-_SCALARS: dict[Any, Callable[[Any], Any]] = {
-    bool: _read_bool,
-    int: _read_int,
-    float: _read_float,
-    str: _read_str,
-}
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 

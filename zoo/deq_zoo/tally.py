@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deq_zoo.headline import Headline
+from deq_zoo.measure import Measure
 from deq_zoo.metrics import PartMetrics
 from deq_zoo.processes import ALONE, Processes
 from deq_zoo.task import Outcome
@@ -47,7 +47,7 @@ class Tally:
         items, loss = self._sums[:2].tolist()
         return loss / items if items else 0.0
 
-    def averages(self, headline: Headline, processes: Processes = ALONE) -> PartMetrics:
+    def averages(self, measure: Measure, processes: Processes = ALONE) -> PartMetrics:
         """Over all processes. The host waits for the device."""
         sums = processes.sum(self._sums.clone()).tolist()
         items, loss, penalty, penalised, above, below, solved, steps, converged = sums
@@ -55,7 +55,8 @@ class Tally:
         score = _ratio(above, below) if self._scored else None
         return PartMetrics(
             loss=mean,
-            headline=headline.of(mean, score),
+            measure=measure.name,
+            value=measure.of(mean, score),
             jacobian_penalty=_ratio(penalty, penalised),
             solver_steps=_ratio(steps, solved),
             converged=_ratio(converged, solved),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deq_kernels import DEQ
 from deq_kernels.solvers import Solution
-from deq_zoo.headline import Headline
+from deq_zoo.measure import Measure
 from deq_zoo.presets import Preset, RunConfig
 from deq_zoo.processes import ALONE, Processes
 
@@ -42,7 +42,7 @@ class Task(ABC):
         presets: all presets, by name; the first one is the default.
         datasets: names of the datasets, with what `--help` says of them; the first one is the
             default for presets that name none.
-        headline: the number that a run is judged by.
+        measure: the number that a run is judged by.
         model: built for the config. It has an attribute `deq`, its `DEQ` layer, unless it solves
             otherwise; compilation and Jacobian regularisation need it.
         steps_per_epoch: training batches in one epoch.
@@ -50,7 +50,7 @@ class Task(ABC):
 
     presets: ClassVar[Mapping[str, Preset]]
     datasets: ClassVar[Mapping[str, str]]
-    headline: ClassVar[Headline]
+    measure: ClassVar[Measure]
 
     model: nn.Module
     steps_per_epoch: int

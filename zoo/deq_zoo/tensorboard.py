@@ -5,8 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from deq_zoo.headline import Headline
-from deq_zoo.metrics import EpochMetrics
+from deq_zoo.metrics import EpochMetrics, PartMetrics
 
 FOLDER = "tensorboard"
 
@@ -16,12 +15,10 @@ class TensorBoard:
 
     Args:
         folder: of the event files, created if needed.
-        headline: of the task.
         step: optimiser steps done so far; points after them are from a run that was stopped.
     """
 
-    def __init__(self, folder: Path, *, headline: Headline, step: int = 0) -> None:
-        self._headline = headline
+    def __init__(self, folder: Path, *, step: int = 0) -> None:
         self._writer = None
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -33,14 +30,8 @@ class TensorBoard:
         if self._writer is None:
             return
         for part in ("train", "validation"):
-            average = getattr(metrics, part)
-            for name, value in (
-                ("loss", average.loss),
-                (self._headline.name, average.headline),
-                ("jacobian_penalty", average.jacobian_penalty),
-                ("solver_steps", average.solver_steps),
-                ("converged", average.converged),
-            ):
+            average: PartMetrics = getattr(metrics, part)
+            for name, value in average.to_json().items():
                 if value is not None:
                     self._writer.add_scalar(f"{part}/{name}", value, metrics.step)
         self._writer.add_scalar("learning_rate", metrics.learning_rate, metrics.step)

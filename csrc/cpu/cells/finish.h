@@ -237,24 +237,19 @@ void finish_activation(const CellFinish<accum_t, small_t>& a) {
   }
 }
 
+// The kernel for a's activation, looked for from `number` on.
+template <int64_t number, typename accum_t, typename small_t>
+void finish_numbered(const CellFinish<accum_t, small_t>& a) {
+  if constexpr (number < kActivations) {
+    constexpr Activation activation = static_cast<Activation>(number);
+    return a.activation == activation ? finish_activation<activation>(a)
+                                      : finish_numbered<number + 1>(a);
+  }
+}
+
 template <typename accum_t, typename small_t>
 void finish(const CellFinish<accum_t, small_t>& a) {
-  switch (a.activation) {
-    case Activation::kIdentity:
-      return finish_activation<Activation::kIdentity>(a);
-    case Activation::kRelu:
-      return finish_activation<Activation::kRelu>(a);
-    case Activation::kTanh:
-      return finish_activation<Activation::kTanh>(a);
-    case Activation::kSigmoid:
-      return finish_activation<Activation::kSigmoid>(a);
-    case Activation::kElu:
-      return finish_activation<Activation::kElu>(a);
-    case Activation::kSoftplus:
-      return finish_activation<Activation::kSoftplus>(a);
-    case Activation::kGelu:
-      return finish_activation<Activation::kGelu>(a);
-  }
+  finish_numbered<0>(a);
 }
 
 }  // namespace

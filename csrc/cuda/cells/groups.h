@@ -275,7 +275,7 @@ struct GroupSolve {
   // By thread 0 of every block, each of which has the sample's tables.
   DEQ_DEVICE void judge_step(double* sums) const {
     GroupState<accum_t>& s = state();
-    // Only one block has business with the trace; a sum that nobody reads will do for the others.
+    // One block writes the trace; the others write to a sum that is not read.
     double* const trace =
         s.team.rank == 0 ? traced(a, s.sample, counters()[kSteps]) : sums + kCellSums;
     const CellDecision decision = decide_cell(sums, a.norm, a.limits, a.fixed_steps, a.accelerate,

@@ -27,7 +27,6 @@
 #include "algebra/cell_verdict.h"
 #include "algebra/multiply_add.h"
 #include "algebra/types.h"
-#include "cuda/cells/activation.h"
 #include "cuda/cells/plan.h"
 #include "cuda/tile.h"
 

@@ -145,7 +145,7 @@ def analyze_broyden(
         With `judge` a bool: the steps were used up, the objective grew too far, the result is not
         finite, or no step was better than a bad start. Otherwise (code, message, res_info): 1 for
         a result that is not finite, 2 for no step from a bad start, 3 for one that grew, and −1
-        for nothing of these; the first three also warn.
+        for none of these; the first three also warn.
 
     Raises:
         ValueError: save_err is True.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deq_kernels.options import check_count, check_flag
 from deq_kernels.solvers import Broyden
-from deq_kernels.solvers.machinery.walk import Visit, Walk, endless
+from deq_kernels.solvers.machinery.stepwise import StepwiseSolve, Visit, never_done
 
 PATIENCE = 30
 LITTLE_PROGRESS = 1.3
@@ -55,14 +55,14 @@ class BatchWalk:
     ) -> None:
         check_count("threshold", threshold)
         check_flag("ls", ls)
-        solver = endless(
+        solver = never_done(
             Broyden,
             history_length=history_length,
             when_full="drop_oldest",
             line_search="derivative_free" if ls else None,
             max_steps=threshold + 1,
         )
-        self._walk = Walk(solver, f, x0, keep_inverse=keep_inverse)
+        self._walk = StepwiseSolve(solver, f, x0, keep_inverse=keep_inverse)
         self._steps = threshold
         z = self._walk.z
         self._last = torch.zeros(len(z), dtype=torch.float64, device=z.device)

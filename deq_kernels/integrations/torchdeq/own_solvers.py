@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,16 +12,7 @@ from deq_kernels.integrations.torchdeq.record import MODES, Info, new_info
 from deq_kernels.integrations.torchdeq.solvers import Map, OnInverse, Result
 from deq_kernels.ops.norms import norm
 from deq_kernels.options import check_callback, check_choice
-from deq_kernels.solvers import (
-    GMRES,
-    LBFGS,
-    AdjointBroyden,
-    Anderson,
-    Broyden,
-    FixedPoint,
-    Solution,
-    Solver,
-)
+from deq_kernels.solvers import SOLVERS, Solution, Solver
 
 
 class OwnSolver:
@@ -87,11 +78,10 @@ class OwnSolver:
                 f"on_inverse needs a solver that builds an inverse Jacobian; got "
                 f"{self.solver.__name__}. Use dk_broyden, or leave on_inverse out."
             )
-        at_iterates = self.solver is not GMRES
-        if indexing and not at_iterates:
+        if indexing and solver.predicts_residuals:
             raise ValueError(
-                "indexing needs a solver that evaluates f at its iterates; got GMRES. Use "
-                "dk_broyden, or leave indexing out."
+                "indexing needs a solver that evaluates f at its iterates; got "
+                f"{self.solver.__name__}. Use dk_broyden, or leave indexing out."
             )
         # As in torchdeq, a vector [B] is B samples of one element.
         start = x0.reshape(-1, 1) if x0.dim() < 2 else x0
@@ -102,7 +92,7 @@ class OwnSolver:
             assert solution.inverse_jacobian is not None
             on_inverse(solution.inverse_jacobian)
         states = [seen.after.get(index, solution.z).view(x0.shape) for index in indexing or ()]
-        f_norms = seen.f_norms if at_iterates else None
+        f_norms = None if solver.predicts_residuals else seen.f_norms
         return solution.z.view(x0.shape), states, _info(solution, f_norms, x0.dtype)
 
 
@@ -153,19 +143,12 @@ def _info(solution: Solution, f_norms: list[Tensor] | None, dtype: torch.dtype) 
     return new_info(lowest.to(number), rel_lowest.to(number), filled, relative, nstep.float())
 
 
-dk_broyden = OwnSolver(Broyden)
-dk_anderson = OwnSolver(Anderson)
-dk_fixed_point = OwnSolver(FixedPoint)
-dk_adjoint_broyden = OwnSolver(AdjointBroyden)
-dk_lbfgs = OwnSolver(LBFGS)
-dk_gmres = OwnSolver(GMRES)
-
-OWN_SOLVERS: dict[str, Callable[..., Result]] = {
-    "dk_broyden": dk_broyden,
-    "dk_anderson": dk_anderson,
-    "dk_fixed_point": dk_fixed_point,
-    "dk_adjoint_broyden": dk_adjoint_broyden,
-    "dk_lbfgs": dk_lbfgs,
-    "dk_gmres": dk_gmres,
-}
+OWN_SOLVERS = {f"dk_{name}": OwnSolver(solver) for name, solver in SOLVERS.items()}
 """Names that `register` adds to torchdeq's."""
+
+dk_broyden = OWN_SOLVERS["dk_broyden"]
+dk_anderson = OWN_SOLVERS["dk_anderson"]
+dk_fixed_point = OWN_SOLVERS["dk_fixed_point"]
+dk_adjoint_broyden = OWN_SOLVERS["dk_adjoint_broyden"]
+dk_lbfgs = OWN_SOLVERS["dk_lbfgs"]
+dk_gmres = OWN_SOLVERS["dk_gmres"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deq_kernels.options import check_choice
-from deq_kernels.solvers.machinery.walk import Visit
+from deq_kernels.solvers.machinery.stepwise import Visit
 
 Info = dict[str, Tensor]
 """torchdeq's `SolverStat`: abs_lowest, rel_lowest, nstep [B], abs_trace, rel_trace [B, N], and

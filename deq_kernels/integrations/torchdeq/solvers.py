@@ -14,7 +14,7 @@ from deq_kernels.inverse import InverseJacobian
 from deq_kernels.ops.norms import norm
 from deq_kernels.options import check_callback, check_flag, check_not_negative, check_option
 from deq_kernels.solvers import Broyden, FixedPoint
-from deq_kernels.solvers.machinery.walk import Walk, endless
+from deq_kernels.solvers.machinery.stepwise import StepwiseSolve, never_done
 
 Map = Callable[[Tensor], Tensor]
 Result = tuple[Tensor, list[Tensor], Info]
@@ -63,7 +63,7 @@ def broyden(
     """
     _check(max_iter, tol, return_final, on_inverse)
     check_flag("ls", ls)
-    solver = endless(
+    solver = never_done(
         Broyden,
         history_length=LBFGS_thres,
         when_full="drop_oldest",
@@ -72,7 +72,9 @@ def broyden(
     )
     start = with_batch(x0)
     with torch.inference_mode(False), torch.no_grad():
-        walk = Walk(solver, _reshaped(func, x0), start, keep_inverse=on_inverse is not None)
+        walk = StepwiseSolve(
+            solver, _reshaped(func, x0), start, keep_inverse=on_inverse is not None
+        )
         record = Record(
             walk.z, tol=tol, stop_mode=stop_mode, indexing=indexing, return_final=return_final
         )
@@ -180,10 +182,10 @@ def fixed_point_iter(
     """
     _check(max_iter, tol, return_final, None)
     # One more than is used: the last evaluation moves z as well.
-    solver = endless(FixedPoint, damping=tau, max_steps=max_iter + 1)
+    solver = never_done(FixedPoint, damping=tau, max_steps=max_iter + 1)
     start = with_batch(x0)
     with torch.inference_mode(False), torch.no_grad():
-        walk = Walk(solver, _reshaped(func, x0), start, keep_inverse=False)
+        walk = StepwiseSolve(solver, _reshaped(func, x0), start, keep_inverse=False)
         record = Record(
             walk.z, tol=tol, stop_mode=stop_mode, indexing=indexing, return_final=return_final
         )

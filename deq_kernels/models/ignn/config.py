@@ -38,13 +38,13 @@ class IGNNConfig:
         head: whether the last states go through dropout and a Linear without bias; else they are
             the scores. Only for nodes.
         dropout: probability in the head.
-        cell: "structured", every solve in one op (`deq_kernels.cells.solve_graph`); "generic", a
-            `deq_kernels.DEQ` per layer, for any solver and any gradient; "auto", the structured one
-            where it has the solver and the gradient. The answer is the same.
-        norm: what the structured cell's tolerances are of (`deq_kernels.cells.solve_graph`):
+        cell: "auto", every solve in one op where the solver and the gradient have that
+            (`deq_kernels.cells.StructuredCell`); "structured", likewise, and others are refused;
+            "generic", every solve step by step. The answer is the same.
+        norm: what tolerances are of, where a solve is one op (`deq_kernels.cells.GraphCell`):
             "rows", each node for itself; "l2"; or "max", which is the published rule with rtol=0
-            and atol=3e-6, and leaves nodes with small states inaccurate. The generic path measures
-            a graph's 2-norm.
+            and atol=3e-6, and leaves nodes with small states inaccurate. Step by step a graph's
+            2-norm is measured.
 
     Raises:
         ValueError: an option is out of its range, or does not go with another one.

@@ -32,7 +32,7 @@ from deq_kernels.ops.triton_support.launch import (
 from deq_kernels.ops.triton_support.mixing import mixing_weights, slots_by_age
 from deq_kernels.ops.triton_support.norms import root, step_norms
 from deq_kernels.ops.triton_support.product_form import entry
-from deq_kernels.ops.triton_support.rows import add_rows, add_tiles, dot_rows_pair, row_at
+from deq_kernels.ops.triton_support.stored_rows import add_rows, add_tiles, dot_rows_pair, row_at
 from deq_kernels.ops.triton_support.termination import (
     ANY_COUNT,
     COUNT,

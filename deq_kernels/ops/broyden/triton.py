@@ -40,7 +40,7 @@ from deq_kernels.ops.triton_support.product_form import (
     drop_factor,
     entry,
 )
-from deq_kernels.ops.triton_support.rows import (
+from deq_kernels.ops.triton_support.stored_rows import (
     add_rows,
     add_tiles,
     dot_rows_pair,

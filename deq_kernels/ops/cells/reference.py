@@ -197,7 +197,7 @@ column that is Broyden's elsewhere."""
 def _unsettled(
     r: Tensor, f: Tensor, rtol: float, atol: float, sample_of_row: Tensor, samples: int
 ) -> Tensor:
-    """The largest residual of a row that is more than the row is allowed, or no number, [G]."""
+    """The largest residual of a row that is above its tolerance or NaN, [G]."""
     of_row = squared_norm(r).sqrt()
     settled = of_row <= atol + rtol * squared_norm(f).sqrt()
     none = torch.zeros(samples, dtype=torch.float64, device=r.device)

@@ -220,6 +220,76 @@ def _combine(
         tl.store(there + column, ahead, mask=inside)
 
 
+@triton.jit
+def _evaluate(
+    here: tl.tensor,  # [ROWS, 1] pointers, where the rows of z start
+    to: tl.tensor,  # [ROWS, 1] pointers, of r, or of the damped steps
+    bias: tl.tensor,  # [ROWS, 1] pointers
+    scale: tl.tensor,  # [ROWS, 1] pointers
+    weight: tl.tensor,
+    weight_stride: tl.tensor,
+    running: tl.tensor,  # bool [ROWS]
+    activation: tl.tensor,
+    norm: tl.tensor,
+    step_length: tl.tensor,
+    dim: tl.tensor,
+    SCALED: tl.constexpr,
+    DENSE_K: tl.constexpr,
+    ACCELERATE: tl.constexpr,
+    ACCUM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CHAIN: tl.constexpr,
+    ALIGN: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """to <- f(z) - z, or z + damping (f(z) - z); ‖f(z) − z‖² and ‖f(z)‖², [ROWS] float64."""
+    alive = running[:, None]
+    residual_sq = tl.zeros((ROWS,), tl.float64)
+    f_sq = tl.zeros((ROWS,), tl.float64)
+    # What was written by other threads is read now.
+    tl.debug_barrier()
+    for begin in range(0, dim, COLUMNS):
+        column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)
+        columns = tl.arange(0, COLUMNS) < tl.multiple_of(dim - begin, ALIGN)
+        inside = alive & columns[None, :]
+        f = _apply(
+            *(here, scale, weight, weight_stride, column, columns, alive, dim),
+            *(SCALED, DENSE_K, ACCUM, ROWS, COLUMNS, DEPTH, CHAIN, ALIGN),
+        )
+        f += tl.load(bias + column[None, :], mask=inside, other=0.0).to(ACCUM)
+        f = tl.where(inside, activate(f, activation), 0.0)
+        before = tl.load(here + column[None, :], mask=inside, other=0.0)
+        r = f - before
+        residual_sq = _measure(r, residual_sq, norm)
+        f_sq = _measure(f, f_sq, norm)
+        if ACCELERATE:
+            tl.store(to + column[None, :], r, mask=inside)
+        else:
+            # A full step lands on f(z) itself, without rounding.
+            moved = tl.where(step_length == 1.0, f, before + step_length * r)
+            tl.store(to + column[None, :], moved, mask=inside)
+    return residual_sq, f_sq
+
+
+@triton.jit
+def _copy(
+    source: tl.tensor,  # [ROWS, 1] pointers
+    to: tl.tensor,  # [ROWS, 1] pointers
+    rows: tl.tensor,  # bool [ROWS]: those that are copied
+    dim: tl.tensor,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+) -> None:
+    """to <- source, rounded to the type of `to`."""
+    for begin in range(0, dim, COLUMNS):
+        column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)
+        columns = tl.arange(0, COLUMNS) < tl.multiple_of(dim - begin, ALIGN)
+        inside = rows[:, None] & columns[None, :]
+        x = tl.load(source + column[None, :], mask=inside, other=0.0)
+        tl.store(to + column[None, :], rounded(x, to), mask=inside)
+
+
 @kernel
 def _iterate(
     weight: tl.tensor,  # [dim, dim]
@@ -266,7 +336,7 @@ def _iterate(
     counters += row * COUNTERS
 
     step = tl.load(counters + STEPS, mask=exists, other=0)
-    # A row whose counter is none is left alone: nobody can be told without waiting for the device.
+    # A row whose counter is out of range is skipped: an error would need a wait for the device.
     running = (tl.load(counters + STATUS, mask=exists, other=1) == RUNNING) & (step >= 0)
     started = running
     rejections = tl.load(counters + REJECTIONS, mask=exists, other=0)
@@ -288,59 +358,36 @@ def _iterate(
     half = 0
     step_length = option(damping, ACCUM)
 
-    for begin in range(0, dim, COLUMNS):
-        column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)
-        columns = tl.arange(0, COLUMNS) < tl.multiple_of(dim - begin, ALIGN)
-        inside = exists[:, None] & columns[None, :]
-        start = tl.load(z + place + column[None, :], mask=inside, other=0.0).to(ACCUM)
-        tl.store(iterates + place + column[None, :], start, mask=inside)
+    _copy(z + place, iterates + place, exists, dim, COLUMNS, ALIGN)
 
     while tl.max(running.to(tl.int32), 0) > 0:
         # The one that is neither; the next round over where both are the same.
         after = tl.where(now == kept, (now + 1) % 3, 3 - now - kept)
         here = iterates + (tl.multiple_of(now * size, ALIGN)[:, None] + place)
         there = iterates + (tl.multiple_of(after * size, ALIGN)[:, None] + place)
-        alive = running[:, None]
-        residual_sq = tl.zeros((ROWS,), tl.float64)
-        f_sq = tl.zeros((ROWS,), tl.float64)
         this_r = lasts + place
-        # What was written by other threads is read now.
-        tl.debug_barrier()
-        for begin in range(0, dim, COLUMNS):
-            column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)
-            columns = tl.arange(0, COLUMNS) < tl.multiple_of(dim - begin, ALIGN)
-            inside = alive & columns[None, :]
-            f = _apply(
-                here,
-                scale,
-                weight,
-                weight_stride,
-                column,
-                columns,
-                alive,
-                dim,
-                SCALED,
-                DENSE_K,
-                ACCUM,
-                ROWS,
-                COLUMNS,
-                DEPTH,
-                CHAIN,
-                ALIGN,
-            )
-            f += tl.load(bias + column[None, :], mask=inside, other=0.0).to(ACCUM)
-            f = tl.where(inside, activate(f, activation), 0.0)
-            before = tl.load(here + column[None, :], mask=inside, other=0.0)
-            r = f - before
-            residual_sq = _measure(r, residual_sq, norm)
-            f_sq = _measure(f, f_sq, norm)
-            if ACCELERATE:
-                tl.store(this_r + column[None, :], r, mask=inside)
-            else:
-                # A full step lands on f(z) itself, without rounding.
-                moved = tl.where(step_length == 1.0, f, before + step_length * r)
-                tl.store(there + column[None, :], moved, mask=inside)
-
+        residual_sq, f_sq = _evaluate(
+            here,
+            this_r if ACCELERATE else there,
+            bias,
+            scale,
+            weight,
+            weight_stride,
+            running,
+            activation,
+            norm,
+            step_length,
+            dim,
+            SCALED,
+            DENSE_K,
+            ACCELERATE,
+            ACCUM,
+            ROWS,
+            COLUMNS,
+            DEPTH,
+            CHAIN,
+            ALIGN,
+        )
         residual, f_norm = tl.sqrt(residual_sq), tl.sqrt(f_sq)
         finite = (residual < INFINITY) & (f_norm < INFINITY)
         tl.store(record + (NORMS + step), residual, mask=running & (step < max_steps))
@@ -430,12 +477,7 @@ def _iterate(
     tl.store(record + PROGRESS, mark, mask=started)
     tl.atomic_add(active, -tl.sum(started.to(tl.int64), 0), sem="relaxed")
     result = iterates + (tl.multiple_of(kept * size, ALIGN)[:, None] + place)
-    for begin in range(0, dim, COLUMNS):
-        column = tl.multiple_of(begin + tl.arange(0, COLUMNS), COLUMNS)
-        columns = tl.arange(0, COLUMNS) < tl.multiple_of(dim - begin, ALIGN)
-        inside = started[:, None] & columns[None, :]
-        x = tl.load(result + column[None, :], mask=inside, other=0.0)
-        tl.store(z + place + column[None, :], rounded(x, z), mask=inside)
+    _copy(result, z + place, started, dim, COLUMNS, ALIGN)
 
 
 def iterate_(

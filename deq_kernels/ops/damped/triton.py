@@ -26,7 +26,7 @@ from deq_kernels.ops.triton_support.launch import (
 )
 from deq_kernels.ops.triton_support.norms import root, step_norms
 from deq_kernels.ops.triton_support.product_form import entry
-from deq_kernels.ops.triton_support.rows import add_tiles
+from deq_kernels.ops.triton_support.stored_rows import add_tiles
 from deq_kernels.ops.triton_support.termination import (
     ANY_COUNT,
     COUNTERS,

@@ -99,7 +99,7 @@ def step_(
 
     At the end of a cycle f(z) is judged (`deq_kernels.ops.termination`), z kept where it is the
     best so far, and the next cycle begun: z ← w₀ + t v_0. Where only one evaluation is left, or
-    1 / ‖r(z)‖ is no number, z becomes f(z), and where the residual is rejected the best iterate,
+    1 / ‖r(z)‖ is not finite, z becomes f(z), and where the residual is rejected the best iterate,
     once.
 
     Elsewhere M v = (r(w₀) − r(z)) / t is made orthogonal to the basis, by classical Gram–Schmidt

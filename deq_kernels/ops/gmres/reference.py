@@ -44,7 +44,7 @@ class Products:
     """Sums over the state, in float64: the two halves of a product with stored rows.
 
     `deq_kernels.ops.low_rank.dots` and `combine` say what they do. The rest of a step is the same
-    whoever takes them.
+    for every backend.
     """
 
     dots: Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -27,8 +27,8 @@ from deq_kernels.ops.triton_support.launch import (
 )
 from deq_kernels.ops.triton_support.product import two_pass_product
 from deq_kernels.ops.triton_support.product_form import entry
-from deq_kernels.ops.triton_support.rows import add_rows, add_tiles, dot_rows, row_at
 from deq_kernels.ops.triton_support.sherman_morrison import sherman_morrison_scale
+from deq_kernels.ops.triton_support.stored_rows import add_rows, add_tiles, dot_rows, row_at
 from deq_kernels.ops.triton_support.values import (
     load,
     option,

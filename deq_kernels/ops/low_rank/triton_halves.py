@@ -21,7 +21,7 @@ from deq_kernels.ops.triton_support.launch import (
     table_constants,
 )
 from deq_kernels.ops.triton_support.product import rank_of
-from deq_kernels.ops.triton_support.rows import add_rows, add_tiles, dot_rows
+from deq_kernels.ops.triton_support.stored_rows import add_rows, add_tiles, dot_rows
 from deq_kernels.ops.triton_support.values import (
     load,
     option,

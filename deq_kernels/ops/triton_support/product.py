@@ -23,7 +23,7 @@ from deq_kernels.ops.triton_support.launch import (
     table_constants,
 )
 from deq_kernels.ops.triton_support.product_form import matvec_coefficients, rmatvec_coefficients
-from deq_kernels.ops.triton_support.rows import add_rows, add_tiles, dot_rows
+from deq_kernels.ops.triton_support.stored_rows import add_rows, add_tiles, dot_rows
 from deq_kernels.ops.triton_support.values import (
     load,
     option,
@@ -43,8 +43,8 @@ def rank_of(
 ) -> tl.tuple:
     """(rank, count) of a sample: its factors, and how many stored rows they are made of.
 
-    The rank is -1 where fewer rows are stored. Nobody can be told without waiting for the device,
-    so the product is made NaN.
+    The rank is -1 where fewer rows are stored. An error would need a wait for the device, so the
+    product is NaN instead.
     """
     factors = tl.load(rank)
     count = factors

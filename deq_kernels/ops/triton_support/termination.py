@@ -57,8 +57,7 @@ def can_step(
 ) -> tl.tensor:
     """Whether a sample runs, with counters that its step can go by.
 
-    Where they are out of range nobody can be told without waiting for the device: such a sample is
-    left alone.
+    A sample whose counters are out of range is skipped: an error would need a wait for the device.
     """
     steps = tl.load(counters + STEPS)
     count = tl.load(counters + COUNT)

@@ -1,1 +1,1 @@
-"""What the methods share: the loop, the bookkeeping of samples, and vectors kept per sample."""
+"""What the methods share: evaluations of f, the loop, its end, and vectors kept per sample."""

@@ -43,18 +43,7 @@ def call_for_state(name: str, function: StateFunction, structure: Structure, z: 
     """
     with torch.enable_grad():
         result = function(structure.unflatten(z.detach().clone()))
-    returned = Structure.of(result, f"{name}(z)")
-    if returned.is_tuple != structure.is_tuple or returned.shapes != structure.shapes:
-        raise ValueError(
-            f"{name} must return the shapes of the state, {_shapes(structure)}; got "
-            f"{_shapes(returned)}."
-        )
-    if returned.dtype != structure.dtype or returned.device != structure.device:
-        raise TypeError(
-            f"{name} must return the dtype and device of the state, {structure.dtype} on "
-            f"{structure.device}; got {returned.dtype} on {returned.device}."
-        )
-    return structure.flatten(result).detach()
+    return structure.flatten(result, name=name).detach()
 
 
 def call_for_values(
@@ -78,8 +67,3 @@ def call_for_values(
     if values.device != structure.device:
         raise TypeError(f"{name} must return values on {structure.device}; got {values.device}.")
     return values.detach().double(), torch.finfo(values.dtype).eps
-
-
-def _shapes(structure: Structure) -> str:
-    shapes = [list(shape) for shape in structure.shapes]
-    return str(tuple(shapes)) if structure.is_tuple else str(shapes[0])

@@ -3,8 +3,8 @@
 `torch.cuda.graph` synchronises the device and empties torch's cache before each capture, which
 costs more than many a solve. Here a capture begins at once, on a stream of the calling thread's own
 on which the first step has run already, so that libraries have set themselves up outside of it.
-The stream is none of the 32 that `torch.cuda.Stream()` hands out in turn: whoever else had drawn it
-would have their work captured.
+The stream is none of the 32 that `torch.cuda.Stream()` hands out in turn: work of
+other users of it would be captured too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from deq_kernels.ops import memory
 
 Advance = Callable[[], None]
 
@@ -291,7 +293,17 @@ def step_capture(device: torch.device) -> Iterator[Callable[[Advance], Advance]]
         outside.wait_stream(recorder.stream)
 
 
-def forget_captures() -> None:
-    """Let go of the calling thread's last graphs, and of the device memory they work in."""
+def empty_cache() -> int:
+    """Give the memory of finished solves back.
+
+    The CPU library keeps the buffers of finished solver histories for the next solve, never more
+    than were once in use together; they go back to the operating system. The device memory that
+    solves of the calling thread with `cuda_graph=True` keep goes back to torch, whose
+    `torch.cuda.empty_cache` then returns it to the device.
+
+    Returns:
+        How many bytes were given back to the operating system; 0 where there is no CPU library.
+    """
     with _one_at_a_time:
         _recorders().clear()
+    return memory.empty_cache()

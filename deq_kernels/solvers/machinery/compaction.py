@@ -9,11 +9,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from deq_kernels.ops.termination import Status
+from deq_kernels.ops.termination import Counter, Status, Tables
 from deq_kernels.solvers.machinery.structure import State, Structure, evaluate, tuple_of
 
 Input: TypeAlias = State | None
 """What f takes per sample: a tensor [B, ...], a tuple of such tensors, or None for nothing."""
+
+SHARED = "What all samples share is no input; let the function refer to it."
 
 
 class PerSample:
@@ -23,8 +25,8 @@ class PerSample:
 
     With `compact=True` a solver calls `function` on a part of the samples: z and every input hold
     the same rows then, in the order of the batch. What is the same for all samples, such as
-    weights, does not belong to the inputs but into `function`, which in turn must not keep tensors
-    with one row per sample of its own. `PerSample(function)` says that there are none.
+    weights, is no input: `function` refers to it by itself. It must not refer to tensors with one
+    row per sample in that way. `PerSample(function)` says that there are no inputs.
 
     Args:
         function: called as function(z, *inputs).
@@ -42,13 +44,12 @@ class PerSample:
             if not isinstance(tensor, Tensor):
                 raise TypeError(
                     f"Input {position} of PerSample must be a tensor, a tuple of tensors or None; "
-                    f"got {type(tensor).__name__}. What all samples share belongs into the "
-                    "function."
+                    f"got {type(tensor).__name__}. {SHARED}"
                 )
             if tensor.dim() < 1:
                 raise ValueError(
                     f"Input {position} of PerSample must have one row per sample; got a tensor "
-                    "without dimensions. What all samples share belongs into the function."
+                    f"without dimensions. {SHARED}"
                 )
 
     def __call__(self, z: State) -> State:
@@ -97,7 +98,7 @@ class PerSample:
             if tensor.shape[0] != batch:
                 raise ValueError(
                     f"Input {position} of PerSample must have one row per sample, [{batch}, ...]; "
-                    f"got {list(tensor.shape)}. What all samples share belongs into the function."
+                    f"got {list(tensor.shape)}. {SHARED}"
                 )
 
     def select(self, rows: Tensor) -> PerSample:
@@ -143,11 +144,12 @@ class CompactEvaluation:
         f: the map, with its per-sample inputs.
         structure: how z is a state.
         z: [B, d].
-        status: [B] int64, values of `Status`; a sample that has stopped never runs again.
+        tables: of the solve; a sample that has stopped never runs again.
     """
 
-    def __init__(self, f: PerSample, structure: Structure, z: Tensor, status: Tensor) -> None:
-        self._f, self._structure, self._z, self._status = f, structure, z, status
+    def __init__(self, f: PerSample, structure: Structure, z: Tensor, tables: Tables) -> None:
+        self._f, self._structure, self._z = f, structure, z
+        self._status = tables.counters[:, Counter.STATUS]
         self._allow_cast = torch.is_autocast_enabled(structure.device.type)
         self._rows: Tensor | None = None
         self._f_z = z

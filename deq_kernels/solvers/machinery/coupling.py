@@ -17,7 +17,7 @@ from torch import Tensor
 from deq_kernels.notices import CoupledSamplesWarning, listener
 from deq_kernels.ops.dtypes import accumulate_dtype
 from deq_kernels.ops.termination import Counter, Norm, Status, Tables
-from deq_kernels.solvers.machinery.late import read_later
+from deq_kernels.solvers.machinery.deferred_reads import read_later
 
 SLACK = 2.0
 """A residual up to this many times its tolerance is let pass: the answer is as good as promised, to
@@ -51,7 +51,7 @@ def look_for_coupling(
 ) -> None:
     """Tell of samples that had stopped as converged and do not meet their tolerance any more.
 
-    On a GPU nobody waits for the answer: it is told when a later solve begins.
+    On a GPU the host does not wait for the answer: the warning comes when a later solve begins.
 
     Args:
         tables: of the solve, which has ended.

@@ -8,9 +8,8 @@ from torch import Tensor
 from deq_kernels.inverse import LowRankInverse
 from deq_kernels.ops import low_rank
 from deq_kernels.ops.dtypes import accumulate_dtype
-from deq_kernels.solvers.machinery.idle import idle
 from deq_kernels.solvers.machinery.rank_algebra import apply, grow_inverse, place, summed_size
-from deq_kernels.solvers.machinery.rows import Rows, dot
+from deq_kernels.solvers.machinery.vectors import StoredVectors, dot, surely_none
 
 FIRST_ROOM = 64
 """Pairs that there is room for at first; more is made as a solve goes on."""
@@ -55,7 +54,7 @@ class InverseHessian:
         self.accum = accumulate_dtype(like.dtype)
         # For all steps: fresh memory costs more than what is computed in it.
         self._dotted: Tensor | None = None
-        self.rows = Rows(like, 2 * room, self.accum)  # s_0, y_0, s_1, y_1, …
+        self.rows = StoredVectors(like, 2 * room, self.accum)  # s_0, y_0, s_1, y_1, …
 
         def table(*shape: int) -> Tensor:
             return torch.zeros((batch, *shape), dtype=torch.float64, device=like.device)
@@ -93,49 +92,32 @@ class InverseHessian:
 
     def reset_(self, samples: Tensor) -> None:
         """H = γ I for `samples` [batch] bool."""
-        if idle(samples):
+        if surely_none(samples):
             return
         self.taken.masked_fill_(samples, 0)
         self.diagonal.masked_fill_(samples[:, None], 0.0)
         for table in self._tables():
             table.masked_fill_(samples[:, None, None], 0.0)
 
-    def append_(self, s: Tensor, y: Tensor, samples: Tensor) -> Tensor:
+    def append_(
+        self, s: Tensor, y: Tensor, samples: Tensor, x: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Update H so that H y = s, for `samples` whose ⟨s, y⟩ is positive beyond its rounding.
 
         Args:
             s: steps, [batch, dim].
             y: changes of the gradient along them, [batch, dim].
             samples: [batch] bool.
+            x: [batch, dim], multiplied next: from the same reading of the rows.
 
         Returns:
-            [batch] bool: which samples took the pair.
+            [batch] bool: which samples took the pair; and dots of the rows with x, for `matvec`.
         """
-        return self._append(s, y, samples, y[:, None])[0]
-
-    def append_and_dot_(self, s: Tensor, y: Tensor, samples: Tensor, x: Tensor) -> Tensor:
-        """The same, with what `matvec` of x then needs, from one reading of the rows.
-
-        Args:
-            s: see `append_`, as for the others.
-            y: see `append_`.
-            samples: see `append_`.
-            x: [batch, dim].
-
-        Returns:
-            Dots of the rows with x, for `matvec`.
-        """
-        if self._dotted is None:
-            self._dotted = x.new_empty((len(x), 2, x.shape[1]))
-        return self._append(s, y, samples, torch.stack((y, x), dim=1, out=self._dotted))[1]
-
-    def _append(
-        self, s: Tensor, y: Tensor, samples: Tensor, dotted: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Append; returns which samples did, and the rows' dots with the last vector of `dotted`.
-
-        `dotted` [batch, columns, dim] begins with y.
-        """
+        dotted = y[:, None]
+        if x is not None:
+            if self._dotted is None:
+                self._dotted = x.new_empty((len(x), 2, x.shape[1]))
+            dotted = torch.stack((y, x), dim=1, out=self._dotted)
         curvature = dot(s, y)
         size = dot(s, s).sqrt() * dot(y, y).sqrt()
         accepted = samples & (curvature > torch.finfo(self.accum).eps * size)
@@ -150,9 +132,9 @@ class InverseHessian:
         self.rows.put(2 * slot, s, accepted)
         self.rows.put(2 * slot + 1, y, accepted)
         self.taken += accepted
-        # Without more than y to multiply, a sample that takes no pair needs no dots.
         count = 2 * self.count
-        count = torch.where(accepted, count, 0) if dotted.shape[1] == 1 else count
+        if x is None:  # a sample that takes no pair needs no dots
+            count = torch.where(accepted, count, 0)
         dots = low_rank.dots(self._rows(), count, dotted)
         along_s, along_y = dots[:, 0].unflatten(1, (-1, 2)).unbind(dim=2)
         rho = torch.where(accepted, curvature, 1.0)
@@ -179,7 +161,7 @@ class InverseHessian:
         Args:
             x: [batch, dim].
             samples: [batch] bool.
-            dots: what `append_and_dot_` returned, if nothing was appended since.
+            dots: what `append_` returned with x, if nothing was appended since.
         """
         count = torch.where(samples, 2 * self.count, 0)
         rows, right = self._rows(), x[:, None]

@@ -8,12 +8,13 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from deq_kernels.ops.termination import Counter, Tables
+from deq_kernels.ops.termination import Tables
 from deq_kernels.solvers.machinery.capture import step_capture
-from deq_kernels.solvers.machinery.compaction import CompactEvaluation, PerSample
+from deq_kernels.solvers.machinery.compaction import CompactEvaluation
+from deq_kernels.solvers.machinery.evaluation import Evaluation
 from deq_kernels.solvers.machinery.ranks import Ranks, check_equal_steps
 from deq_kernels.solvers.machinery.running import RunningCount, running_count
-from deq_kernels.solvers.machinery.structure import OutputError, State, Structure, evaluate
+from deq_kernels.solvers.machinery.structure import OutputError
 
 StepFunction = Callable[[Tensor], None]
 """One step of every running sample, from f(z) [B, d]."""
@@ -26,29 +27,21 @@ Advance = Callable[[], None]
 
 
 def iterate(
-    f: Callable[..., State],
-    structure: Structure,
-    z: Tensor,
-    tables: Tables,
+    evaluation: Evaluation,
     step: StepFunction,
-    max_steps: int,
+    tables: Tables,
     *,
     cuda_graph: bool = False,
-    compact: bool = False,
     synchronized: Ranks = False,
     look_back: LookBack | None = None,
 ) -> int:
-    """Evaluate f at z [B, d] and take a step until no sample runs any more.
+    """Evaluate f and take a step until no sample runs any more, or the trace is full.
 
     Args:
-        f: map of states of the given structure; a `PerSample` for `compact`.
-        structure: how z is a state.
-        z: the iterates, which `step` updates.
+        evaluation: f at the iterates; a `CompactEvaluation` learns which samples to leave out.
+        step: moves the iterates.
         tables: statuses, and how many samples still run, which `step` updates.
-        step: see `StepFunction`.
-        max_steps: largest number of evaluations.
         cuda_graph: capture the second evaluation with its step, and replay it from then on.
-        compact: evaluate f on the samples that still run.
         synchronized: whose samples are waited for.
         look_back: called at the end, unless f was evaluated on a part of the samples.
 
@@ -56,26 +49,16 @@ def iterate(
         How many rows f was evaluated on, all evaluations together.
 
     Raises:
-        OutputError: f changed its z in place, or returned what is no state of the structure.
+        OutputError: see `Evaluation`.
         RuntimeError: f could not be captured.
         ValueError: other ranks solve with another `max_steps`.
     """
-    if structure.batch == 0 and synchronized is False:
+    (batch, max_steps), device = tables.trace.shape, tables.trace.device
+    if batch == 0 and synchronized is False:
         return 0
     if synchronized is not False:
-        check_equal_steps(synchronized, max_steps, structure.device)
-    rows: CompactEvaluation | None = None
-    if compact:
-        assert isinstance(f, PerSample)
-        rows = CompactEvaluation(f, structure, z, tables.counters[:, Counter.STATUS])
-        evaluation = rows.__call__
-    else:
-        state = structure.views(z)
-        allow_cast = torch.is_autocast_enabled(structure.device.type)
-
-        def evaluation() -> Tensor:
-            return structure.flatten(evaluate(f, state, z), allow_cast=allow_cast)
-
+        check_equal_steps(synchronized, max_steps, device)
+    compact = evaluation if isinstance(evaluation, CompactEvaluation) else None
     number = 0
     last: Tensor | None = None
 
@@ -86,24 +69,22 @@ def iterate(
         try:
             f_z = evaluation()
         except BaseException as error:
-            _name(error, number, structure.batch if rows is None else rows.rows, structure.batch)
+            _name_evaluation(error, number, batch if compact is None else compact.rows, batch)
             raise
         step(f_z)
         if look_back is not None:
             last = f_z
 
     with ExitStack() as contexts:
-        if structure.device.type == "cuda":
-            contexts.enter_context(torch.cuda.device(structure.device))
+        if device.type == "cuda":
+            contexts.enter_context(torch.cuda.device(device))
         count = contexts.enter_context(running_count(tables.active, synchronized))
-        capture = None
-        if cuda_graph:
-            capture = contexts.enter_context(step_capture(structure.device))
-        narrow = None if rows is None else rows.narrow
+        capture = contexts.enter_context(step_capture(device)) if cuda_graph else None
+        narrow = None if compact is None else compact.narrow
         taken = repeat(advance, count, max_steps, capture, narrow)
-        if look_back is not None and last is not None and rows is None:
+        if look_back is not None and last is not None and compact is None:
             look_back(last, taken)
-    return taken * structure.batch if rows is None else rows.rows_evaluated
+    return taken * batch if compact is None else compact.rows_evaluated
 
 
 def repeat(
@@ -116,7 +97,7 @@ def repeat(
     """Advance until `count` knows of no running sample, and at most `max_steps` times.
 
     The first step is taken as it is; where there is a `capture`, it makes what takes the others.
-    `narrow` is told how many samples may still run, before they go on.
+    `narrow` is called with the number of samples that may still run, before each step.
 
     Returns:
         How often it advanced.
@@ -135,7 +116,7 @@ def repeat(
     return taken
 
 
-def _name(error: BaseException, number: int, rows: int, batch: int) -> None:
+def _name_evaluation(error: BaseException, number: int, rows: int, batch: int) -> None:
     """Let what went wrong in an evaluation of f say which one it was, counted from 1.
 
     An error of ours says it in its message. One of f's own stays as it is, and gets a note where

@@ -76,7 +76,7 @@ def _plain_norm(rows: Tensor) -> Tensor:
 
 
 def _scaled_norm(rows: Tensor) -> Tensor:
-    """The same where squares are no numbers that float64 has."""
+    """The same where squares overflow or underflow in float64."""
     if not rows.shape[1]:
         return _plain_norm(rows)
     rows = rows.double()

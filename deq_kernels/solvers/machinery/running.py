@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,64 +24,25 @@ Agree = Callable[[Tensor], Tensor]
 """From this process's count [1] to the one to go by."""
 
 
-def alone(count: Tensor) -> Tensor:
+def own_count(count: Tensor) -> Tensor:
     """The count of a solve that no other process waits for."""
     return count
 
 
-class RunningCount(Protocol):
-    """What the loop asks after each step."""
+class CurrentCount:
+    """Reads the count of the step just taken: on the CPU."""
 
-    def left(self) -> int | None:
-        """How many samples still run, at most; None while that is not known.
-
-        Once it is 0, a further step would change nothing.
-        """
-        ...
-
-
-class PresentCount:
-    """Reads the count of the step just taken."""
-
-    def __init__(self, active: Tensor, agree: Agree = alone) -> None:
+    def __init__(self, active: Tensor, agree: Agree = own_count) -> None:
         self._active = active
         self._agree = agree
 
     def left(self) -> int:
+        """How many samples still run, at most; once it is 0, a further step changes nothing."""
         return int(self._agree(self._active).item())
 
 
-class Mailbox(Protocol):
-    """Carries counts from the device to the host, through two slots."""
-
-    def send(self, count: Tensor, slot: int) -> None:
-        """Enqueue a copy of `count` [1] to a slot; does not wait."""
-        ...
-
-    def receive(self, slot: int) -> int:
-        """The count last sent to a slot, once it has arrived."""
-        ...
-
-
-class LateCount:
-    """Sends the count of the step just taken, and reads that of the step before."""
-
-    def __init__(self, active: Tensor, mailbox: Mailbox, agree: Agree = alone) -> None:
-        self._active = active
-        self._mailbox = mailbox
-        self._agree = agree
-        self._sent = 0
-
-    def left(self) -> int | None:
-        # A slot is used again only after it was read, so every count is read as it was sent and
-        # the number of evaluations does not depend on timing.
-        self._mailbox.send(self._agree(self._active), self._sent % 2)
-        self._sent += 1
-        return self._mailbox.receive(self._sent % 2) if self._sent > 1 else None
-
-
-class PinnedMailbox:
-    """Two counts in pinned memory, each with the event that says when it has arrived."""
+class PinnedCounts:
+    """Carries counts to the host through two slots of pinned memory, each with an event."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -97,31 +58,54 @@ class PinnedMailbox:
                 stream.wait_event(event)
 
     def send(self, count: Tensor, slot: int) -> None:
+        """Enqueue a copy of `count` [1] to a slot; does not wait."""
         self._slots[slot].copy_(count, non_blocking=True)
         self._events[slot].record(torch.cuda.current_stream(self._device))
 
     def receive(self, slot: int) -> int:
+        """The count in a slot, once it has arrived."""
         self._events[slot].synchronize()
         return int(self._slots[slot].item())
 
 
-_idle: dict[torch.device, deque[PinnedMailbox]] = {}
-"""Mailboxes that no solve uses now. Pinned memory is slow to allocate, so they are kept; there are
+class DelayedCount:
+    """Sends the count of the step just taken, and reads that of the step before."""
+
+    def __init__(self, active: Tensor, slots: PinnedCounts, agree: Agree = own_count) -> None:
+        self._active = active
+        self._slots = slots
+        self._agree = agree
+        self._sent = 0
+
+    def left(self) -> int | None:
+        """The same one step ago; None after the first step."""
+        # A slot is used again only after it was read, so every count is read as it was sent and
+        # the number of evaluations does not depend on timing.
+        self._slots.send(self._agree(self._active), self._sent % 2)
+        self._sent += 1
+        return self._slots.receive(self._sent % 2) if self._sent > 1 else None
+
+
+RunningCount: TypeAlias = CurrentCount | DelayedCount
+"""What the loop asks after each step."""
+
+_idle: dict[torch.device, deque[PinnedCounts]] = {}
+"""Slots that no solve uses now. Pinned memory is slow to allocate, so they are kept; there are
 never more than solves were once under way together."""
 
 
 @contextmanager
-def _pinned_mailbox(device: torch.device) -> Iterator[PinnedMailbox]:
+def _pinned_counts(device: torch.device) -> Iterator[PinnedCounts]:
     idle = _idle.setdefault(device, deque())
     try:
-        mailbox = idle.pop()
+        slots = idle.pop()
     except IndexError:  # none is idle; a thread may have taken the last one just now
-        mailbox = PinnedMailbox(device)
-    mailbox.follow_earlier_use()
+        slots = PinnedCounts(device)
+    slots.follow_earlier_use()
     try:
-        yield mailbox
+        yield slots
     finally:
-        idle.append(mailbox)
+        idle.append(slots)
 
 
 @contextmanager
@@ -137,9 +121,9 @@ def running_count(active: Tensor, synchronized: Ranks = False) -> Iterator[Runni
         RuntimeError: the current stream is being captured into a CUDA graph, or there is no process
             group to synchronise with.
     """
-    agree = alone if synchronized is False else largest_over(synchronized)
+    agree = own_count if synchronized is False else largest_over(synchronized)
     if active.device.type != "cuda":
-        yield PresentCount(active, agree)
+        yield CurrentCount(active, agree)
         return
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -147,5 +131,5 @@ def running_count(active: Tensor, synchronized: Ranks = False) -> Iterator[Runni
             "but the current stream is being captured. Solve outside the capture; cuda_graph=True "
             "makes the solver capture its own steps."
         )
-    with _pinned_mailbox(active.device) as mailbox:
-        yield LateCount(active, mailbox, agree)
+    with _pinned_counts(active.device) as slots:
+        yield DelayedCount(active, slots, agree)

@@ -125,12 +125,13 @@ class Structure:
         """d, elements per sample."""
         return sum(self.sizes)
 
-    def flatten(self, state: State, *, allow_cast: bool = False) -> Tensor:
+    def flatten(self, state: State, *, allow_cast: bool = False, name: str = "f") -> Tensor:
         """The state as rows [B, d], checked; a view where one tensor allows it. Differentiable.
 
         Args:
             state: what f returned, or another state of this structure.
             allow_cast: take another floating dtype and convert it, as under autocast.
+            name: of what returned it, for errors.
 
         Raises:
             OutputTypeError: another structure, dtype or device; a TypeError.
@@ -144,10 +145,10 @@ class Structure:
             and self.kind is None
         ):  # the common case, on the path of every step
             return state if self.is_flat else state.reshape(self.batch, self.sizes[0])
-        self._check(state, allow_cast)
+        parts = self._check(state, allow_cast, name)
         rows = [
             part.to(self.dtype).reshape(self.batch, size)
-            for part, size in zip(_parts(state, "f(z)", OutputTypeError), self.sizes, strict=True)
+            for part, size in zip(parts, self.sizes, strict=True)
         ]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
@@ -167,11 +168,9 @@ class Structure:
         Autograd refuses such changes to views that were split off together, or made without it, in
         words of its own.
         """
-        if self.is_flat:
-            return flat
         with torch.enable_grad():
             if self.kind is None:
-                return flat.view(self.shapes[0])
+                return self.unflatten(flat)
             ends = accumulate(self.sizes)
             parts = [
                 flat.narrow(1, end - size, size).view(shape)
@@ -191,28 +190,30 @@ class Structure:
         parts = (part.clone(memory_format=torch.contiguous_format) for part in state)
         return tuple_of(type(state), parts)
 
-    def _check(self, state: State, allow_cast: bool) -> None:
-        parts = _parts(state, "f(z)", OutputTypeError)
+    def _check(self, state: State, allow_cast: bool, name: str) -> tuple[Tensor, ...]:
+        parts = _parts(state, f"{name}(z)", OutputTypeError)
         kind = type(state) if isinstance(state, tuple) else None
         matches = len(parts) == len(self.shapes) and (kind is None) == (self.kind is None)
         # Fields are matched by position: a tuple without names may stand for one with names, but
         # not one with other names.
         if not matches or (kind is not self.kind and tuple not in (kind, self.kind)):
             raise OutputTypeError(
-                f"f must return what it takes, {_describe(self.kind, len(self.shapes))}; got "
+                f"{name} must return what it takes, {_describe(self.kind, len(self.shapes))}; got "
                 f"{_describe(kind, len(parts))}."
             )
         for part, shape in zip(parts, self.shapes, strict=True):
             if part.shape != shape:
                 raise OutputShapeError(
-                    f"f must return the shape it takes, {list(shape)}; got {list(part.shape)}."
+                    f"{name} must return the shape it takes, {list(shape)}; got {list(part.shape)}."
                 )
             cast = allow_cast and part.dtype.is_floating_point
             if (part.dtype != self.dtype and not cast) or part.device != self.device:
                 raise OutputTypeError(
-                    f"f must return the dtype and device it takes, {self.dtype} on {self.device}; "
-                    f"got {part.dtype} on {part.device}. Convert z0, or the output of f."
+                    f"{name} must return the dtype and device it takes, {self.dtype} on "
+                    f"{self.device}; got {part.dtype} on {part.device}. Convert z0, or the output "
+                    f"of {name}."
                 )
+        return parts
 
 
 def tuple_of(kind: type[tuple[Tensor, ...]], parts: Iterable[Tensor]) -> tuple[Tensor, ...]:

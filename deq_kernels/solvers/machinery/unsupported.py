@@ -9,7 +9,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deq_kernels.solvers.machinery.structure import State
+from deq_kernels.ops.dtypes import check_state_dtype
+from deq_kernels.solvers.machinery.structure import State, Structure
+
+
+def structure_of_start(z0: State, name: str) -> Structure:
+    """How a start is rows [B, d], if a solve can begin there; `name` is what errors call it.
+
+    Raises:
+        TypeError: z0 has another structure than `State`, or a dtype that cannot be solved in.
+        ValueError: its shapes do not fit together.
+        NotImplementedError: see `refuse_recordings`.
+    """
+    structure = Structure.of(z0, name)
+    check_state_dtype(structure.dtype)
+    refuse_recordings(z0)
+    return structure
 
 
 def refuse_recordings(z0: State) -> None:

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.broyden.cases import Case
-from benchmarks.broyden.providers import BroydenProvider
-from benchmarks.broyden.report import BroydenReport
+from benchmarks.broyden.providers import SolveProvider
+from benchmarks.broyden.solve_report import SolveReport
 from benchmarks.broyden.suite import BroydenSuite
 from benchmarks.run import Settings, measure
 
 
 def measured(
-    cases: Sequence[Case], providers: Sequence[BroydenProvider], **settings: Any
-) -> BroydenReport:
+    cases: Sequence[Case], providers: Sequence[SolveProvider], **settings: Any
+) -> SolveReport:
     """The report of a run with these `Settings`."""
     report = measure(BroydenSuite(), cases, providers, Settings(**settings))
-    assert isinstance(report, BroydenReport)
+    assert isinstance(report, SolveReport)
     return report

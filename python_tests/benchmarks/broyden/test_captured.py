@@ -17,9 +17,9 @@ from benchmarks.broyden.captured import capture_step, variants_of
 from benchmarks.broyden.cases import Case
 from benchmarks.broyden.checks import make_anchor
 from benchmarks.broyden.plot import save_plot
-from benchmarks.broyden.providers import BroydenProvider
-from benchmarks.broyden.report import BroydenReport
-from benchmarks.broyden.table import format_markdown, format_table
+from benchmarks.broyden.providers import SolveProvider
+from benchmarks.broyden.solve_report import SolveReport
+from benchmarks.broyden.solve_text import format_markdown, format_table
 from benchmarks.cpu import Cpu
 from benchmarks.provider import OURS
 from benchmarks.stored import save_report
@@ -27,9 +27,7 @@ from benchmarks.suites import load_report
 from python_tests.benchmarks.broyden.measured import measured
 
 CASE = Case(3, 300, 8)
-PLAIN = BroydenProvider(
-    "plain", "no step of its own", lambda device: plain_pytorch.solve_rearranged
-)
+PLAIN = SolveProvider("plain", "no step of its own", lambda device: plain_pytorch.solve_rearranged)
 STAND_IN = replace(PLAIN, name=OURS, backend="reference", has_step=True)
 ROUNDED = replace(STAND_IN, name="ours-bf16", history_itemsize=2)
 
@@ -78,7 +76,7 @@ def test_steps_are_those_of_the_providers_and_of_ours_in_each_regime() -> None:
 
 
 @pytest.mark.parametrize("provider", [STAND_IN, ROUNDED], ids=lambda provider: provider.name)
-def test_a_replay_is_a_whole_solve_however_often_it_runs(provider: BroydenProvider) -> None:
+def test_a_replay_is_a_whole_solve_however_often_it_runs(provider: SolveProvider) -> None:
     anchor = make_anchor(CASE, dtype=torch.float32)
     device = RecordingCpu()
     variant = variants_of([provider], None)[0]
@@ -118,7 +116,7 @@ def test_a_recording_that_fails_is_refused_with_the_error() -> None:
 
 
 @pytest.fixture(scope="module")
-def report() -> BroydenReport:
+def report() -> SolveReport:
     return measured(
         [CASE],
         [STAND_IN, PLAIN, ROUNDED],
@@ -128,7 +126,7 @@ def report() -> BroydenReport:
     )
 
 
-def test_the_map_is_taken_off_and_the_rest_shared_by_the_steps(report: BroydenReport) -> None:
+def test_the_map_is_taken_off_and_the_rest_shared_by_the_steps(report: SolveReport) -> None:
     rows = {row.name: row for row in report.cases[0].steps_recorded}
     assert list(rows) == ["ours", "ours-bf16", "ours-block", "ours-cluster", "ours-grid"]
     step = rows["ours"]
@@ -164,9 +162,7 @@ def test_the_cpu_records_nothing() -> None:
     assert "CUDA graph" not in format_markdown(report, "x.json")
 
 
-def test_recorded_steps_are_shown_and_survive_the_json(
-    report: BroydenReport, tmp_path: Path
-) -> None:
+def test_recorded_steps_are_shown_and_survive_the_json(report: SolveReport, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     save_report(report, path)
     assert load_report(path) == report
@@ -180,7 +176,7 @@ def test_recorded_steps_are_shown_and_survive_the_json(
     assert "| 3 × 300, 8 | 250 (" in markdown
 
 
-def _on_gpu(report: BroydenReport) -> BroydenReport:
+def _on_gpu(report: SolveReport) -> SolveReport:
     machine = {
         **report.machine,
         "device": "cuda",
@@ -192,7 +188,7 @@ def _on_gpu(report: BroydenReport) -> BroydenReport:
     return replace(report, machine=machine, ceiling="copy")
 
 
-def test_a_report_from_a_gpu_names_it(report: BroydenReport, tmp_path: Path) -> None:
+def test_a_report_from_a_gpu_names_it(report: SolveReport, tmp_path: Path) -> None:
     on_gpu = _on_gpu(report)
     path = tmp_path / "report.json"
     save_report(on_gpu, path)
@@ -206,7 +202,7 @@ def test_a_report_from_a_gpu_names_it(report: BroydenReport, tmp_path: Path) -> 
     assert "| ours: share of copy |" in format_markdown(on_gpu, "x.json")
 
 
-def test_a_host_that_is_half_busy_disturbs_no_gpu(report: BroydenReport) -> None:
+def test_a_host_that_is_half_busy_disturbs_no_gpu(report: SolveReport) -> None:
     half_busy = replace(report, cases=(replace(report.cases[0], other_load_cores=0.5),))
     assert half_busy.disturbed_cases == (CASE.name,)
     assert _on_gpu(half_busy).disturbed_cases == ()
@@ -215,7 +211,7 @@ def test_a_host_that_is_half_busy_disturbs_no_gpu(report: BroydenReport) -> None
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="charts need matplotlib")
-def test_a_chart_of_a_gpu_is_written(report: BroydenReport, tmp_path: Path) -> None:
+def test_a_chart_of_a_gpu_is_written(report: SolveReport, tmp_path: Path) -> None:
     path = tmp_path / "chart.png"
     save_plot(replace(_on_gpu(report), tests="failed"), path)
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -12,13 +12,13 @@ from benchmarks.broyden.problem import make_problem
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_name_reads_back(case: Case) -> None:
-    assert parse_case(case.name) == case
+    assert parse_case(case.name, Case) == case
 
 
 @pytest.mark.parametrize("text", ["", "3x4", "3x4x0", "03x4x5", "3x-4x5", "3x4x5x6", "axbxc"])
 def test_parse_case_rejects(text: str) -> None:
     with pytest.raises(ValueError, match="BATCHxDIMxSTEPS"):
-        parse_case(text)
+        parse_case(text, Case)
 
 
 def test_quick_cases_are_cases() -> None:

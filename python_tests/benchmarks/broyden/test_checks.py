@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.broyden import plain_pytorch
 from benchmarks.broyden.cases import Case
 from benchmarks.broyden.checks import Work, check_work, make_anchor
-from benchmarks.broyden.providers import PROVIDERS, BroydenProvider
+from benchmarks.broyden.providers import PROVIDERS, SolveProvider
 from benchmarks.provider import ProviderAbsentError, providers_on
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CASE = Case(3, 300, 10)
 
 
-def _why_absent(provider: BroydenProvider) -> str | None:
+def _why_absent(provider: SolveProvider) -> str | None:
     try:
         provider.load("cpu")
     except ProviderAbsentError as error:
@@ -46,7 +46,7 @@ def _parameters() -> list[ParameterSet]:
 
 
 def _work(solve: Solve, *, history_itemsize: int | None = None) -> Work:
-    provider = BroydenProvider(
+    provider = SolveProvider(
         "candidate", "under test", lambda device: solve, history_itemsize=history_itemsize
     )
     dtype = torch.float64
@@ -55,7 +55,7 @@ def _work(solve: Solve, *, history_itemsize: int | None = None) -> Work:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("provider", _parameters())
-def test_every_provider_does_the_same_work(provider: BroydenProvider, dtype: torch.dtype) -> None:
+def test_every_provider_does_the_same_work(provider: SolveProvider, dtype: torch.dtype) -> None:
     case = Case(provider.largest_batch or CASE.batch, CASE.dim, CASE.steps)
     anchor = make_anchor(case, dtype=dtype)
     work = check_work(provider, provider.load("cpu"), case, anchor, dtype=dtype)

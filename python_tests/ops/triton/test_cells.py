@@ -316,7 +316,7 @@ def test_empty_sizes(engine: Engine, rows: int, dim: int) -> None:
         ({"weight": torch.zeros(3, 4)}, "weight must have size 3 in dimension 1, got 4"),
         ({"weight": torch.zeros(3, 3).double()}, "weight must have dtype"),
         ({"scale": torch.zeros(5, 2)}, "scale must have size 3 in dimension 1, got 2"),
-        ({"activation": 7}, "activation must be 0 to 6, got 7"),
+        ({"activation": 99}, "activation must be 0 to [0-9]+, got 99"),
         ({"norm": 3}, "norm must be 0 to 2, got 3"),
         ({"z0": torch.zeros(3, 5).T}, "z must be contiguous"),
         ({"fixed_steps": True, "accelerate": True}, "fixed_steps are damped steps"),

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import deq_kernels as dk
 from deq_kernels import (
     GMRES,
+    LBFGS,
     Adaptive,
     AdjointBroyden,
     Anderson,
@@ -24,7 +26,7 @@ from deq_kernels import (
 )
 from deq_zoo.choices import build_gradient, build_optimizer, build_solver
 from deq_zoo.config import TrainingConfig
-from deq_zoo.equilibrium import GRADIENTS, SOLVERS, EquilibriumConfig
+from deq_zoo.equilibrium import BACKWARD_SOLVERS, GRADIENTS, SOLVERS, EquilibriumConfig
 from deq_zoo.registry import run_config
 from deq_zoo.tasks.mdeq import build_model
 
@@ -67,17 +69,43 @@ def test_gradients(options: dict[str, Any], expected: object) -> None:
         ({"solver": "anderson", "atol": 1e-5}, Anderson(max_steps=30, rtol=1e-3, atol=1e-5)),
         ({"compact": True}, Broyden(max_steps=30, rtol=1e-3, compact=True)),
         ({"solver": "adjoint_broyden", "rtol": 0.1}, AdjointBroyden(max_steps=30, rtol=0.1)),
+        ({"solver": "lbfgs", "compact": True}, LBFGS(max_steps=30, rtol=1e-3, compact=True)),
     ],
 )
 def test_solvers(options: dict[str, Any], expected: object) -> None:
     assert build_solver(EquilibriumConfig(**options)) == expected
 
 
-def test_every_name_is_known() -> None:
+def test_every_name_of_the_library_is_known() -> None:
+    assert tuple(dk.gradients.GRADIENTS) == GRADIENTS
     for name in GRADIENTS:
-        build_gradient(EquilibriumConfig(gradient=name))  # type: ignore[arg-type]
+        gradient = build_gradient(EquilibriumConfig(gradient=name))
+        assert type(gradient) is dk.gradients.GRADIENTS[name]
+    assert tuple(dk.solvers.SOLVERS) == SOLVERS
     for name in SOLVERS:
-        build_solver(EquilibriumConfig(solver=name))  # type: ignore[arg-type]
+        assert type(build_solver(EquilibriumConfig(solver=name))) is dk.solvers.SOLVERS[name]
+    for name in BACKWARD_SOLVERS:
+        gradient = build_gradient(EquilibriumConfig(backward_solver=name))
+        assert isinstance(gradient, Implicit)
+        assert type(gradient.solver) is dk.solvers.SOLVERS[name]
+    assert set(SOLVERS) - set(BACKWARD_SOLVERS) == {"adjoint_broyden"}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_can_train(solver: str) -> None:
+    """Whatever it makes of this cell, which is neither affine nor the state less a gradient."""
+    settings = {
+        "equilibrium.solver": solver,
+        "equilibrium.gradient": "jfb",
+        "equilibrium.forward_steps": 3,
+    }
+    config = run_config("mdeq", settings=settings)
+    model = build_model(config)
+    assert type(model.deq.solver) is dk.solvers.SOLVERS[solver]
+    model.deq.on_solve = "ignore"
+    model(torch.randn(2, 1, 8, 8)).square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.deq.parameters())
 
 
 def test_optimizers() -> None:

@@ -51,7 +51,7 @@ def test_both_splits(trained: tuple[Trainer, Path], capsys: pytest.CaptureFixtur
     assert f"loss {test.loss:.4f}" in out
     assert main(["evaluate", str(path), "--split", "validation", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert values["headline"] == validation.headline
+    assert values["accuracy"] == validation.value
     assert values["split"] == "validation"
 
 

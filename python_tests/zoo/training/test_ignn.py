@@ -151,7 +151,7 @@ def test_graphs_are_classified(tmp_path: Path) -> None:
     trainer = Trainer(task, config)
     for _ in range(30):
         trainer.run_epoch()
-    assert trainer.evaluate("test").headline == 1.0
+    assert trainer.evaluate("test").value == 1.0
     for layer in task.model.layers:
         assert float(layer.weight.detach().abs().sum(1).max()) <= 0.9 * (1 + 1e-6)
 
@@ -235,10 +235,10 @@ def test_a_process_without_a_node_gets_no_batch() -> None:
 @pytest.mark.parametrize(
     ("equilibrium", "gradient", "path"),
     [
-        ({"gradient": "unrolled", "damping": 0.8}, dk.Unrolled(steps=5, damping=0.8), "cell"),
-        ({"gradient": "neumann"}, dk.Neumann(steps=5, damping=0.5), "cell"),
-        ({"gradient": "jfb"}, dk.JacobianFree(), "cell"),
-        ({"solver": "broyden", "gradient": "shine"}, dk.Shine(fallback=1.3), "DEQ layers"),
+        ({"gradient": "unrolled", "damping": 0.8}, dk.Unrolled(steps=5, damping=0.8), "in one op"),
+        ({"gradient": "neumann"}, dk.Neumann(steps=5, damping=0.5), "in one op"),
+        ({"gradient": "jfb"}, dk.JacobianFree(), "in one op"),
+        ({"solver": "broyden", "gradient": "shine"}, dk.Shine(fallback=1.3), "step by step"),
     ],
 )
 def test_any_gradient_and_solver(
@@ -249,7 +249,7 @@ def test_any_gradient_and_solver(
     config = run_config("ignn", preset="karate", settings=settings)
     task = task_of(config)
     assert path in task.describe()
-    assert task.model.layers[0].gradient == gradient
+    assert task.model.layers[0].deq.gradient == gradient
     (batch, *_) = task.batches(torch.Generator())
     outcome = task.run(batch, depth=None)
     outcome.loss.backward()
@@ -312,8 +312,8 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([*common, "--epochs", "4", "--out", str(whole)]) == 0
     printed = capsys.readouterr().out
-    assert "1,888 parameters, nodes classified, solved by the structured cell" in printed
-    assert "micro-F1" in printed
+    assert "1,888 parameters, nodes classified, solved in one op" in printed
+    assert "micro_f1" in printed
 
     config = config_of(training__repeats=4, training__epochs=4)
 

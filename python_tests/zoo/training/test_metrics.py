@@ -16,11 +16,11 @@ PRETRAIN = EpochMetrics(
     phase="pretrain",
     learning_rate=1e-3,
     seconds=0.5,
-    train=PartMetrics(loss=1.0 / 3.0, headline=0.5),
-    validation=PartMetrics(loss=0.1, headline=0.75),
+    train=PartMetrics(loss=1.0 / 3.0, measure="accuracy", value=0.5),
+    validation=PartMetrics(loss=0.1, measure="accuracy", value=0.75),
 )
 SOLVED = PartMetrics(
-    loss=0.01, headline=1.0, jacobian_penalty=0.5, solver_steps=12.5, converged=0.9
+    loss=0.01, measure="accuracy", value=1.0, jacobian_penalty=0.5, solver_steps=12.5, converged=0.9
 )
 EQUILIBRIUM = replace(
     PRETRAIN, epoch=2, step=46, phase="equilibrium", train=SOLVED, validation=SOLVED
@@ -33,9 +33,23 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read_metrics(path) == [PRETRAIN, EQUILIBRIUM]
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert lines[1]["validation"]["solver_steps"] == 12.5
+    assert lines[1]["validation"]["accuracy"] == 1.0
     write_metrics(path, [PRETRAIN])
     assert read_metrics(path) == [PRETRAIN]
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_value_is_stored_under_the_name_of_its_measure(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    part = PartMetrics(loss=2.0, measure="perplexity", value=7.5)
+    write_metrics(path, [replace(PRETRAIN, train=part, validation=part)])
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert stored["train"]["perplexity"] == 7.5
+    assert read_metrics(path)[0].train == part
+    for strange in ({"other": 7.5}, {"perplexity": 7.5, "accuracy": 0.5}):
+        path.write_text(json.dumps({**stored, "train": {"loss": 2.0, **strange}}))
+        with pytest.raises(ValueError, match="does not hold the metrics"):
+            read_metrics(path)
 
 
 @pytest.mark.parametrize("line", ["not json", "3", "{}", '{"epoch": 1, "train": {}}'])

@@ -16,8 +16,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from deq_zoo.folder import RunFolderError, claimed_folder
-from deq_zoo.headline import PERPLEXITY
 from deq_zoo.loop import Trainer
+from deq_zoo.measure import PERPLEXITY
 from deq_zoo.presets import RunConfig
 from deq_zoo.processes import ALONE, GradientAverage, Processes, launched_processes
 from deq_zoo.run import run_training
@@ -37,7 +37,7 @@ class Line(Task):
 
     presets: dict[str, Any] = {}  # noqa: RUF012
     datasets: dict[str, str] = {}  # noqa: RUF012
-    headline = PERPLEXITY
+    measure = PERPLEXITY
     steps_per_epoch = 3
 
     def __init__(self, processes: Processes = ALONE) -> None:

@@ -68,7 +68,7 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
         for part in (metrics.train, metrics.validation):
             assert part.solver_steps is not None
             assert 1 <= part.solver_steps <= 4
-            assert 0 <= part.headline <= 1
+            assert 0 <= part.value <= 1
 
 
 def test_learning_lowers_the_loss(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from types import ModuleType
 import pytest
 
 from deq_zoo import tensorboard
-from deq_zoo.headline import ACCURACY
 from deq_zoo.metrics import EpochMetrics, PartMetrics
 from deq_zoo.tensorboard import TensorBoard
 
@@ -19,8 +18,10 @@ METRICS = EpochMetrics(
     phase="equilibrium",
     learning_rate=0.1,
     seconds=1.0,
-    train=PartMetrics(loss=0.5, headline=0.75, jacobian_penalty=0.25, solver_steps=9.0),
-    validation=PartMetrics(loss=1.5, headline=0.5),
+    train=PartMetrics(
+        loss=0.5, measure="accuracy", value=0.75, jacobian_penalty=0.25, solver_steps=9.0
+    ),
+    validation=PartMetrics(loss=1.5, measure="accuracy", value=0.5),
 )
 
 
@@ -51,7 +52,7 @@ def test_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in.SummaryWriter = Writer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: object())
-    board = TensorBoard(tmp_path / "board", headline=ACCURACY, step=23)
+    board = TensorBoard(tmp_path / "board", step=23)
     board.write(METRICS)
     board.close()
     (writer,) = WRITERS
@@ -69,7 +70,7 @@ def test_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
-    board = TensorBoard(tmp_path / "board", headline=ACCURACY)
+    board = TensorBoard(tmp_path / "board")
     board.write(METRICS)
     board.close()
     assert list(tmp_path.iterdir()) == []

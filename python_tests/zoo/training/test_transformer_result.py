@@ -34,7 +34,7 @@ def test_it_beats_both_baselines(result: dict[str, Any]) -> None:
     for split in ("validation", "test"):
         baselines = result["ngram_perplexities"][split]
         for run in result["runs"].values():
-            assert run[split]["headline"] < min(baselines.values())
+            assert run[split]["perplexity"] < min(baselines.values())
 
 
 def test_regularised_solves_are_shorter(result: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ def test_training_beats_what_knows_no_context() -> None:
     trainer = Trainer(task, config)
     history = [trainer.run_epoch() for _ in range(4)]
     assert (history[0].phase, history[-1].phase) == ("pretrain", "equilibrium")
-    assert history[-1].validation.headline < 0.8 * task.ngram_perplexities("test")["unigram"]
+    assert history[-1].validation.value < 0.8 * task.ngram_perplexities("test")["unigram"]
     assert 1.0 <= (history[-1].validation.solver_steps or 0.0) <= 6.0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deq_kernels.cli import EXPECTED, FAILED, fail, fail_with
+from deq_kernels.program import EXPECTED, FAILED, fail, fail_with
 
 if TYPE_CHECKING:
     from deq_zoo.compare import GradientTiming
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     out: Path = args.out
     try:
         check_folder(out)
-        with claimed_folder(out):  # by nobody else, before anything is said
+        with claimed_folder(out):  # before anything is printed
             pass
         config = run_config("mdeq", settings=SETTINGS)
         print(f"1. This installation\n\n{backend_info()}\n")
@@ -66,12 +66,12 @@ def run(args: argparse.Namespace) -> int:
     print(format_timings(compare_gradients(trainer.task, config, batch)))
     test = trainer.evaluate("test")
     print(
-        f"\naccuracy on digits held out for the test: {test.headline:.2%}\n"
+        f"\naccuracy on digits held out for the test: {test.value:.2%}\n"
         f"mean solver steps per image: {test.solver_steps:.1f}\n"
         f"plot: {out / PLOT}\n"
         f"total time: {time.perf_counter() - started:.0f} s"
     )
-    if test.headline < REQUIRED_ACCURACY:
+    if test.value < REQUIRED_ACCURACY:
         return fail(
             f"the accuracy is below {REQUIRED_ACCURACY:.0%}, which this training must reach: "
             "something is wrong with this installation",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deq_kernels.cli import EXPECTED, fail_with
+from deq_kernels.program import EXPECTED, fail_with
 
 SPLITS = ("test", "validation")
 
@@ -41,7 +40,6 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate; return the exit status."""
     from deq_zoo.evaluate import evaluate_checkpoint
-    from deq_zoo.registry import find_task
 
     try:
         config, metrics = evaluate_checkpoint(
@@ -50,11 +48,10 @@ def run(args: argparse.Namespace) -> int:
     except EXPECTED as error:
         return fail_with(error)
     if args.json:
-        values = {"task": config.task, "data": config.data, "split": args.split, **asdict(metrics)}
-        print(json.dumps(values, indent=2))
+        values = {"task": config.task, "data": config.data, "split": args.split}
+        print(json.dumps({**values, **metrics.to_json()}, indent=2))
         return 0
-    headline = find_task(config.task).headline.format(metrics.headline)
-    print(f"{config.task} {config.preset} on {config.data}, {args.split}: {headline}")
+    print(f"{config.task} {config.preset} on {config.data}, {args.split}: {metrics.format_value()}")
     print(f"loss {metrics.loss:.4f}")
     if metrics.solver_steps is not None and metrics.converged is not None:
         print(f"solver steps {metrics.solver_steps:.1f}, converged {100 * metrics.converged:.0f} %")

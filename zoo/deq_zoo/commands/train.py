@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deq_kernels.cli import EXPECTED, fail, fail_with
+from deq_kernels.program import EXPECTED, fail, fail_with
 from deq_zoo.commands.lazy_parser import LazyParser
 from deq_zoo.commands.numbers import positive_int
 from deq_zoo.equilibrium import GRADIENTS, SOLVERS
@@ -16,7 +16,6 @@ from deq_zoo.registry import MODELS, find_task, run_config
 from deq_zoo.settings import parse_settings, settings_of
 
 if TYPE_CHECKING:
-    from deq_zoo.headline import Headline
     from deq_zoo.loop import Trainer
     from deq_zoo.metrics import EpochMetrics
     from deq_zoo.presets import RunConfig
@@ -129,7 +128,6 @@ def train_with_progress(
     from deq_zoo.processes import launched_processes
     from deq_zoo.run import run_training
 
-    headline = find_task(config.task).headline
     with launched_processes(config.machine.device) as processes:
         speaks = processes.rank == 0
         # disable=None: no bar where standard error is not a terminal.
@@ -151,7 +149,7 @@ def train_with_progress(
                 bar.update(trainer.step)
 
             def finish_epoch(metrics: EpochMetrics) -> None:
-                tqdm.write(format_epoch(metrics, config.training.epochs, headline))
+                tqdm.write(format_epoch(metrics, config.training.epochs))
                 if (note := solves[0].note()) is not None:
                     tqdm.write(note)
 
@@ -187,13 +185,13 @@ def describe_run(trainer: Trainer, out: Path) -> str:
     )
 
 
-def format_epoch(metrics: EpochMetrics, epochs: int, headline: Headline) -> str:
+def format_epoch(metrics: EpochMetrics, epochs: int) -> str:
     """One line about one epoch."""
     validation = metrics.validation
     line = (
         f"epoch {metrics.epoch:3d}/{epochs} {metrics.phase:<11s}  "
         f"loss {metrics.train.loss:.4f}  validation loss {validation.loss:.4f}  "
-        f"{headline.format(validation.headline)}"
+        f"{validation.format_value()}"
     )
     if validation.solver_steps is not None and validation.converged is not None:
         line += (

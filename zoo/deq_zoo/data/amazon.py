@@ -1,4 +1,4 @@
-"""Amazon's co-purchasing network: which of 58 kinds a product is, from what it is bought with."""
+"""Amazon's co-purchasing network: 58 product types, predicted from what is bought together."""
 
 from __future__ import annotations
 

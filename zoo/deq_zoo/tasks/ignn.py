@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deq_kernels import Solution
-from deq_kernels.models.ignn import IGNN, IGNNConfig, radius_of
+from deq_kernels.models.ignn import IGNN, IGNNConfig, ImplicitGraphLayer, radius_of
 from deq_zoo.choices import build_gradient, build_solver
 from deq_zoo.data import (
     Graphs,
@@ -22,7 +22,7 @@ from deq_zoo.data import (
     load_tu,
     tu_splits,
 )
-from deq_zoo.headline import MICRO_F1
+from deq_zoo.measure import MICRO_F1
 from deq_zoo.presets import RunConfig
 from deq_zoo.processes import ALONE, Processes
 from deq_zoo.recipes.ignn import FOLDS, PRESETS, IGNNTraining
@@ -74,7 +74,7 @@ class IGNNTask(Task):
 
     presets = PRESETS
     datasets = DATASETS
-    headline = MICRO_F1
+    measure = MICRO_F1
 
     def __init__(
         self, model: IGNN, splits: GraphSplits, config: RunConfig, processes: Processes = ALONE
@@ -180,11 +180,12 @@ class IGNNTask(Task):
 
     def describe(self) -> str:
         """Parameters, how the layers are solved, and what the score is."""
-        layers = self.model.layers
-        path = "the structured cell" if getattr(layers[0], "deq", None) is None else "DEQ layers"
+        layer = self.model.layers[0]
+        assert isinstance(layer, ImplicitGraphLayer)
+        path = "in one op" if layer.deq.solves_in_one_op() else "step by step"
         score = "" if self.multilabel else "; with one class each, micro-F1 is the accuracy"
         kind = self.model.config.target
-        return f"{super().describe()}, {kind} classified, solved by {path}{score}"
+        return f"{super().describe()}, {kind} classified, solved {path}{score}"
 
     def _join(self, items: Sequence[Batch]) -> Batch:
         """Several as one, without asking the device how many nodes count."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from deq_kernels.models.mdeq import MDEQ, MDEQConfig
 from deq_zoo.choices import build_gradient, build_solver
-from deq_zoo.headline import ACCURACY
+from deq_zoo.measure import ACCURACY
 from deq_zoo.presets import RunConfig
 from deq_zoo.processes import ALONE, Processes
 from deq_zoo.recipes.mdeq import PRESETS, MDEQTraining
@@ -35,7 +35,7 @@ class MDEQTask(Task):
 
     presets = PRESETS
     datasets = DATASETS
-    headline = ACCURACY
+    measure = ACCURACY
 
     def __init__(self, model: MDEQ, data: Images, config: RunConfig) -> None:
         for name in ("train", "validation"):

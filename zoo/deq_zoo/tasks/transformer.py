@@ -18,7 +18,7 @@ from deq_zoo.data import (
     load_pydoc_topics,
     load_wikitext,
 )
-from deq_zoo.headline import PERPLEXITY
+from deq_zoo.measure import PERPLEXITY
 from deq_zoo.presets import RunConfig
 from deq_zoo.processes import ALONE, Processes
 from deq_zoo.recipes.transformer import PRESETS, TransformerTraining
@@ -52,7 +52,7 @@ class TransformerTask(Task):
 
     presets = PRESETS
     datasets = DATASETS
-    headline = PERPLEXITY
+    measure = PERPLEXITY
 
     def __init__(
         self,
